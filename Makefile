@@ -1,0 +1,29 @@
+# Every target sets up all it needs: a virtual environment in .venv, then the package in it.
+PYTHON ?= python3
+BIN := .venv/bin
+READY := .venv/ready
+
+.PHONY: demo test check clean
+
+demo: $(READY)
+	$(BIN)/cvt train --config recipes/cvt_nano_digits.yaml --output runs/demo --overwrite
+	$(BIN)/cvt evaluate --model runs/demo
+	$(BIN)/python examples/held_out_digits.py runs/demo/held_out
+	$(BIN)/cvt predict runs/demo/held_out --model runs/demo
+	@echo "Look at $(CURDIR)/runs/demo/report.html"
+
+test: $(READY)
+	$(BIN)/pytest
+
+check: $(READY)
+	$(BIN)/ruff check
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+clean:
+	rm -rf .venv runs
+
+$(READY): pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
+	touch $@

@@ -1,0 +1,49 @@
+"""CvT, the Convolutional vision Transformer (arXiv:2103.15808), as published.
+
+Every public name is here; each is imported when first used, so `import cvt` needs no torch.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from cvt.card import ModelCard as ModelCard
+    from cvt.config import VARIANTS as VARIANTS
+    from cvt.config import CvTConfig as CvTConfig
+    from cvt.config import Preprocess as Preprocess
+    from cvt.config import StageConfig as StageConfig
+    from cvt.errors import DivergedError as DivergedError
+    from cvt.errors import InputError as InputError
+    from cvt.model import CvT as CvT
+    from cvt.train.recipe import Recipe as Recipe
+    from cvt.weights.load import LoadReport as LoadReport
+    from cvt.weights.load import load_weights as load_weights
+    from cvt.weights.native import load_model as load_model
+    from cvt.weights.native import save_model as save_model
+
+_HOMES = {
+    "ModelCard": "cvt.card",
+    "VARIANTS": "cvt.config", "CvTConfig": "cvt.config", "Preprocess": "cvt.config",
+    "StageConfig": "cvt.config",
+    "DivergedError": "cvt.errors", "InputError": "cvt.errors",
+    "CvT": "cvt.model",
+    "Recipe": "cvt.train.recipe",
+    "LoadReport": "cvt.weights.load", "load_weights": "cvt.weights.load",
+    "load_model": "cvt.weights.native", "save_model": "cvt.weights.native",
+}
+
+__all__ = ["__version__", *sorted(_HOMES)]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'cvt' has no attribute {name!r}")
+    return getattr(import_module(_HOMES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -1,0 +1,7 @@
+"""`python -m cvt` is `cvt`."""
+
+import sys
+
+from cvt.cli import main
+
+sys.exit(main())

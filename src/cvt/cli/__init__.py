@@ -1,0 +1,60 @@
+"""The command line: `cvt COMMAND`. A command is imported when it is called, and torch with it."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+from importlib import import_module
+
+from cvt import __version__
+from cvt.errors import DivergedError, InputError, did_you_mean
+
+COMMANDS = {
+    "train": "train a CvT on digits, Fashion-MNIST or your own folder",
+    "evaluate": "score a trained model on labelled pictures and write a report",
+    "predict": "classify pictures: files, folders, patterns or the standard input",
+    "info": "parameters, multiply-adds and the shape of every stage",
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command; the exit code: 0 done, 1 failed, 2 a wrong call, 130 interrupted."""
+    args = list(sys.argv[1:] if argv is None else argv)
+    if not args or args[0] in ("-h", "--help"):
+        print(_help(), file=sys.stdout if args else sys.stderr)
+        return 0 if args else 2
+    name, *rest = args
+    if name == "--version":
+        print(f"cvt {__version__}")
+        return 0
+    if name not in COMMANDS:
+        print(f"cvt: there is no command {name!r}; {did_you_mean(name, COMMANDS)}", file=sys.stderr)
+        return 2
+    try:
+        code: int = import_module(f"cvt.cli.{name}").main(rest)
+        return code
+    except SystemExit as stop:  # the parser's: 0 after --help, 2 for a wrong call
+        return int(stop.code or 0)
+    except (InputError, DivergedError) as error:
+        print(f"cvt {name}: {error}", file=sys.stderr)
+        return 1
+    except BrokenPipeError:  # the reader of our output has left, as `head` does
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except OSError as error:
+        what = f"{error.filename}: {error.strerror}" if error.filename else str(error)
+        print(f"cvt {name}: {what}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print(f"cvt {name}: interrupted"
+              + ("; go on from the last whole epoch with cvt train --resume DIR"
+                 if name == "train" else ""), file=sys.stderr)
+        return 130
+
+
+def _help() -> str:
+    commands = "\n".join(f"  {name:<10}{summary}" for name, summary in COMMANDS.items())
+    return (f"cvt {__version__}: the Convolutional vision Transformer (arXiv:2103.15808)\n\n"
+            f"usage: cvt COMMAND [OPTIONS]\n\n{commands}\n\n"
+            "cvt COMMAND --help tells a command's options. Start with: cvt train")

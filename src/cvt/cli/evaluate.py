@@ -1,0 +1,46 @@
+"""`cvt evaluate`."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+from cvt.cli.parser import Parser
+from cvt.data.config import DataConfig
+
+_DESCRIPTION = """Score a trained model on labelled pictures: top-1 and top-5 with a 95 % interval,
+precision, recall and F1 of every class, confusion matrix and calibration. Writes metrics.json and
+report.html."""
+
+
+def main(args: Sequence[str]) -> int:
+    """Evaluate; prints the headline and where the report is, or all figures with --json."""
+    parser = Parser(prog="cvt evaluate", description=_DESCRIPTION)
+    parser.add_argument("--config", action="config", help="a YAML file with any of the options")
+    parser.add_argument("--model", required=True, metavar="DIR", help="the directory of a trained "
+                        "model, or a weights file in it")
+    parser.add_argument("--output", metavar="DIR", help="where metrics.json and report.html go "
+                        "(default: evaluation/ in the model's directory)")
+    parser.add_argument("--data", type=DataConfig | None, default=None,
+                        help="the pictures; by default those that the model was trained with")
+    parser.add_argument("--split", choices=["val", "train"], default="val",
+                        help="which half of them")
+    parser.add_argument("--batch_size", type=int, default=64, help="pictures at a time")
+    parser.add_argument("--precision", choices=["fp32", "bf16"], default="fp32",
+                        help="bf16 runs under autocast")
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, ...")
+    parser.add_argument("--json", action="store_true", help="print metrics.json")
+    chosen = parser.read(args)
+
+    from cvt.evaluate.run import evaluate_directory
+
+    evaluation, output = evaluate_directory(
+        Path(chosen.model), output=Path(chosen.output) if chosen.output else None, data=chosen.data,
+        split=chosen.split, batch_size=chosen.batch_size, precision=chosen.precision,
+        device=chosen.device)
+    if chosen.json:
+        print(json.dumps(evaluation.to_dict()))
+    else:
+        print(f"{evaluation.headline()}\nreport: {output / 'report.html'}")
+    return 0

@@ -1,0 +1,58 @@
+"""`cvt predict`."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict
+
+from rich.console import Console
+from rich.table import Table
+
+from cvt.cli.parser import Parser
+
+
+def main(args: Sequence[str]) -> int:
+    """Classify and print a table, or a line of JSON a picture; 1 where a picture failed."""
+    parser = Parser(prog="cvt predict", description="Classify pictures with a trained model. An "
+                    "unreadable picture is reported, the others are classified, and the exit code "
+                    "is 1.")
+    parser.add_argument("images", nargs="+", help="picture files, folders (searched with their "
+                        "sub-folders), patterns such as 'photos/*.jpg', or - for one picture on "
+                        "the standard input")
+    parser.add_argument("--model", required=True, metavar="DIR", help="the directory of a trained "
+                        "model, or a weights file in it")
+    parser.add_argument("--top_k", type=int, default=3, help="how many classes to name")
+    parser.add_argument("--batch_size", type=int, default=32, help="pictures at a time")
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, ...")
+    parser.add_argument("--json", action="store_true", help="print one JSON object a line")
+    chosen = parser.read(args)
+    for name in ("top_k", "batch_size"):
+        if getattr(chosen, name) < 1:
+            parser.error(f"--{name} {getattr(chosen, name)} must be at least 1")
+
+    from cvt.predict import find_images, predict
+
+    sources = find_images(chosen.images)
+    failed = 0
+    table = Table("picture", "class", "probability", "then")
+    for prediction in predict(chosen.model, sources, top_k=chosen.top_k,
+                              batch_size=chosen.batch_size, device=chosen.device,
+                              stdin=sys.stdin.buffer):
+        if prediction.error is not None:
+            failed += 1
+            print(f"cvt predict: {prediction.error}", file=sys.stderr)
+        if chosen.json:
+            print(json.dumps({k: v for k, v in asdict(prediction).items() if v is not None}),
+                  flush=True)
+        elif prediction.error is None:
+            (label, probability), *rest = prediction.classes
+            table.add_row(prediction.picture, label, f"{probability:.1%}",
+                          ", ".join(f"{name} {p:.1%}" for name, p in rest))
+    if table.row_count:
+        Console().print(table)
+    if failed:
+        print(f"cvt predict: {failed} of {len(sources)} pictures could not be read",
+              file=sys.stderr)
+    return 1 if failed else 0

@@ -1,0 +1,1 @@
+"""Pictures in: reading, datasets, preprocessing, augmentation and the loader."""

@@ -1,0 +1,71 @@
+"""One picture, from a file or from bytes, as everyone sees it: upright, opaque, 8-bit RGB."""
+
+from __future__ import annotations
+
+import io
+import warnings
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from cvt.errors import InputError
+
+SUFFIXES = frozenset((".bmp", ".gif", ".jpeg", ".jpg", ".jp2", ".pbm", ".pgm", ".png", ".ppm",
+                      ".tif", ".tiff", ".webp"))
+
+
+def read_image(source: str | Path | bytes, name: str | None = None) -> Image.Image:
+    """The first frame of a picture as RGB, turned as its EXIF data says.
+
+    Gray, palette, CMYK and 16-bit pictures are converted; what is transparent lies on white.
+    `source` is a path or the file's bytes, `name` what to call it in errors. Raises InputError,
+    with that name, for an empty, truncated or foreign file and for a decompression bomb, OSError
+    for a path that cannot be read.
+    """
+    name = name or ("the given bytes" if isinstance(source, bytes) else str(source))
+    data = source if isinstance(source, bytes) else Path(source).read_bytes()
+    if not data:
+        raise InputError(f"{name} is empty (0 bytes); remove it or copy it again")
+    try:
+        with warnings.catch_warnings():
+            # Pillow warns at 89 million pixels and refuses at twice that; one limit is enough.
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            # Other warnings are about metadata, which does not change the pixels.
+            warnings.filterwarnings("ignore", module="PIL", category=UserWarning)
+            with Image.open(io.BytesIO(data)) as file:
+                file.load()
+                image = ImageOps.exif_transpose(file)
+    except UnidentifiedImageError:
+        raise InputError(f"{name} is not a picture that Pillow can read; remove it or convert it "
+                         "to JPEG or PNG") from None
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning):
+        raise InputError(f"{name} unpacks to more than {Image.MAX_IMAGE_PIXELS:,} pixels; it may "
+                         "be a decompression bomb, so make it smaller first") from None
+    except (OSError, SyntaxError, ValueError, EOFError, IndexError, KeyError) as error:
+        # Pillow's decoders raise any of these on damaged data.
+        raise InputError(f"{name} is damaged or cut off ({error}); copy it again or remove it"
+                         ) from None
+    if image.mode == "F":
+        raise InputError(f"{name} holds floating-point samples, whose range is not known; convert "
+                         "it to 8 or 16 bits a channel")
+    return _rgb(image)
+
+
+def _rgb(image: Image.Image) -> Image.Image:
+    if image.mode.startswith("I"):  # 16-bit gray; Pillow's own conversion would clip it to white
+        samples = np.asarray(image, dtype=np.int64)
+        top = 65535 if samples.max(initial=0) > 255 or image.mode != "I" else 255
+        image = Image.fromarray((samples.clip(0, top) * 255 // top).astype(np.uint8))
+    if image.mode in ("LA", "La", "PA", "RGBA", "RGBa") or "transparency" in image.info:
+        image = image.convert("RGBA")
+        white = Image.new("RGBA", image.size, "white")
+        image = Image.alpha_composite(white, image)
+    return image.convert("RGB")
+
+
+def list_images(directory: Path) -> list[Path]:
+    """Every picture file below `directory`, by suffix, hidden ones left out, in a fixed order."""
+    return sorted(path for path in directory.rglob("*")
+                  if path.suffix.lower() in SUFFIXES and path.is_file()
+                  and not any(p.startswith(".") for p in path.relative_to(directory).parts))

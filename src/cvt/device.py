@@ -1,0 +1,24 @@
+"""Where and in which precision the network runs."""
+
+from __future__ import annotations
+
+import torch
+
+from cvt.errors import InputError
+
+
+def pick_device(name: str) -> torch.device:
+    """The device `name` stands for; "auto" is CUDA where there is one. Raises InputError."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        torch.empty(0, device=name)
+        return torch.device(name)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise InputError(f"device={name!r} cannot be used ({reason}); try cpu or auto") from None
+
+
+def autocast(device: torch.device, precision: str) -> torch.autocast:
+    """The autocast context of a precision, "fp32" (none) or "bf16"."""
+    return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16")

@@ -1,0 +1,28 @@
+"""The one exception meant for people, and the nearest-match hint that many messages end with."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class InputError(ValueError):
+    """Something the user gave cannot be used; the message says what, what it got and what to do.
+
+    The command line prints it as one line, without a traceback, and exits with 1.
+    """
+
+
+class DivergedError(ArithmeticError):
+    """Training cannot go on, for its loss is not finite; the message says when and what to try."""
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """A clause that names the nearest of `known`, or lists them all where none is near.
+
+    >>> did_you_mean("cvt13", ["cvt_13", "cvt_21"])
+    'did you mean cvt_13?'
+    """
+    known = list(known)
+    near = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
+    return f"did you mean {near[0]}?" if near else f"choose from {', '.join(known)}"

@@ -1,0 +1,108 @@
+"""A model on labelled pictures."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from cvt.card import ModelCard
+from cvt.data.config import DataConfig
+from cvt.data.datasets import Pictures, load_dataset
+from cvt.data.loader import Batch, evaluation_batches
+from cvt.device import autocast, pick_device
+from cvt.errors import InputError
+from cvt.evaluate.metrics import Evaluation, score
+from cvt.evaluate.report import write_report
+from cvt.machine import describe_machine
+from cvt.schema import from_mapping, read_mapping, write_mapping
+from cvt.weights.native import load_model
+
+METRICS, REPORT, RECIPE = "metrics.json", "report.html", "recipe.yaml"
+
+Progress = Callable[[int], object]  # told the number of pictures that each batch adds
+
+
+def evaluate(model: nn.Module, card: ModelCard, pictures: Pictures, *, batch_size: int = 64,
+             workers: int = 0, precision: str = "fp32", progress: Progress | None = None
+             ) -> Evaluation:
+    """Score `model` on `pictures`, prepared as its card says, on the device it is on.
+
+    Raises InputError where the pictures have a class that the model does not know, or a file cannot
+    be read.
+    """
+    pictures = relabel(pictures, card.classes)
+    batches = evaluation_batches(pictures, card.preprocess, batch_size=batch_size, workers=workers)
+    logits, labels = classify(model, batches, precision=precision, progress=progress)
+    loss = F.cross_entropy(logits, labels).item()
+    return score(logits.softmax(1), labels, pictures.names, card.classes, loss)
+
+
+def classify(model: nn.Module, batches: Iterable[Batch], *, precision: str = "fp32",
+             progress: Progress | None = None) -> tuple[Tensor, Tensor]:
+    """Logits (n, K) float32 and labels (n,) of all batches, on the CPU; `model` in evaluation."""
+    device = next(model.parameters()).device
+    was_training = model.training
+    model.eval()
+    logits, labels = [], []
+    with torch.inference_mode(), autocast(device, precision):
+        for images, target in batches:
+            logits.append(model(images.to(device, non_blocking=True)).float().cpu())
+            labels.append(target)
+            if progress:
+                progress(len(target))
+    model.train(was_training)
+    return torch.cat(logits), torch.cat(labels)
+
+
+def relabel(pictures: Pictures, classes: tuple[str, ...]) -> Pictures:
+    """The same pictures with labels that count in `classes`, matched by name."""
+    if pictures.classes == classes:
+        return pictures
+    unknown = [name for name in pictures.classes if name not in classes]
+    if unknown:
+        raise InputError(f"the pictures have the class {unknown[0]!r}, which the model was not "
+                         f"trained on; it knows {', '.join(classes[:10])}"
+                         + (", ..." if len(classes) > 10 else ""))
+    place = [classes.index(name) for name in pictures.classes]
+    return dataclasses.replace(pictures, classes=classes,
+                               labels=tuple(place[label] for label in pictures.labels))
+
+
+def evaluate_directory(model: Path, *, output: Path | None = None, data: DataConfig | None = None,
+                       split: Literal["val", "train"] = "val", batch_size: int = 64,
+                       precision: str = "fp32", device: str = "auto") -> tuple[Evaluation, Path]:
+    """Score the model in a directory; its evaluation, and where metrics.json and report.html went.
+
+    `data` is by default what the model was trained with, as recipe.yaml beside it says; `output` is
+    evaluation/ beside it. Raises InputError where model or pictures cannot be used.
+    """
+    network, card = load_model(model)
+    home = model if model.is_dir() else model.parent
+    data = data or _trained_with(home)
+    dataset = load_dataset(data)
+    pictures = dataset.val if split == "val" else dataset.train
+    place = pick_device(device)
+    evaluation = evaluate(network.to(place), card, pictures, batch_size=batch_size,
+                          workers=data.workers, precision=precision)
+    output = output or home / "evaluation"
+    output.mkdir(parents=True, exist_ok=True)
+    facts = {**describe_machine(), "device": str(place), "precision": precision}
+    write_mapping({**evaluation.to_dict(), "facts": facts}, output / METRICS)
+    write_report(output / REPORT, title=f"{model} on {data.name}, {split}", evaluation=evaluation,
+                 read=pictures.read, facts=facts,
+                 config={"model": card.model.to_dict(), "data": dataclasses.asdict(data)})
+    return evaluation, output
+
+
+def _trained_with(home: Path) -> DataConfig:
+    path = home / RECIPE
+    if not path.is_file():
+        raise InputError(f"{home} has no {RECIPE} that says which pictures it was trained with; "
+                         "name them with --data.name and --data.root")
+    return from_mapping(DataConfig, read_mapping(path).get("data", {}), f"data in {path}")

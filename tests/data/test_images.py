@@ -1,0 +1,132 @@
+import io
+import struct
+import zlib
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from cvt.data.images import list_images, read_image
+from cvt.errors import InputError
+
+
+def encoded(image, kind="PNG", **options):
+    buffer = io.BytesIO()
+    image.save(buffer, kind, **options)
+    return buffer.getvalue()
+
+
+def gradient(width=5, height=3):
+    x = np.linspace(0, 255, width * height).reshape(height, width).round().astype(np.uint8)
+    return np.stack([x, x[::-1], 255 - x], axis=2)
+
+
+def test_rgb_is_read_as_it_is():
+    pixels = gradient()
+    assert np.array_equal(np.asarray(read_image(encoded(Image.fromarray(pixels)))), pixels)
+
+
+def test_gray_becomes_three_equal_channels():
+    gray = gradient()[..., 0]
+    out = np.asarray(read_image(encoded(Image.fromarray(gray))))
+    assert np.array_equal(out, np.repeat(gray[..., None], 3, axis=2))
+
+
+def test_sixteen_bit_gray_keeps_its_shades():
+    gray = gradient()[..., 0]
+    deep = Image.fromarray(gray.astype(np.uint16) * 257)
+    assert np.array_equal(np.asarray(read_image(encoded(deep)))[..., 0], gray)
+
+
+def test_sixteen_bit_tiff_keeps_its_shades():
+    gray = gradient()[..., 0]
+    deep = Image.fromarray(gray.astype(np.uint16) * 257)
+    assert np.array_equal(np.asarray(read_image(encoded(deep, "TIFF")))[..., 0], gray)
+
+
+def test_dark_sixteen_bit_gray_stays_dark():
+    deep = Image.fromarray(np.full((2, 2), 200, np.uint16))
+    assert np.asarray(read_image(encoded(deep))).max() == 0
+
+
+def test_palette_gives_its_colours():
+    image = Image.fromarray(gradient()).quantize(16)
+    expected = np.asarray(image.convert("RGB"))
+    assert np.array_equal(np.asarray(read_image(encoded(image))), expected)
+
+
+def test_palette_with_a_transparent_colour_lies_on_white():
+    image = Image.new("P", (2, 1))
+    image.putpalette([10, 20, 30, 40, 50, 60])
+    image.putpixel((1, 0), 1)
+    out = np.asarray(read_image(encoded(image, transparency=0)))
+    assert out.tolist() == [[[255, 255, 255], [40, 50, 60]]]
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "LA"])
+def test_transparency_lies_on_white(mode):
+    image = Image.new(mode, (2, 2), (0,) * len(mode))
+    assert np.asarray(read_image(encoded(image))).min() == 255
+
+
+def test_cmyk_gives_its_colours():
+    image = Image.new("CMYK", (8, 8), (0, 255, 255, 0))
+    red = np.asarray(read_image(encoded(image, "JPEG", quality=100))).reshape(-1, 3).mean(0)
+    assert red[0] > 240
+    assert red[1:].max() < 15
+
+
+def test_exif_rotation_is_applied():
+    pixels = gradient()
+    image = Image.fromarray(pixels)
+    exif = image.getexif()
+    exif[0x0112] = 6  # the camera was held a quarter turn to the left
+    out = np.asarray(read_image(encoded(image, exif=exif.tobytes())))
+    assert np.array_equal(out, np.rot90(pixels, -1))
+
+
+def test_one_bit_pictures_are_black_and_white():
+    image = Image.fromarray(np.array([[True, False]]))
+    assert np.asarray(read_image(encoded(image)))[0, :, 0].tolist() == [255, 0]
+
+
+def test_floating_point_samples_are_refused():
+    image = Image.fromarray(np.ones((2, 2), np.float32))
+    with pytest.raises(InputError, match="floating-point"):
+        read_image(encoded(image, "TIFF"))
+
+
+@pytest.mark.parametrize(("data", "word"), [
+    (b"", "empty"),
+    (b"this is a text", "not a picture"),
+    (encoded(Image.fromarray(gradient(64, 64)))[:200], "damaged or cut off"),
+    (encoded(Image.fromarray(gradient(64, 64)), "JPEG")[:700], "damaged or cut off"),
+])
+def test_a_file_that_is_no_picture_is_named_in_one_line(tmp_path, data, word):
+    path = tmp_path / "x.png"
+    path.write_bytes(data)
+    with pytest.raises(InputError, match=word) as caught:
+        read_image(path)
+    assert str(path) in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_decompression_bomb_is_refused_before_it_unpacks():
+    def chunk(kind, body):
+        return (struct.pack(">I", len(body)) + kind + body
+                + struct.pack(">I", zlib.crc32(kind + body)))
+
+    header = struct.pack(">IIBBBBB", 50_000, 50_000, 8, 2, 0, 0, 0)
+    bomb = (b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header)
+            + chunk(b"IDAT", zlib.compress(bytes(1000))) + chunk(b"IEND", b""))
+    with pytest.raises(InputError, match="bomb"):
+        read_image(bomb)
+
+
+def test_a_folder_lists_its_pictures_and_nothing_else(tmp_path):
+    for name in ("b.png", "a.JPG", "sub/c.webp", "notes.txt", ".hidden/d.png", ".e.png"):
+        path = tmp_path / name
+        path.parent.mkdir(exist_ok=True)
+        path.touch()
+    names = [str(p.relative_to(tmp_path)) for p in list_images(tmp_path)]
+    assert names == ["a.JPG", "b.png", "sub/c.webp"]

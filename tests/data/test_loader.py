@@ -1,0 +1,95 @@
+import random
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from cvt.config import Preprocess
+from cvt.data.config import AugmentConfig
+from cvt.data.datasets import Pictures
+from cvt.data.loader import TrainLoader, evaluation_batches
+from cvt.data.randomness import seed_all
+from cvt.data.transforms import training_transform
+from cvt.errors import InputError
+
+PREPROCESS = Preprocess(size=8, crop=1.0, mean=(0.0,), std=(1.0,))
+
+
+def pictures(n=10, broken=()):
+    def read(i):
+        if i in broken:
+            raise InputError(f"picture {i} is damaged")
+        return Image.new("RGB", (8, 8), (i, i, i))
+
+    return Pictures(classes=("even", "odd"), labels=tuple(i % 2 for i in range(n)),
+                    names=[str(i) for i in range(n)], read=read)
+
+
+def loader(workers=0, seed=0, augment=None, **kwargs):
+    transform = training_transform(PREPROCESS, augment or AugmentConfig())
+    return TrainLoader(pictures(**kwargs), transform, batch_size=4, seed=seed, workers=workers)
+
+
+def which(batches):
+    """The number of each picture, from its shade."""
+    return [round(v * 255) for images, _ in batches for v in images[:, 0, 0, 0].tolist()]
+
+
+def test_an_epoch_shows_each_picture_at_most_once_in_full_batches():
+    batches = list(loader().epoch(0))
+    assert len(batches) == len(loader()) == 2
+    assert len(set(which(batches))) == 8
+    for images, labels in batches:
+        assert images.shape == (4, 1, 8, 8)
+        assert labels.tolist() == [round(v * 255) % 2 for v in images[:, 0, 0, 0].tolist()]
+
+
+def test_order_is_a_function_of_seed_and_epoch():
+    first = loader()
+    assert which(first.epoch(1)) == which(loader().epoch(1)) == which(first.epoch(1))
+    assert which(first.epoch(0)) != which(first.epoch(1))
+    assert which(first.epoch(0)) != which(loader(seed=1).epoch(0))
+
+
+def test_augmentation_does_not_depend_on_the_number_of_workers():
+    augment = AugmentConfig(crop="resized", erasing=0.5, rand_augment="rand-m9-mstd0.5-inc1")
+    alone = [x for x, _ in loader(augment=augment).epoch(3)]
+    helped = [x for x, _ in loader(augment=augment, workers=2).epoch(3)]
+    assert all(torch.equal(a, b) for a, b in zip(alone, helped, strict=True))
+
+
+def test_loading_leaves_global_randomness_alone():
+    seed_all(7)
+    expected = torch.rand(2), np.random.rand(2), random.random()
+    seed_all(7)
+    list(loader(augment=AugmentConfig(crop="shift")).epoch(0))
+    assert torch.equal(torch.rand(2), expected[0])
+    assert np.array_equal(np.random.rand(2), expected[1])
+    assert random.random() == expected[2]
+
+
+def test_keys_that_differ_in_length_draw_differently():
+    seed_all(1, 2)
+    first = torch.rand(1)
+    seed_all(1, 2, 0)
+    assert not torch.equal(first, torch.rand(1))
+
+
+def test_evaluation_shows_every_picture_once_in_order():
+    batches = list(evaluation_batches(pictures(), PREPROCESS, batch_size=4))
+    assert which(batches) == list(range(10))
+    assert [len(labels) for _, labels in batches] == [4, 4, 2]
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_an_unreadable_picture_raises_its_own_one_line(workers):
+    with pytest.raises(InputError) as caught:
+        list(loader(broken=range(10), workers=workers).epoch(0))
+    assert str(caught.value).endswith("is damaged")
+    assert "\n" not in str(caught.value)
+
+
+def test_a_batch_larger_than_the_dataset_is_refused():
+    with pytest.raises(InputError, match="batch_size=4 is more than the 3"):
+        loader(n=3)

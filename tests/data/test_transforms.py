@@ -1,0 +1,105 @@
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from timm.data import create_transform
+
+from cvt.config import Preprocess
+from cvt.data.config import AugmentConfig
+from cvt.data.randomness import seed_all
+from cvt.data.transforms import evaluation_transform, training_transform
+from cvt.errors import InputError
+
+
+def picture(width=90, height=60):
+    rng = np.random.default_rng(0)
+    return Image.fromarray(rng.integers(0, 256, (height, width, 3), dtype=np.uint8))
+
+
+@pytest.mark.parametrize("size", [(90, 60), (60, 90), (20, 20), (300, 31)])
+def test_evaluation_matches_timm_on_centre_crops(size):
+    ours = evaluation_transform(Preprocess(size=32, crop=0.875))
+    theirs = create_transform(32, interpolation="bicubic", crop_pct=0.875)
+    assert torch.allclose(ours(picture(*size)), theirs(picture(*size)), atol=1e-6)
+
+
+def test_evaluation_matches_timm_on_squashed_pictures():
+    ours = evaluation_transform(Preprocess(size=32, crop=1.0, mode="squash"))
+    theirs = create_transform((32, 32), interpolation="bicubic", crop_pct=1.0, crop_mode="squash")
+    assert torch.allclose(ours(picture()), theirs(picture()), atol=1e-6)
+
+
+def test_a_picture_of_the_right_size_is_only_normalised():
+    preprocess = Preprocess(size=32, crop=1.0, mean=(0.5,) * 3, std=(0.25,) * 3)
+    x = evaluation_transform(preprocess)(picture(32, 32))
+    pixels = torch.from_numpy(np.array(picture(32, 32))).permute(2, 0, 1)
+    assert torch.allclose(x, (pixels / 255 - 0.5) / 0.25, atol=1e-6)
+
+
+def test_one_channel_is_luminance():
+    x = evaluation_transform(Preprocess(size=8, crop=1.0, mean=(0.0,), std=(1.0,)))(
+        Image.new("RGB", (8, 8), (255, 0, 0)))
+    assert x.shape == (1, 8, 8)
+    assert x.unique().item() == pytest.approx(76 / 255)
+
+
+def test_training_without_augmentation_is_evaluation():
+    preprocess = Preprocess(size=32)
+    varied = training_transform(preprocess, AugmentConfig())
+    assert torch.equal(varied(picture()), evaluation_transform(preprocess)(picture()))
+
+
+@pytest.mark.parametrize("augment", [
+    AugmentConfig(crop="shift"), AugmentConfig(crop="resized"), AugmentConfig(hflip=0.5),
+    AugmentConfig(color_jitter=0.4), AugmentConfig(erasing=0.9),
+    AugmentConfig(rand_augment="rand-m9-mstd0.5-inc1"),
+])
+@pytest.mark.parametrize("mean", [(0.4,), (0.4, 0.5, 0.6)])
+def test_each_augmentation_varies_and_repeats_with_its_seed(augment, mean):
+    preprocess = Preprocess(size=32, mean=mean, std=(0.2,) * len(mean))
+    transform = training_transform(preprocess, augment)
+
+    def draw(seed):
+        seed_all(seed)
+        return transform(picture())
+
+    drawn = [draw(seed) for seed in range(8)]
+    assert all(x.shape == (len(mean), 32, 32) for x in drawn)
+    assert any(not torch.equal(x, drawn[0]) for x in drawn)
+    assert torch.equal(draw(3), drawn[3])
+
+
+def test_the_strongest_rand_augment_never_fails():
+    transform = training_transform(Preprocess(size=32),
+                                   AugmentConfig(rand_augment="rand-m10-n4-mstd3-inc1"))
+    for seed in range(150):
+        seed_all(seed)
+        assert transform(picture()).isfinite().all()
+
+
+def test_shifting_moves_by_at_most_an_eighth():
+    image = Image.new("RGB", (32, 32))
+    image.putpixel((16, 16), (255, 255, 255))
+    transform = training_transform(Preprocess(size=32, crop=1.0, mean=(0.0,), std=(1.0,)),
+                                   AugmentConfig(crop="shift"))
+    places = set()
+    for seed in range(60):
+        seed_all(seed)
+        places.add(tuple(transform(image)[0].nonzero()[0].tolist()))
+    assert len(places) > 20
+    assert all(abs(y - 16) <= 4 and abs(x - 16) <= 4 for y, x in places)
+
+
+def test_an_unknown_rand_augment_is_explained():
+    with pytest.raises(InputError, match=r"try rand-m9-mstd0\.5-inc1"):
+        training_transform(Preprocess(), AugmentConfig(rand_augment="rand-q9"))
+
+
+@pytest.mark.parametrize("values", [
+    {"hflip": 1.5}, {"mixup": -1.0}, {"label_smoothing": 1.0}, {"scale": (0.5, 0.2)},
+    {"scale": (0.0, 1.0)}, {"rand_augment": "augmix"}, {"crop": "centre"},
+    {"rand_augment": "rand-m9", "color_jitter": 0.4},
+])
+def test_augmentation_that_makes_no_sense_is_refused(values):
+    with pytest.raises(InputError):
+        AugmentConfig(**values)

@@ -1,0 +1,266 @@
+"""The page: whole, safe, complete and on its own."""
+
+import re
+from functools import partial
+from html.parser import HTMLParser
+from pathlib import Path
+from xml.etree import ElementTree
+
+import matplotlib as mpl
+import pytest
+import torch
+from PIL import Image
+
+from cvt.errors import InputError
+from cvt.evaluate.metrics import score
+from cvt.evaluate.report import percent, short, write_report
+
+HOSTILE = "<script>alert(1)</script>"
+SECTIONS = ["curves", "confusion", "reliability", "mistakes", "classes", "configuration", "machine"]
+HISTORY = [{"epoch": e, "train_loss": 2 / e, "val_loss": 2.1 / e, "val_top1": 1 - 1 / e,
+            "lr": 1e-3 / e, "seconds": 1.5} for e in range(1, 5)]
+
+
+def evaluation_of(classes, n=120, names=None):
+    """An evaluation of random probabilities, right most of the time."""
+    generator = torch.Generator().manual_seed(0)
+    labels = torch.randint(len(classes), (n,), generator=generator)
+    logits = torch.randn(n, len(classes), generator=generator)
+    logits[torch.arange(n), labels] += 2.5
+    names = names or [f"picture {i}" for i in range(n)]
+    return score(logits.softmax(1), labels, names, tuple(classes), 0.5)
+
+
+def picture(index):
+    return Image.new("RGB", (8, 8), (index % 256, 0, 0))
+
+
+class Page(HTMLParser):
+    """What a test asks of a page: its tags with attributes, its sections and its text."""
+
+    def __init__(self, html):
+        super().__init__()
+        self.html, self.tags, self.text = html, [], ""
+        self.feed(html)
+        self.text = " ".join(self.text.split())
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append((tag, dict(attrs)))
+        self.text += "" if tag in ("b", "strong", "span", "wbr") else " "
+
+    def handle_data(self, data):
+        self.text += data
+
+    def all(self, name):
+        return [attrs for tag, attrs in self.tags if tag == name]
+
+    @property
+    def sections(self):
+        return [attrs["id"] for attrs in self.all("section")]
+
+
+def make_page(directory, evaluation, **more):
+    more = {"title": "a model", "read": picture} | more
+    write_report(directory / "report.html", evaluation=evaluation, **more)
+    return Page((directory / "report.html").read_text(encoding="utf-8"))
+
+
+@pytest.fixture
+def page_of(tmp_path):
+    return partial(make_page, tmp_path)
+
+
+@pytest.fixture(scope="module")
+def full_page(tmp_path_factory):
+    return make_page(tmp_path_factory.mktemp("full"), evaluation_of("abcdefgh"), history=HISTORY,
+                     facts={"processor": "a fast one"},
+                     config={"model": "cvt_nano", "optim": {"betas": (0.9, 0.999)},
+                             "root": Path("pictures")})
+
+
+def test_all_sections_are_there_in_order(full_page):
+    assert full_page.sections == SECTIONS
+    assert "Most confused pairs" in full_page.text
+
+
+def test_what_is_not_given_is_left_out(page_of):
+    page = page_of(evaluation_of("abc"))
+    assert page.sections == ["confusion", "reliability", "mistakes", "classes"]
+    assert "Top-5" not in page.text
+    links = [a["href"] for a in page.all("a")]
+    assert links == ["#" + section for section in page.sections]
+
+
+def test_head_shows_the_figures(page_of):
+    evaluation = evaluation_of("abcdefghijklmnop")
+    text = page_of(evaluation).text
+    for value in (evaluation.top1.value, evaluation.top1.low, evaluation.top1.high,
+                  evaluation.top5.value, evaluation.macro_f1, evaluation.ece):
+        assert f"{value:.1%}".replace("%", " %") in text
+    assert "from n = 120 pictures of 16 classes" in text
+    assert "0.500" in text
+
+
+def test_nothing_is_fetched_from_elsewhere(full_page):
+    assert not re.search(r"https?:|@import|@font-face", full_page.html)
+    assert not {"script", "link", "iframe", "object"} & {tag for tag, _ in full_page.tags}
+    sources = [attrs["src"] for _, attrs in full_page.tags if "src" in attrs]
+    assert sources
+    assert all(source.startswith("data:image/png;base64,") for source in sources)
+    assert all(attrs["href"].startswith("#") for _, attrs in full_page.tags if "href" in attrs)
+    assert all(target.startswith("#") for target in re.findall(r"url\((.)", full_page.html))
+
+
+def test_markup_from_users_stays_text(page_of):
+    classes = (HOSTILE, '" onmouseover="alert(1)', "c")
+    names = [f"/a/very/long/way/to/pictures/{HOSTILE}/{i}.png" for i in range(120)]
+
+    def refuse(index):
+        raise InputError(f"{HOSTILE} is no picture")
+
+    page = page_of(evaluation_of(classes, names=names), title=HOSTILE, read=refuse,
+                   facts={HOSTILE: HOSTILE}, config={HOSTILE: HOSTILE})
+    assert not page.all("script")
+    assert not any("onmouseover" in attrs for _, attrs in page.tags)
+    assert page.text.count(HOSTILE) > 10
+
+
+def test_markup_in_names_of_many_classes_stays_text(page_of):
+    page = page_of(evaluation_of([f"{HOSTILE} {i}" for i in range(25)]))
+    assert not page.all("script")
+
+
+def test_charts_are_valid_xml_in_the_colours_of_the_page(full_page):
+    charts = re.findall(r"<svg.*?</svg>", full_page.html, re.DOTALL)
+    assert len(charts) == 4
+    for chart in charts:
+        root = ElementTree.fromstring(chart)
+        assert root.get("role") == "img"
+        assert root.get("aria-label")
+        assert "var(--" in chart
+        assert not re.search(r"#[0-9a-f]{6}\b", chart)
+
+
+def test_ids_are_unique_and_references_find_theirs(full_page):
+    ids = [attrs["id"] for _, attrs in full_page.tags if "id" in attrs]
+    assert len(ids) == len(set(ids))
+    used = re.findall(r'href="#([^"]+)"|url\(#([^)]+)\)', full_page.html)
+    assert {a or b for a, b in used} <= set(ids)
+
+
+def test_few_classes_make_a_table_of_counts(page_of):
+    evaluation = evaluation_of("abc")
+    cells = re.findall(r'<td class="(?:right|wrong|none)[^>]*>\s*([\d,]+)\s*</td>',
+                       page_of(evaluation).html)
+    assert [int(c) for c in cells] == [count for row in evaluation.confusion for count in row]
+
+
+@pytest.mark.parametrize(("k", "pictures"), [(20, 0), (21, 1)])
+def test_many_classes_make_a_picture(page_of, k, pictures):
+    page = page_of(evaluation_of([f"class {i}" for i in range(k)]))
+    images = [i for i in page.all("img") if i["alt"].startswith("Confusion matrix")]
+    assert len(images) == pictures
+    assert ("Lowest F1" in page.text) == bool(pictures)
+    assert "Most confused pairs" in page.text
+
+
+def test_pairs_are_the_most_frequent_first(page_of):
+    predicted, labels = torch.tensor([1, 1, 2, 0, 1, 2]), torch.tensor([0, 0, 0, 0, 1, 2])
+    evaluation = score(torch.eye(3)[predicted], labels, [""] * 6, ("ant", "bee", "cat"), 0.1)
+    text = page_of(evaluation).text
+    assert "ant bee 2 50.0 % ant cat 1 25.0 %" in text
+
+
+def test_mistakes_are_shown_with_what_was_said_and_what_is(page_of):
+    probs = torch.tensor([[0.03, 0.97], [0.9, 0.1]])
+    names = ["first.png", "second.png"]
+    page = page_of(score(probs, torch.tensor([0, 0]), names, ("ant", "bee"), 1.0))
+    assert "said bee (97 %), is ant first.png" in page.text
+    assert "second.png" not in page.text
+    assert page.all("img")[0]["alt"] == "A picture of ant, taken for bee"
+
+
+def test_small_pictures_keep_hard_edges_and_large_ones_shrink(page_of):
+    small = page_of(evaluation_of("abc"))
+    large = page_of(evaluation_of("abc"), read=lambda _: Image.effect_noise((1600, 800), 50))
+    assert all(image.get("class") == "tiny" for image in small.all("img"))
+    assert all(image.get("class") is None for image in large.all("img"))
+    assert all(len(image["src"]) < 1.4 * 160 * 80 * 3 for image in large.all("img"))
+
+
+@pytest.mark.parametrize("kind", [InputError, FileNotFoundError])
+def test_a_picture_that_cannot_be_read_leaves_its_message(page_of, kind):
+    def read(index):
+        raise kind("broken.png is damaged or cut off")
+
+    page = page_of(evaluation_of("abc"), read=read)
+    assert not page.all("img")
+    assert "broken.png is damaged or cut off" in page.text
+
+
+def test_a_failure_leaves_no_file(tmp_path):
+    def read(index):
+        raise RuntimeError("unexpected")
+
+    with pytest.raises(RuntimeError, match="unexpected"):
+        write_report(tmp_path / "report.html", title="", evaluation=evaluation_of("abc"), read=read)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_failure_leaves_the_report_before(tmp_path):
+    path = tmp_path / "report.html"
+    path.write_text("the one before")
+    with pytest.raises(TypeError):
+        write_report(path, title="", evaluation=evaluation_of("abc"), read=None)
+    assert path.read_text() == "the one before"
+
+
+def test_a_perfect_model_needs_no_pictures(page_of):
+    evaluation = score(torch.eye(2), torch.tensor([0, 1]), ["a", "b"], ("no", "yes"), 0.0)
+    page = page_of(evaluation, read=None)
+    assert "No class was taken for another." in page.text
+    assert "There are none." in page.text
+
+
+def test_a_class_without_pictures_has_no_scores(page_of):
+    evaluation = score(torch.eye(3)[:2], torch.tensor([0, 1]), ["a", "b"], ("x", "y", "z"), 0.0)
+    assert "z 0 \N{EN DASH} \N{EN DASH} \N{EN DASH}" in page_of(evaluation).text
+
+
+def test_one_epoch_is_enough_for_curves(page_of):
+    page = page_of(evaluation_of("abc"), history=HISTORY[:1])
+    assert "The best of 1 epoch was epoch 1" in page.text
+
+
+def test_configuration_is_folded_yaml(full_page):
+    assert "open" not in full_page.all("details")[0]
+    assert "model: cvt_nano optim: betas: - 0.9 - 0.999 root: pictures" in full_page.text
+
+
+def test_the_same_evaluation_makes_the_same_bytes(page_of):
+    first, second = (page_of(evaluation_of("abcdefgh"), history=HISTORY).html for _ in range(2))
+    assert first == second
+
+
+def test_other_charts_keep_their_style(page_of):
+    before = dict(mpl.rcParams)
+    page_of(evaluation_of("abc"), history=HISTORY)
+    assert dict(mpl.rcParams) == before
+
+
+@pytest.mark.parametrize(("fraction", "digits", "shown"), [
+    (0.9723, 1, "97.2&nbsp;%"), (1, 1, "100&nbsp;%"), (0.9999, 1, "&gt;99.9&nbsp;%"),
+    (0.996, 0, "&gt;99&nbsp;%"), (0.0, 1, "0.0&nbsp;%"),
+])
+def test_only_everything_is_a_hundred_percent(fraction, digits, shown):
+    assert percent(fraction, digits) == shown
+
+
+def test_a_file_name_that_is_not_utf8_does_no_harm(page_of):
+    page = page_of(evaluation_of("abc", names=["caf\udce9.png"] * 120))
+    assert "caf?.png" in page.text
+
+
+def test_long_paths_show_their_end():
+    assert short("/pictures/of/all/sorts/of/animals/cat/1.png") == "&hellip;/<wbr>cat/<wbr>1.png"
+    assert short("cat/1.png") == "cat/1.png"

@@ -1,0 +1,54 @@
+import os
+import stat
+
+import pytest
+
+from cvt.atomic import replace_file
+
+
+def test_a_new_file_replaces_the_old_one(tmp_path):
+    path = tmp_path / "a.txt"
+    path.write_text("old")
+
+    replace_file(path, lambda part: part.write_text("new"))
+
+    assert path.read_text() == "new"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_write_that_fails_half_way_leaves_the_old_file_and_nothing_else(tmp_path):
+    path = tmp_path / "a.txt"
+    path.write_text("old")
+
+    def write(part):
+        part.write_text("ne")
+        raise RuntimeError("disk full")
+
+    with pytest.raises(RuntimeError, match="disk full"):
+        replace_file(path, write)
+
+    assert path.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_until_the_write_is_done_readers_see_the_old_file(tmp_path):
+    path = tmp_path / "a.txt"
+    path.write_text("old")
+    seen = []
+
+    def write(part):
+        part.write_text("new")
+        seen.append(path.read_text())
+
+    replace_file(path, write)
+
+    assert seen == ["old"]
+
+
+def test_a_file_has_the_permissions_that_open_would_give_it(tmp_path):
+    replace_file(tmp_path / "a.txt", lambda part: part.write_text("new"))
+    (tmp_path / "b.txt").write_text("new")
+
+    modes = {stat.S_IMODE(os.stat(tmp_path / name).st_mode) for name in ("a.txt", "b.txt")}
+
+    assert len(modes) == 1

@@ -1,0 +1,297 @@
+import dataclasses
+import json
+
+import pytest
+import torch
+import yaml
+from hypothesis import assume, given
+from hypothesis import strategies as st
+
+from cvt.config import VARIANTS, CvTConfig, Preprocess, StageConfig
+from cvt.errors import InputError
+from cvt.model import ConvEmbed, projections
+
+# The published experiment file of CvT-13 at 224 pixels, as far as it describes the network.
+CVT_13_SPEC = {
+    "INIT": "trunc_norm", "NUM_STAGES": 3, "PATCH_SIZE": [7, 3, 3], "PATCH_STRIDE": [4, 2, 2],
+    "PATCH_PADDING": [2, 1, 1], "DIM_EMBED": [64, 192, 384], "NUM_HEADS": [1, 3, 6],
+    "DEPTH": [1, 2, 10], "MLP_RATIO": [4.0, 4.0, 4.0], "ATTN_DROP_RATE": [0.0, 0.0, 0.0],
+    "DROP_RATE": [0.0, 0.0, 0.0], "DROP_PATH_RATE": [0.0, 0.0, 0.1],
+    "QKV_BIAS": [True, True, True], "CLS_TOKEN": [False, False, True],
+    "POS_EMBED": [False, False, False], "QKV_PROJ_METHOD": ["dw_bn", "dw_bn", "dw_bn"],
+    "KERNEL_QKV": [3, 3, 3], "PADDING_KV": [1, 1, 1], "STRIDE_KV": [2, 2, 2],
+    "PADDING_Q": [1, 1, 1], "STRIDE_Q": [1, 1, 1],
+}
+
+
+def write_yaml(path, data):
+    path.write_text(yaml.safe_dump(data))
+    return path
+
+
+def a_stage(**changes):
+    return StageConfig(**{"dim": 8, "num_heads": 2, "depth": 1, **changes})
+
+
+@pytest.mark.parametrize("suffix", [".json", ".yaml"])
+@pytest.mark.parametrize("name", VARIANTS)
+def test_every_variant_comes_back_from_its_file(tmp_path, name, suffix):
+    path = tmp_path / f"model{suffix}"
+
+    VARIANTS[name].save(path)
+
+    assert CvTConfig.load(path) == VARIANTS[name]
+
+
+@pytest.mark.parametrize("suffix", [".json", ".yaml"])
+def test_an_ablation_comes_back_from_its_file(tmp_path, ablated, suffix):
+    path = tmp_path / f"model{suffix}"
+
+    ablated.save(path)
+
+    assert CvTConfig.load(path) == ablated
+
+
+def test_a_config_as_a_dict_is_plain_data(ablated):
+    data = ablated.to_dict()
+
+    assert json.loads(json.dumps(data)) == data
+    assert CvTConfig.from_dict(data) == ablated
+
+
+@pytest.mark.parametrize(("name", "dims", "heads", "depths"), [
+    ("cvt_13", (64, 192, 384), (1, 3, 6), (1, 2, 10)),
+    ("cvt_21", (64, 192, 384), (1, 3, 6), (1, 4, 16)),
+    ("cvt_w24", (192, 768, 1024), (3, 12, 16), (2, 2, 20)),
+])
+def test_the_variants_are_those_of_table_2(name, dims, heads, depths):
+    stages = VARIANTS[name].stages
+
+    assert tuple(s.dim for s in stages) == dims
+    assert tuple(s.num_heads for s in stages) == heads
+    assert tuple(s.depth for s in stages) == depths
+    assert all(s.dim // s.num_heads == 64 and s.mlp_ratio == 4 and s.kernel == 3 for s in stages)
+    assert [s.cls_token for s in stages] == [False, False, True]
+    assert VARIANTS[name].strides == (4, 8, 16)
+
+
+@pytest.mark.parametrize("side", [224, 384, *range(12, 120)])
+def test_grids_follow_the_formula_of_the_official_network(side):
+    first = (side + 1) // 4
+    second = (first + 1) // 2
+    third = (second + 1) // 2
+
+    grids = VARIANTS["cvt_13"].grids((side, side))
+
+    assert grids == ((first,) * 2, (second,) * 2, (third,) * 2)
+    assert VARIANTS["cvt_13"].stages[2].grid_kv(grids[2]) == ((third + 1) // 2,) * 2
+
+
+def test_height_and_width_are_kept_apart():
+    assert VARIANTS["cvt_13"].grids((75, 53)) == ((19, 13), (10, 7), (5, 4))
+
+
+@given(
+    size=st.tuples(st.integers(1, 40), st.integers(1, 40)),
+    embed=st.tuples(st.integers(1, 7), st.integers(1, 4), st.integers(0, 3)),
+    projection=st.sampled_from(["conv", "avg", "linear"]),
+    kernel=st.sampled_from([1, 3, 5]), stride_kv=st.integers(1, 4), padding_kv=st.integers(0, 3),
+)
+def test_grids_are_those_of_the_tensors(size, embed, projection, kernel, stride_kv, padding_kv):
+    assume(embed[2] < embed[0])
+    assume(projection != "linear" or stride_kv == 1)
+    assume(projection != "avg" or padding_kv <= kernel // 2)
+    config = a_stage(dim=2, num_heads=1, embed_kernel=embed[0], embed_stride=embed[1],
+                     embed_padding=embed[2], projection=projection, kernel=kernel,
+                     stride_kv=stride_kv, padding_kv=padding_kv)
+    grid = config.grid(size)
+    q, k, _ = projections(config)
+
+    def embedded():
+        return ConvEmbed(config, 1)(torch.zeros(1, 1, *size))
+
+    if min(grid) < 1:
+        with pytest.raises(RuntimeError):
+            embedded()
+        return
+    tokens, real = embedded()
+    assert real == grid
+    fmap = tokens.transpose(1, 2).unflatten(2, grid)
+    assert q.eval()(None, fmap).shape[1] == grid[0] * grid[1]
+    keys = config.grid_kv(grid)
+    if min(keys) < 1:
+        with pytest.raises(RuntimeError):
+            k(None, fmap)
+        return
+    assert k.eval()(None, fmap).shape[1] == keys[0] * keys[1]
+    if projection == "conv":
+        assert k.conv(fmap).shape[2:] == keys
+    elif projection == "avg":
+        assert k.pool(fmap).shape[2:] == keys
+
+
+@given(
+    size=st.tuples(st.integers(1, 60), st.integers(1, 60)),
+    projection=st.sampled_from(["conv", "avg"]), kernel=st.sampled_from([1, 3, 5]),
+    stride_kv=st.integers(1, 4), padding_kv=st.integers(0, 2), embed_padding=st.integers(0, 2),
+)
+def test_grids_refuse_exactly_the_sizes_with_a_side_below_the_least(
+        size, projection, kernel, stride_kv, padding_kv, embed_padding):
+    assume(projection != "avg" or padding_kv <= kernel // 2)
+    stage = a_stage(embed_padding=embed_padding, projection=projection, kernel=kernel,
+                    stride_kv=stride_kv, padding_kv=padding_kv)
+    config = CvTConfig(stages=(stage, stage))
+    least = config.min_size()
+
+    if min(size) >= least:
+        assert len(config.grids(size)) == 2
+    else:
+        with pytest.raises(InputError, match=f"at least {least} pixels a side"):
+            config.grids(size)
+
+
+def test_a_config_whose_own_image_size_is_too_small_is_refused():
+    with pytest.raises(InputError, match=r"2x2 pixels leaves stage 1 .* at least 3 pixels a side"):
+        dataclasses.replace(VARIANTS["cvt_13"], image_size=2)
+
+
+@pytest.mark.parametrize(("changes", "message"), [
+    ({"dim": 10, "num_heads": 3}, r"dim=10 is not divisible by num_heads=3.*try num_heads=1"),
+    ({"dim": 130, "num_heads": 4}, r"dim=130 is not divisible by num_heads=4.*try num_heads=2"),
+    ({"kernel": 4}, "kernel=4 is even"),
+    ({"embed": "patch"}, r"does not overlap, but embed_kernel=3, embed_stride=2"),
+    ({"embed": "patch", "embed_kernel": 2}, "embed_padding=1"),
+    ({"embed_padding": 3}, "must be smaller than embed_kernel=3"),
+    ({"projection": "linear"}, "stride_kv=2; set stride_kv=1"),
+    ({"projection": "avg", "padding_kv": 2}, "set padding_kv=1"),
+    ({"projection": "dw_bn"}, "projection='dw_bn'; choose from conv, avg, linear"),
+    ({"drop_rate": 1.0}, r"drop_rate=1.0 must be in \[0, 1\)"),
+    ({"attn_drop_rate": -0.1}, "attn_drop_rate=-0.1"),
+    ({"drop_path_rate": 1}, "drop_path_rate=1"),
+    ({"drop_rate": float("nan")}, "drop_rate=nan"),
+    ({"mlp_ratio": float("inf")}, "mlp_ratio=inf"),
+    ({"mlp_ratio": 0.1}, "mlp_ratio=0.1 leaves no hidden channel"),
+    ({"depth": 0}, "depth=0 must be at least 1"),
+    ({"depth": True}, "depth=True must be of type int"),
+    ({"dim": "64"}, "dim='64' must be of type int"),
+    ({"dim": 64.0}, "dim=64.0 must be of type int"),
+    ({"cls_token": 1}, "cls_token=1 must be of type bool"),
+    ({"stride_kv": 0}, "stride_kv=0 must be at least 1"),
+    ({"padding_kv": -1}, "padding_kv=-1 must not be negative"),
+])
+def test_a_stage_that_cannot_be_built_is_refused(changes, message):
+    with pytest.raises(InputError, match=message):
+        a_stage(**changes)
+
+
+@pytest.mark.parametrize(("changes", "message"), [
+    ({"stages": ()}, "stages is empty"),
+    ({"stages": [a_stage()]}, "stages="),
+    ({"in_chans": 0}, "in_chans=0"),
+    ({"num_classes": -1}, "num_classes=-1 must not be negative"),
+    ({"act": "relu"}, "act='relu'; did you mean gelu"),
+    ({"init": "kaiming"}, "init='kaiming'; choose from trunc_norm, xavier"),
+    ({"image_size": 0}, "0x0 pixels"),
+])
+def test_a_network_that_cannot_be_built_is_refused(changes, message):
+    with pytest.raises(InputError, match=message):
+        CvTConfig(**{"stages": (a_stage(),), **changes})
+
+
+@pytest.mark.parametrize(("data", "message"), [
+    ({"stages": [{"dim": 8, "num_heads": 1, "dept": 1}]},
+     r"stages\[0\] has the unknown key 'dept'; did you mean depth"),
+    ({"stages": [{"dim": 8, "num_heads": 1, "depth": 1}], "num_class": 3},
+     "model has the unknown key 'num_class'; did you mean num_classes"),
+    ({"stages": [{"dim": 8, "num_heads": 1}]}, r"stages\[0\] lacks the key 'depth'"),
+    ({"stages": [3]}, r"stages\[0\] is 3, not a mapping"),
+    ({"stages": "abc"}, "stages='abc' is not a list of stages"),
+    ({}, "stages=None is not a list of stages"),
+    ([1, 2], "is not a list of stages"),
+])
+def test_data_that_describe_no_network_are_refused(data, message):
+    with pytest.raises(InputError, match=message):
+        CvTConfig.from_dict(data)
+
+
+def test_a_config_is_not_written_under_another_suffix(tmp_path, tiny):
+    with pytest.raises(InputError, match=r"use \.json or \.yaml"):
+        tiny().save(tmp_path / "model.toml")
+
+
+def test_the_official_file_of_cvt_13_is_the_variant(tmp_path):
+    path = write_yaml(tmp_path / "cvt.yaml", {
+        "MODEL": {"NAME": "cls_cvt", "SPEC": CVT_13_SPEC}, "TRAIN": {"IMAGE_SIZE": [224, 224]}})
+
+    assert CvTConfig.from_official_yaml(path) == VARIANTS["cvt_13"]
+
+
+def test_the_official_file_sets_classes_size_and_projections(tmp_path):
+    spec = {**CVT_13_SPEC, "QKV_PROJ_METHOD": ["linear", "avg", "dw_bn"], "INIT": "xavier"}
+    path = write_yaml(tmp_path / "cvt.yaml", {
+        "MODEL": {"NUM_CLASSES": 7, "SPEC": spec}, "TRAIN": {"IMAGE_SIZE": [384, 384]}})
+
+    config = CvTConfig.from_official_yaml(path)
+
+    assert (config.num_classes, config.image_size, config.init) == (7, 384, "xavier")
+    assert [s.projection for s in config.stages] == ["linear", "avg", "conv"]
+    assert [s.stride_kv for s in config.stages] == [1, 2, 2]
+    assert config.act == "quick_gelu"
+
+
+@pytest.mark.parametrize(("changes", "message"), [
+    ({"DEPTH": [1, 2]}, "NUM_STAGES=3, but a list in it has no entry for stage 3"),
+    ({"STRIDE_Q": [1, 2, 1]}, "STRIDE_Q=2, PADDING_Q=1 in stage 2 change the grid"),
+    ({"PADDING_Q": [1, 1, 0]}, "STRIDE_Q=1, PADDING_Q=0 in stage 3 change the grid"),
+    ({"DIM_EMBEDS": [1]}, "unknown key DIM_EMBEDS; did you mean DIM_EMBED"),
+    ({"QKV_PROJ_METHOD": ["dw_bm"] * 3}, "'dw_bm'.*did you mean dw_bn"),
+    ({"QKV_PROJ_METHOD": [None] * 3}, "None.*choose from dw_bn, avg, linear"),
+    ({"NUM_HEADS": [1, 3, 5]}, "dim=384 is not divisible by num_heads=5"),
+    ({"NUM_HEADS": 3}, "no entry for stage 1"),
+    ({"NUM_HEADS": {"a": 3}}, "no entry for stage 1"),
+    ({"NUM_STAGES": "3"}, "NUM_STAGES='3'"),
+    ({"NUM_STAGES": 0}, "stages is empty"),
+    ({"INIT": "normal"}, "init='normal'"),
+])
+def test_an_official_file_that_cannot_be_built_is_refused(tmp_path, changes, message):
+    path = write_yaml(tmp_path / "cvt.yaml", {"MODEL": {"SPEC": {**CVT_13_SPEC, **changes}}})
+
+    with pytest.raises(InputError, match=message):
+        CvTConfig.from_official_yaml(path)
+
+
+@pytest.mark.parametrize("key", ["NUM_STAGES", "DIM_EMBED", "NUM_HEADS", "DEPTH"])
+def test_a_key_that_the_official_file_lacks_is_named(key):
+    spec = {k: v for k, v in CVT_13_SPEC.items() if k != key}
+
+    with pytest.raises(InputError, match=f"MODEL.SPEC lacks {key}"):
+        CvTConfig.from_official_spec(spec)
+
+
+@pytest.mark.parametrize("data", [{"MODEL": {"NAME": "cls_cvt"}}, {"MODEL": 3}, {"stages": []}])
+def test_a_file_without_a_spec_is_not_an_official_one(tmp_path, data):
+    path = write_yaml(tmp_path / "cvt.yaml", data)
+
+    with pytest.raises(InputError, match=r"has no MODEL\.SPEC; is it an experiment file"):
+        CvTConfig.from_official_yaml(path)
+
+
+@pytest.mark.parametrize(("changes", "message"), [
+    ({"size": 0}, "size=0"), ({"crop": 0.0}, "crop=0.0"), ({"crop": 1.1}, "crop=1.1"),
+    ({"mode": "squash"}, "crop=0.875; set crop=1"), ({"mode": "pad"}, "mode='pad'"),
+    ({"interpolation": "cubic"}, "did you mean bicubic"), ({"mean": (0.5,)}, "mean="),
+    ({"mean": (0.5, 0.5), "std": (1, 1)}, "1 \\(gray\\) or 3 \\(RGB\\)"),
+    ({"std": (0.1, 0.1, 0.0)}, "must be positive"), ({"std": (float("nan"),) * 3}, "std="),
+])
+def test_preprocessing_that_cannot_be_done_is_refused(changes, message):
+    with pytest.raises(InputError, match=message):
+        Preprocess(**changes)
+
+
+@pytest.mark.parametrize(("preprocess", "resize", "channels"), [
+    (Preprocess(), 256, 3),
+    (Preprocess(size=384, crop=1, mode="squash"), 384, 3),
+    (Preprocess(size=28, crop=1, mean=(0.5,), std=(0.5,)), 28, 1),
+])
+def test_preprocessing_tells_its_resize_and_channels(preprocess, resize, channels):
+    assert (preprocess.resize, preprocess.channels) == (resize, channels)

@@ -1,0 +1,60 @@
+import dataclasses
+from itertools import pairwise
+
+import pytest
+import torch
+
+from cvt.config import CvTConfig, StageConfig
+from cvt.model import CvT
+from cvt.train.optim import build_optimizer, learning_rate
+from cvt.train.recipe import OptimConfig
+
+
+def model():
+    stage = StageConfig(dim=8, num_heads=1, depth=1, cls_token=True, pos_embed=True)
+    return CvT(CvTConfig(stages=(stage,), num_classes=3, image_size=8))
+
+
+def test_norms_biases_class_token_and_positions_are_not_decayed():
+    net = model()
+    names = {id(p): name for name, p in net.named_parameters()}
+    groups = build_optimizer(net, OptimConfig(weight_decay=0.1)).param_groups
+    decayed = {names[id(p)] for g in groups if g["weight_decay"] == 0.1 for p in g["params"]}
+    free = {names[id(p)] for g in groups if g["weight_decay"] == 0 for p in g["params"]}
+    assert decayed | free == set(names.values())
+    assert {"stages.0.cls_token", "stages.0.pos_embed", "norm.weight", "head.bias"} <= free
+    assert all(name.endswith("weight") for name in decayed)
+    assert "stages.0.blocks.0.attn.q.conv.weight" in decayed  # depthwise kernels are decayed
+    assert "stages.0.blocks.0.attn.q.bn.weight" in free
+
+
+def test_learning_rate_warms_up_then_falls_to_its_floor():
+    config = OptimConfig(lr=1.0, warmup_epochs=2, warmup_lr=0.1, min_lr=0.01)
+    rates = [learning_rate(config, step, 100, 10) for step in range(100)]
+    assert rates[0] == pytest.approx(0.1)
+    assert rates[10] == pytest.approx(0.55)
+    assert rates[20] == pytest.approx(1.0)
+    assert rates[99] == pytest.approx(0.01)
+    assert all(a < b for a, b in pairwise(rates[:21]))
+    assert all(a > b for a, b in pairwise(rates[20:]))
+
+
+def test_learning_rate_without_warm_up_starts_at_the_top():
+    assert learning_rate(OptimConfig(lr=0.5, warmup_epochs=0), 0, 10, 5) == pytest.approx(0.5)
+
+
+def test_a_run_of_one_step_has_a_learning_rate():
+    assert learning_rate(OptimConfig(lr=0.5, warmup_epochs=0), 0, 1, 1) == pytest.approx(0.5)
+
+
+def test_betas_reach_the_optimiser():
+    optimizer = build_optimizer(model(), OptimConfig(betas=(0.8, 0.95)))
+    assert all(g["betas"] == (0.8, 0.95) for g in optimizer.param_groups)
+    assert isinstance(optimizer, torch.optim.AdamW)
+
+
+@pytest.mark.parametrize("values", [{"lr": -1.0}, {"betas": (0.9, 1.0)}, {"accumulate": 0},
+                                    {"lr": float("nan")}])
+def test_settings_that_make_no_sense_are_refused(values):
+    with pytest.raises(ValueError, match=next(iter(values))):
+        dataclasses.replace(OptimConfig(), **values)
