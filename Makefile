@@ -12,8 +12,9 @@ demo: $(READY)
 	$(BIN)/cvt predict runs/demo/held_out --model runs/demo
 	@echo "Look at $(CURDIR)/runs/demo/report.html"
 
+# Two processes of one thread each: the networks are too small to share among threads.
 test: $(READY)
-	$(BIN)/pytest
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2
 
 check: $(READY)
 	$(BIN)/ruff check
