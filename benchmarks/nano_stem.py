@@ -16,11 +16,11 @@ import torch
 
 from cvt.complexity import multiply_adds
 from cvt.config import VARIANTS, CvTConfig
+from cvt.data.augment import training_transform
 from cvt.data.config import AugmentConfig
 from cvt.data.datasets import fashion_mnist
 from cvt.data.loader import TrainLoader, evaluation_batches
 from cvt.data.randomness import seed_all
-from cvt.data.transforms import training_transform
 from cvt.evaluate.run import classify
 from cvt.model import CvT
 from cvt.train.engine import Engine

@@ -6,11 +6,11 @@ import torch
 from PIL import Image
 
 from cvt.config import Preprocess
+from cvt.data.augment import training_transform
 from cvt.data.config import AugmentConfig
 from cvt.data.datasets import Pictures
 from cvt.data.loader import TrainLoader, evaluation_batches
 from cvt.data.randomness import seed_all
-from cvt.data.transforms import training_transform
 from cvt.errors import InputError
 
 PREPROCESS = Preprocess(size=8, crop=1.0, mean=(0.0,), std=(1.0,))

@@ -5,9 +5,10 @@ from PIL import Image
 from timm.data import create_transform
 
 from cvt.config import Preprocess
+from cvt.data.augment import training_transform
 from cvt.data.config import AugmentConfig
 from cvt.data.randomness import seed_all
-from cvt.data.transforms import evaluation_transform, training_transform
+from cvt.data.transforms import evaluation_transform
 from cvt.errors import InputError
 
 

@@ -1,7 +1,4 @@
-"""From a picture to the network's input: exactly in evaluation, at random in training.
-
-Both ends share `_to_tensor`, and training without augmentation is evaluation.
-"""
+"""From a picture to the network's input, as evaluation and prediction do it."""
 
 from __future__ import annotations
 
@@ -9,72 +6,35 @@ from collections.abc import Callable
 
 import torch
 from PIL import Image
-from timm.data.auto_augment import rand_augment_transform
-from timm.data.random_erasing import RandomErasing
 from torch import Tensor
-from torchvision.transforms import InterpolationMode, v2
+from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional as F
 
 from cvt.config import Preprocess
-from cvt.data.config import AugmentConfig
-from cvt.errors import InputError
 
 Transform = Callable[[Image.Image], Tensor]
 
 
 def evaluation_transform(preprocess: Preprocess) -> Transform:
     """An RGB picture of any size to a normalised float tensor (channels, size, size)."""
-    to_tensor = _to_tensor(preprocess)
+    to_tensor = to_tensor_of(preprocess)
 
     def transform(image: Image.Image) -> Tensor:
-        return to_tensor(_frame(image, preprocess))
+        return to_tensor(frame(image, preprocess))
 
     return transform
 
 
-def training_transform(preprocess: Preprocess, augment: AugmentConfig) -> Transform:
-    """As `evaluation_transform`, varied at random by `augment` (mixing batches excepted).
-
-    Draws from the global random states of torch, numpy and random. Raises InputError for a
-    RandAugment that timm does not know.
-    """
-    size, interpolation = preprocess.size, _interpolation(preprocess)
-    steps: list[Callable[[Image.Image], Image.Image]] = []
-    if augment.crop == "resized":
-        steps.append(v2.RandomResizedCrop(size, scale=augment.scale, interpolation=interpolation))
-    else:
-        steps.append(lambda image: _frame(image, preprocess))
-    if augment.crop == "shift":
-        steps.append(v2.RandomCrop(size, padding=max(1, size // 8), padding_mode="edge"))
-    if augment.hflip:
-        steps.append(v2.RandomHorizontalFlip(augment.hflip))
-    if augment.color_jitter:
-        steps.append(v2.ColorJitter(*(augment.color_jitter,) * 3))
-    if augment.rand_augment:
-        steps.append(_rand_augment(augment.rand_augment, preprocess))
-    to_tensor = _to_tensor(preprocess)
-    # "pixel" noise is what the paper's recipe uses; the tensor is normalised by then.
-    erase = RandomErasing(augment.erasing, mode="pixel", device="cpu") if augment.erasing else None
-
-    def transform(image: Image.Image) -> Tensor:
-        for step in steps:
-            image = step(image)
-        x = to_tensor(image)
-        return x if erase is None else erase(x)
-
-    return transform
-
-
-def _frame(image: Image.Image, preprocess: Preprocess) -> Image.Image:
+def frame(image: Image.Image, preprocess: Preprocess) -> Image.Image:
     """The square of `size` pixels that evaluation sees."""
     side, size = preprocess.resize, preprocess.size
     target = [side, side] if preprocess.mode == "squash" else [side]
     if (image.size if preprocess.mode == "squash" else (min(image.size),)) != tuple(target):
-        image = F.resize(image, target, interpolation=_interpolation(preprocess))
+        image = F.resize(image, target, interpolation=interpolation_of(preprocess))
     return image if image.size == (size, size) else F.center_crop(image, [size, size])
 
 
-def _to_tensor(preprocess: Preprocess) -> Transform:
+def to_tensor_of(preprocess: Preprocess) -> Transform:
     """An 8-bit picture as a normalised float tensor (channels, H, W)."""
     mean = torch.tensor(preprocess.mean).view(-1, 1, 1)
     std = torch.tensor(preprocess.std).view(-1, 1, 1)
@@ -86,25 +46,6 @@ def _to_tensor(preprocess: Preprocess) -> Transform:
     return to_tensor
 
 
-def _interpolation(preprocess: Preprocess) -> InterpolationMode:
+def interpolation_of(preprocess: Preprocess) -> InterpolationMode:
+    """The resize filter as torchvision names it."""
     return InterpolationMode(preprocess.interpolation)
-
-
-def _rand_augment(config: str, preprocess: Preprocess) -> Callable[[Image.Image], Image.Image]:
-    # Empty corners take the mean colour, and moves are bounded by 0.45 of the side, as in timm.
-    fill = tuple(round(255 * m) for m in preprocess.mean) * (1 if preprocess.channels == 3 else 3)
-    hparams = {"translate_const": int(preprocess.size * 0.45), "img_mean": fill}
-    try:
-        transform = rand_augment_transform(config, hparams)
-    except (AssertionError, ValueError, KeyError) as error:
-        raise InputError(f"augment.rand_augment={config!r} is not RandAugment in timm's notation "
-                         f"({error or type(error).__name__}); try rand-m9-mstd0.5-inc1") from None
-    for op in transform.ops:
-        if op.name.startswith("Posterize"):
-            op.level_fn = _at_least_one_bit(op.level_fn)
-    return transform
-
-
-def _at_least_one_bit(level_fn: Callable[..., tuple[int]]) -> Callable[..., tuple[int]]:
-    # At its strongest timm asks for 0 bits, which Pillow refuses since version 12.
-    return lambda level, hparams: (max(1, level_fn(level, hparams)[0]),)

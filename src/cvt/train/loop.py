@@ -10,10 +10,10 @@ import torch
 from timm.utils import ModelEmaV3
 
 from cvt.card import ModelCard
+from cvt.data.augment import training_transform
 from cvt.data.datasets import Dataset, load_dataset
 from cvt.data.loader import TrainLoader, evaluation_batches
 from cvt.data.randomness import seed_all
-from cvt.data.transforms import training_transform
 from cvt.device import pick_device
 from cvt.errors import DivergedError, InputError
 from cvt.evaluate.metrics import Evaluation
