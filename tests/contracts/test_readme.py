@@ -1,0 +1,63 @@
+"""What the README shows works as it stands there."""
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from PIL import Image
+
+import cvt
+from cvt.cli import main
+
+ROOT = Path(__file__).parents[2]
+README = (ROOT / "README.md").read_text()
+BLOCKS = re.findall(r"```(\w+)\n(.*?)```", README, re.DOTALL)
+COMMANDS = [shlex.split(line, comments=True)[1:] for kind, text in BLOCKS if kind == "sh"
+            for line in re.findall(r"(?:^|\| )(cvt .*)$", text, re.MULTILINE)]
+
+
+def test_the_readme_shows_every_command():
+    assert {args[0] for args in COMMANDS} == {"train", "evaluate", "predict", "info"}
+
+
+@pytest.mark.parametrize("args", COMMANDS, ids=" ".join)
+def test_commands_are_understood(args, monkeypatch, tmp_path, capsys):
+    (tmp_path / "recipes").symlink_to(ROOT / "recipes")
+    for name in ("holiday/a.jpg", "scans/b.png"):
+        (tmp_path / name).parent.mkdir()
+        Image.new("RGB", (4, 4)).save(tmp_path / name)
+    monkeypatch.chdir(tmp_path)
+    if args[0] == "train" and "--resume" not in args:
+        assert main([*args, "--print_config"]) == 0
+    elif args[0] == "info":
+        assert main(args) == 0
+    else:  # understood, but there is no such model here
+        assert main(args) == 1
+        assert re.search("no model at runs/|runs/.* has no recipe", capsys.readouterr().err)
+
+
+def test_python_examples_run(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    official = {}
+    for name, tensor in cvt.CvT(cvt.VARIANTS["cvt_13"]).state_dict().items():
+        name = re.sub(r"^stages\.(\d)", r"stage\1", name).replace(".embed.", ".patch_embed.")
+        name = name.replace(".patch_embed.conv.", ".patch_embed.proj.")
+        name = re.sub(r"\.attn\.([qkv])\.linear", r".attn.proj_\1", name)
+        name = re.sub(r"\.attn\.([qkv])\.(conv|bn)", r".attn.conv_proj_\1.\2", name)
+        official[name] = tensor
+    torch.save(official, "CvT-13-224x224-IN-1k.pth")
+    spec = {"NUM_STAGES": 1, "DIM_EMBED": [8], "NUM_HEADS": [1], "DEPTH": [1]}
+    Path("cvt-13-224x224.yaml").write_text(yaml.safe_dump({"MODEL": {"SPEC": spec}}))
+    stage = cvt.StageConfig(dim=8, num_heads=1, depth=1)
+    cvt.save_model("runs/cvt_nano_digits", cvt.CvT(cvt.CvTConfig(stages=(stage,), num_classes=2)),
+                   cvt.Preprocess(), ("a", "b"))
+    names = {}
+    for kind, text in BLOCKS:
+        if kind == "python":
+            exec(text, names)
+    assert [m.shape[1:] for m in names["maps"]] == [(64, 56, 56), (192, 28, 28), (384, 14, 14)]
+    assert names["report"].format == "official"
+    assert names["config"].stages[0].dim == 8
