@@ -12,11 +12,18 @@ def pick_device(name: str) -> torch.device:
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
-        torch.empty(0, device=name)
+        torch.empty(0, device=name).cpu()
         return torch.device(name)
-    except (RuntimeError, AssertionError) as error:
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
         reason = str(error).splitlines()[0]
         raise InputError(f"device={name!r} cannot be used ({reason}); try cpu or auto") from None
+
+
+def device_name(device: torch.device) -> str:
+    """The device in words: a GPU's product name where there is one."""
+    if device.type == "cuda":
+        return f"{device} ({torch.cuda.get_device_name(device)})"
+    return str(device)
 
 
 def autocast(device: torch.device, precision: str) -> torch.autocast:

@@ -1,4 +1,4 @@
-"""The one exception meant for people, and the nearest-match hint that many messages end with."""
+"""The two exceptions meant for people, and the nearest-match hint that many messages end with."""
 
 from __future__ import annotations
 

@@ -1,5 +1,6 @@
 import io
 import json
+import os
 import subprocess
 import sys
 
@@ -69,6 +70,8 @@ def test_python_m_cvt_is_the_command():
     (["predict", "--model", "x"], "images"),
     (["predict", "a.png"], "model"),
     (["predict", "a.png", "--model", "x", "--top_k", "0"], "at least 1"),
+    (["evaluate", "--model", "x", "--batch_size", "0"], "at least 1"),
+    (["info", "--size", "\N{SUPERSCRIPT TWO}"], "not a size"),
 ])
 def test_a_wrong_call_leaves_with_2_and_says_what_to_do(args, message, capsys):
     assert main(args) == 2
@@ -119,6 +122,7 @@ def test_info_prints_a_table_for_any_size(capsys):
     (["evaluate", "--model", "nowhere"], "no model at nowhere"),
     (["train", "--resume", "nowhere"], "nowhere has no recipe.yaml"),
     (["train", "--device", "abacus"], "abacus"),
+    (["train", "--device", "meta"], "meta"),
     (["train", "--data.name", "folder", "--data.root", "nowhere"], "nowhere is not a directory"),
 ])
 def test_what_cannot_be_done_leaves_with_1_in_one_line(args, message, tmp_path, monkeypatch,
@@ -215,3 +219,31 @@ def test_evaluate_matches_classes_by_name(model, capsys):
     part = json.loads(capsys.readouterr().out)["confusion"]
     assert sum(part[0]) == 0
     assert [sum(row) for row in part[1:]] == [sum(row) for row in whole[1:]] == [2, 2]
+
+
+def test_names_that_look_like_markup_are_printed_as_they_are(model, capsys):
+    config = json.loads((model / "config.json").read_text())
+    config["classes"] = ["[red]", "[/bold]", ":bee:"]
+    (model / "config.json").write_text(json.dumps(config))
+    picture = model.parent / "[b].png"
+    (model.parent / "pictures/ant/0.png").rename(picture)
+    assert main(["predict", str(picture), "--model", str(model)]) == 0
+    out = capsys.readouterr().out
+    assert all(name in out for name in ("[red]", "[/bold]", ":bee:"))
+
+
+def test_a_name_in_another_encoding_is_printed(model, capsys):
+    picture = os.fsencode(model.parent) + b"/\xff.png"
+    os.rename(model.parent / "pictures/ant/0.png", picture)
+    assert main(["predict", os.fsdecode(picture), "--model", str(model)]) == 0
+    assert "probability" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("split", "n"), [("val", 6), ("train", 6), ("all", 12)])
+def test_evaluate_scores_a_half_or_all(model, split, n, capsys):
+    assert main(["evaluate", "--model", str(model), "--split", split, "--data.name", "folder",
+                 "--data.val_fraction", "0.5", "--json", "--data.root",
+                 str(model.parent / "pictures")]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert told["n"] == n
+    assert sum(map(sum, told["confusion"])) == n

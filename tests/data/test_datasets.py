@@ -121,6 +121,8 @@ def test_a_folder_of_classes_is_split_by_the_seed(tmp_path):
     (["cat/1.png", "cat/2.png"], "the one class 'cat'"),
     (["train/a/1.png", "train/b/1.png", "val/c/1.png"], "class 'c'.*lacks"),
     (["a/1.png", "b/1.png", "b/2.png"], "one picture"),
+    (["train/a/1.png", "train/b/1.png"], "train/ but no val/"),
+    (["val/a/1.png", "val/b/1.png"], "val/ but no train/"),
 ])
 def test_a_folder_that_cannot_be_trained_on_says_why(tmp_path, names, message):
     for name in names:

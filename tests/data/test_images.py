@@ -4,7 +4,7 @@ import zlib
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageOps
 
 from cvt.data.images import list_images, read_image
 from cvt.errors import InputError
@@ -83,6 +83,16 @@ def test_exif_rotation_is_applied():
     exif[0x0112] = 6  # the camera was held a quarter turn to the left
     out = np.asarray(read_image(encoded(image, exif=exif.tobytes())))
     assert np.array_equal(out, np.rot90(pixels, -1))
+
+
+def test_broken_exif_data_does_not_cost_the_picture():
+    pixels = gradient()
+    broken = b"Exif\x00\x00II*\x00\x08\x00\x00\x00\x01\x00\x12\x01\x03\x00\xff\xff"
+    data = encoded(Image.fromarray(pixels), exif=broken)
+    with pytest.raises(Exception, match=r".") as caught:  # of Pillow's own
+        ImageOps.exif_transpose(Image.open(io.BytesIO(data)))
+    assert not isinstance(caught.value, InputError)
+    assert np.array_equal(np.asarray(read_image(data)), pixels)
 
 
 def test_one_bit_pictures_are_black_and_white():

@@ -1,4 +1,7 @@
+import dataclasses
+import pickle
 import random
+from functools import partial
 
 import numpy as np
 import pytest
@@ -8,7 +11,8 @@ from PIL import Image
 from cvt.config import Preprocess
 from cvt.data.augment import training_transform
 from cvt.data.config import AugmentConfig
-from cvt.data.datasets import Pictures
+from cvt.data.datasets import Pictures, digits
+from cvt.data.images import read_image
 from cvt.data.loader import TrainLoader, evaluation_batches
 from cvt.data.randomness import seed_all
 from cvt.errors import InputError
@@ -88,6 +92,26 @@ def test_an_unreadable_picture_raises_its_own_one_line(workers):
         list(loader(broken=range(10), workers=workers).epoch(0))
     assert str(caught.value).endswith("is damaged")
     assert "\n" not in str(caught.value)
+
+
+def test_a_file_that_has_gone_is_named(tmp_path):
+    gone = dataclasses.replace(pictures(), read=partial(read_image, tmp_path / "gone.png"),
+                               names=["gone.png"] * 10)
+    with pytest.raises(InputError, match=r"gone\.png: No such file"):
+        list(evaluation_batches(gone, PREPROCESS, batch_size=4))
+
+
+def test_what_workers_need_can_be_sent_to_them():
+    """Where processes are spawned, not forked, they receive it pickled."""
+    augment = AugmentConfig(crop="shift", hflip=0.5, erasing=0.5,
+                            rand_augment="rand-m9-mstd0.5-inc1")
+    transform = training_transform(PREPROCESS, augment)
+    data = digits()
+    sent, sent_data = pickle.loads(pickle.dumps((transform, data)))
+    seed_all(5)
+    expected = transform(data.all.read(1500))
+    seed_all(5)
+    assert torch.equal(sent(sent_data.all.read(1500)), expected)
 
 
 def test_a_batch_larger_than_the_dataset_is_refused():

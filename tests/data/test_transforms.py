@@ -37,6 +37,12 @@ def test_a_picture_of_the_right_size_is_only_normalised():
     assert torch.allclose(x, (pixels / 255 - 0.5) / 0.25, atol=1e-6)
 
 
+def test_a_picture_too_thin_to_resize_is_refused():
+    """Of 5 million pixels, but 2,300 million once its short side is resized."""
+    with pytest.raises(InputError, match="1x5000000 pixels is too thin"):
+        evaluation_transform(Preprocess(size=32))(Image.new("RGB", (1, 5_000_000)))
+
+
 def test_one_channel_is_luminance():
     x = evaluation_transform(Preprocess(size=8, crop=1.0, mean=(0.0,), std=(1.0,)))(
         Image.new("RGB", (8, 8), (255, 0, 0)))

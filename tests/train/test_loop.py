@@ -2,8 +2,10 @@ import csv
 import dataclasses
 import json
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from cvt.config import CvTConfig, StageConfig
 from cvt.data.config import AugmentConfig, DataConfig
@@ -129,7 +131,7 @@ def test_a_loss_that_is_not_finite_ends_the_run_and_says_where(recipe, tmp_path)
         loop.train(wild, tmp_path / "run", quiet=True)
     assert "epoch 1" in str(caught.value)
     assert "--optim.lr" in str(caught.value)
-    assert not (tmp_path / "run/best.safetensors").exists()
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_run_is_not_overwritten_unasked(recipe, tmp_path):
@@ -162,3 +164,41 @@ def test_what_cannot_be_trained_leaves_nothing_behind(recipe, tmp_path):
     with pytest.raises(InputError, match="batch_size"):
         loop.train(dataclasses.replace(recipe, batch_size=5000), tmp_path / "run", quiet=True)
     assert not (tmp_path / "run").exists()
+
+
+def test_a_validation_loss_that_is_not_finite_ends_the_run(recipe, tmp_path):
+    """As where the last step of an epoch made the weights infinite."""
+    blow = dataclasses.replace(recipe, batch_size=1437, ema=0.0, augment=AugmentConfig(),
+                               optim=OptimConfig(lr=1e37, warmup_lr=1e37, warmup_epochs=0))
+    with pytest.raises(DivergedError, match=r"step 1,"):
+        loop.train(blow, tmp_path / "run", quiet=True)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_run_stopped_in_its_first_epoch_is_not_in_the_way(recipe, tmp_path, monkeypatch):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run/mine.txt").write_text("kept")
+
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(loop.Engine, "step", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        loop.train(recipe, tmp_path / "run", quiet=True)
+    assert [path.name for path in (tmp_path / "run").iterdir()] == ["mine.txt"]
+
+
+def test_a_run_does_not_go_on_with_other_classes(recipe, tmp_path):
+    rng = np.random.default_rng(0)
+    for name in ("ant", "bee"):
+        (tmp_path / "photos" / name).mkdir(parents=True)
+        for i in range(8):
+            Image.fromarray(rng.integers(0, 256, (8, 8, 3), dtype=np.uint8)).save(
+                tmp_path / "photos" / name / f"{i}.png")
+    mine = dataclasses.replace(recipe, epochs=1, batch_size=8, data=DataConfig(
+        name="folder", root=str(tmp_path / "photos")))
+    loop.train(mine, tmp_path / "run", quiet=True)
+    (tmp_path / "run/metrics.json").unlink()
+    (tmp_path / "photos/bee").rename(tmp_path / "photos/cat")
+    with pytest.raises(InputError, match="classes were ant, bee and are ant, cat"):
+        loop.resume(tmp_path / "run", quiet=True)

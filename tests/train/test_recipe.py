@@ -49,6 +49,8 @@ def test_one_channel_averages_the_statistics():
     ({"batch_size": 10, "optim": OptimConfig(accumulate=3)}, "divisor"),
     ({"epochs": 0}, "epochs=0"),
     ({"ema": 1.0}, "ema"),
+    ({"epochs": 2}, "warmup_epochs=2.0 leaves nothing of epochs=2"),
+    ({"compile": True, "grad_checkpointing": True}, "do not go together"),
 ])
 def test_recipes_that_cannot_be_carried_out_are_refused(values, message):
     with pytest.raises(InputError, match=message):
@@ -60,3 +62,9 @@ def test_an_unknown_key_names_the_nearest():
         Recipe.from_dict({"epoch": 3})
     with pytest.raises(InputError, match="did you mean lr"):
         Recipe.from_dict({"optim": {"lrr": 3}})
+
+
+@pytest.mark.parametrize("name", ["warmup_lr", "min_lr"])
+def test_a_schedule_does_not_climb_above_its_peak(name):
+    with pytest.raises(InputError, match=f"{name}=0.1 is above lr=0.01"):
+        OptimConfig(lr=0.01, **{name: 0.1})

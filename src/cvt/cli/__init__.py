@@ -48,7 +48,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 1
     except KeyboardInterrupt:
         print(f"cvt {name}: interrupted"
-              + ("; go on from the last whole epoch with cvt train --resume DIR"
+              + ("; if an epoch was finished, go on with cvt train --resume DIR"
                  if name == "train" else ""), file=sys.stderr)
         return 130
 

@@ -24,14 +24,15 @@ def main(args: Sequence[str]) -> int:
                         "(default: evaluation/ in the model's directory)")
     parser.add_argument("--data", type=DataConfig | None, default=None,
                         help="the pictures; by default those that the model was trained with")
-    parser.add_argument("--split", choices=["val", "train"], default="val",
-                        help="which half of them")
+    parser.add_argument("--split", choices=["val", "train", "all"], default="val",
+                        help="the held-out pictures, those for training, or both together")
     parser.add_argument("--batch_size", type=int, default=64, help="pictures at a time")
     parser.add_argument("--precision", choices=["fp32", "bf16"], default="fp32",
                         help="bf16 runs under autocast")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, ...")
-    parser.add_argument("--json", action="store_true", help="print metrics.json")
+    parser.add_argument("--json", action="store_true", help="print all figures as JSON")
     chosen = parser.read(args)
+    parser.at_least_one(chosen, "batch_size")
 
     from cvt.evaluate.run import evaluate_directory
 

@@ -8,10 +8,10 @@ from dataclasses import asdict
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from cvt.cli.parser import Parser
 from cvt.config import VARIANTS
-from cvt.errors import InputError
 
 
 def main(args: Sequence[str]) -> int:
@@ -39,7 +39,7 @@ def main(args: Sequence[str]) -> int:
                           "stages": [{**asdict(s), "tokens": s.tokens} for s in shapes]}))
         return 0
     table = Table("stage", "grid", "stride", "dim", "heads", "blocks", "tokens", "keys",
-                  "parameters", title=f"{chosen.model} at {size[0]}x{size[1]}",
+                  "parameters", title=Text(f"{chosen.model} at {size[0]}x{size[1]}"),
                   caption=f"{count:,} parameters, {cost / 1e9:.3f} G multiply-adds an image, "
                           "attention included")
     for i, s in enumerate(shapes, 1):
@@ -53,9 +53,6 @@ def main(args: Sequence[str]) -> int:
 
 def _size(parser: Parser, text: str) -> tuple[int, int]:
     parts = text.lower().split("x")
-    if len(parts) > 2 or not all(p.isdigit() and int(p) > 0 for p in parts):
+    if len(parts) > 2 or not all(p.isdecimal() and int(p) > 0 for p in parts):
         parser.error(f"--size {text} is not a size; write 224, or 384x256 for height x width")
-    try:
-        return int(parts[0]), int(parts[-1])
-    except ValueError:
-        raise InputError(f"--size {text} is not a size") from None
+    return int(parts[0]), int(parts[-1])

@@ -34,6 +34,12 @@ class Parser(ArgumentParser):
         names = [f.name for f in dataclasses.fields(kind)]  # type: ignore[arg-type]
         return self._refusing(lambda: kind(**{name: getattr(chosen, name) for name in names}))
 
+    def at_least_one(self, chosen: Namespace, *names: str) -> None:
+        """Leave with 2 where one of the options `names` is below 1."""
+        for name in names:
+            if getattr(chosen, name) < 1:
+                self.error(f"--{name} {getattr(chosen, name)} must be at least 1")
+
     def _refusing(self, make: Callable[[], _T]) -> _T:
         try:
             return make()

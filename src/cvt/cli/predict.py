@@ -9,6 +9,7 @@ from dataclasses import asdict
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from cvt.cli.parser import Parser
 
@@ -28,9 +29,7 @@ def main(args: Sequence[str]) -> int:
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, ...")
     parser.add_argument("--json", action="store_true", help="print one JSON object a line")
     chosen = parser.read(args)
-    for name in ("top_k", "batch_size"):
-        if getattr(chosen, name) < 1:
-            parser.error(f"--{name} {getattr(chosen, name)} must be at least 1")
+    parser.at_least_one(chosen, "top_k", "batch_size")
 
     from cvt.predict import find_images, predict
 
@@ -39,7 +38,7 @@ def main(args: Sequence[str]) -> int:
     table = Table("picture", "class", "probability", "then")
     for prediction in predict(chosen.model, sources, top_k=chosen.top_k,
                               batch_size=chosen.batch_size, device=chosen.device,
-                              stdin=sys.stdin.buffer):
+                              stdin=getattr(sys.stdin, "buffer", None)):
         if prediction.error is not None:
             failed += 1
             print(f"cvt predict: {prediction.error}", file=sys.stderr)
@@ -48,11 +47,17 @@ def main(args: Sequence[str]) -> int:
                   flush=True)
         elif prediction.error is None:
             (label, probability), *rest = prediction.classes
-            table.add_row(prediction.picture, label, f"{probability:.1%}",
-                          ", ".join(f"{name} {p:.1%}" for name, p in rest))
+            # As Text, for names may look like the console's markup.
+            table.add_row(Text(_printable(prediction.picture)), Text(label), f"{probability:.1%}",
+                          Text(", ".join(f"{name} {p:.1%}" for name, p in rest)))
     if table.row_count:
         Console().print(table)
     if failed:
         print(f"cvt predict: {failed} of {len(sources)} pictures could not be read",
               file=sys.stderr)
     return 1 if failed else 0
+
+
+def _printable(name: str) -> str:
+    """A file's name as characters, where its bytes are not of the system's encoding."""
+    return name.encode("utf-8", "surrogateescape").decode("utf-8", "replace")

@@ -5,7 +5,9 @@ Without augmentation it is what evaluation does, piece by piece the same functio
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
 
 from PIL import Image
 from timm.data.auto_augment import rand_augment_transform
@@ -31,7 +33,7 @@ def training_transform(preprocess: Preprocess, augment: AugmentConfig) -> Transf
     if augment.crop == "resized":
         steps.append(v2.RandomResizedCrop(size, scale=augment.scale, interpolation=interpolation))
     else:
-        steps.append(lambda image: frame(image, preprocess))
+        steps.append(partial(frame, preprocess))
     if augment.crop == "shift":
         steps.append(v2.RandomCrop(size, padding=max(1, size // 8), padding_mode="edge"))
     if augment.hflip:
@@ -43,14 +45,16 @@ def training_transform(preprocess: Preprocess, augment: AugmentConfig) -> Transf
     to_tensor = to_tensor_of(preprocess)
     # "pixel" noise is what the paper's recipe uses; the tensor is normalised by then.
     erase = RandomErasing(augment.erasing, mode="pixel", device="cpu") if augment.erasing else None
+    return partial(_vary, tuple(steps), to_tensor, erase)
 
-    def transform(image: Image.Image) -> Tensor:
-        for step in steps:
-            image = step(image)
-        x = to_tensor(image)
-        return x if erase is None else erase(x)
 
-    return transform
+# Module functions, not closures: transforms travel to worker processes, which pickle them.
+def _vary(steps: Sequence[Callable[[Image.Image], Image.Image]], to_tensor: Transform,
+          erase: Callable[[Tensor], Tensor] | None, image: Image.Image) -> Tensor:
+    for step in steps:
+        image = step(image)
+    x = to_tensor(image)
+    return x if erase is None else erase(x)
 
 
 def _rand_augment(config: str, preprocess: Preprocess) -> Callable[[Image.Image], Image.Image]:
@@ -64,10 +68,11 @@ def _rand_augment(config: str, preprocess: Preprocess) -> Callable[[Image.Image]
                          f"({error or type(error).__name__}); try rand-m9-mstd0.5-inc1") from None
     for op in transform.ops:
         if op.name.startswith("Posterize"):
-            op.level_fn = _at_least_one_bit(op.level_fn)
+            op.level_fn = partial(_at_least_one_bit, op.level_fn)
     return transform
 
 
-def _at_least_one_bit(level_fn: Callable[..., tuple[int]]) -> Callable[..., tuple[int]]:
+def _at_least_one_bit(level_fn: Callable[..., tuple[int]], level: float, hparams: Any
+                      ) -> tuple[int]:
     # At its strongest timm asks for 0 bits, which Pillow refuses since version 12.
-    return lambda level, hparams: (max(1, level_fn(level, hparams)[0]),)
+    return (max(1, level_fn(level, hparams)[0]),)

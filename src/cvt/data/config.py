@@ -9,8 +9,6 @@ from typing import Literal
 from cvt.errors import InputError
 from cvt.schema import check, check_types
 
-DATASETS = ("digits", "fashion_mnist", "folder")
-
 
 @dataclass(frozen=True, kw_only=True)
 class DataConfig:
@@ -21,7 +19,8 @@ class DataConfig:
     training and 10,000 test pictures of clothes. folder: your own, see root."""
     root: str | None = None
     """folder: a directory with train/ and val/, or with one sub-directory for each class, split by
-    val_fraction. fashion_mnist: where the IDX files are, or where to download them to."""
+    val_fraction. fashion_mnist: where the IDX files are or shall be downloaded to; by default where
+    Debian's package dataset-fashion-mnist puts them, else data/fashion_mnist."""
     val_fraction: float = 0.2
     """Fraction of each class held out for validation, in (0, 1), where the dataset has no split of
     its own (digits, a folder without val/)."""

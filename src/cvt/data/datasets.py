@@ -7,6 +7,7 @@ import math
 import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -24,6 +25,7 @@ FASHION_MNIST_CLASSES = ("T-shirt", "Trouser", "Pullover", "Dress", "Coat", "San
                          "Sneaker", "Bag", "Ankle boot")
 # Where Debian's package dataset-fashion-mnist puts its files.
 DEBIAN_FASHION_MNIST = Path("/usr/share/datasets/fashion-mnist")
+DOWNLOADS = Path("data/fashion_mnist")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,6 +52,13 @@ class Dataset:
     train: Pictures
     val: Pictures
     preprocess: Preprocess
+
+    @property
+    def all(self) -> Pictures:
+        """Both halves together."""
+        one, other = self.train, self.val
+        return Pictures(classes=one.classes, labels=one.labels + other.labels,
+                        names=[*one.names, *other.names], read=partial(_read_either, one, other))
 
 
 def load_dataset(config: DataConfig) -> Dataset:
@@ -82,20 +91,18 @@ def digits(val_fraction: float = 0.2, seed: int = 0) -> Dataset:
 def fashion_mnist(root: Path | None = None) -> Dataset:
     """Fashion-MNIST (Xiao et al., 2017): 10 classes of clothes, 28x28 gray, 60,000 and 10,000.
 
-    The IDX files are read from `root`, else from where Debian's package dataset-fashion-mnist puts
-    them; where `root` has none, torchvision downloads them there and checks their hashes. Raises
-    InputError where that fails.
+    The IDX files are read from `root`, by default from where Debian's package dataset-fashion-mnist
+    puts them, else from data/fashion_mnist; where they are not, torchvision downloads them and
+    checks their hashes. Raises InputError where that fails.
     """
-    home = root or DEBIAN_FASHION_MNIST
-    if root is None and not home.is_dir():
-        raise InputError(f"Fashion-MNIST is not at {home}; install Debian's package "
-                         "dataset-fashion-mnist, or set data.root to a directory to download it to")
+    home = root or (DEBIAN_FASHION_MNIST if DEBIAN_FASHION_MNIST.is_dir() else DOWNLOADS)
     if not any(home.glob("train-images-idx3-ubyte*")):
         try:
             FashionMNIST(home, download=True)
         except (RuntimeError, OSError) as error:
             raise InputError(f"Fashion-MNIST could not be downloaded to {home}: {error}; put its "
-                             "four IDX files there yourself") from None
+                             "four IDX files there yourself, or install Debian's package "
+                             "dataset-fashion-mnist") from None
         home = home / "FashionMNIST" / "raw"  # where torchvision puts them
     train, val = _idx_pair(home, "train"), _idx_pair(home, "t10k")
     return Dataset(
@@ -115,7 +122,12 @@ def folder(root: Path, val_fraction: float = 0.2, seed: int = 0) -> Dataset:
         raise InputError(f"data.root={root} is not a directory; give one with train/ and val/, or "
                          "with one sub-directory for each class")
     preprocess = Preprocess(mean=IMAGENET_MEAN, std=IMAGENET_STD)
-    if (root / "train").is_dir() and (root / "val").is_dir():
+    halves = [name for name in ("train", "val") if (root / name).is_dir()]
+    if len(halves) == 1:
+        other = "val" if halves == ["train"] else "train"
+        raise InputError(f"{root} has {halves[0]}/ but no {other}/; add it, or give a directory "
+                         "with one sub-directory for each class, to be split by data.val_fraction")
+    if halves:
         classes, paths, labels = _scan(root / "train")
         val_classes, val_paths, val_labels = _scan(root / "val", least=1)
         extra = sorted(set(val_classes) - set(classes))
@@ -152,15 +164,27 @@ def split_indices(labels: np.ndarray, val_fraction: float, seed: int,
 
 def _arrays(pixels: np.ndarray, labels: np.ndarray, classes: tuple[str, ...], indices: np.ndarray,
             word: str) -> Pictures:
-    chosen = pixels[indices]
     return Pictures(classes=classes, labels=tuple(int(label) for label in labels[indices]),
                     names=[f"{word} {i}" for i in indices],
-                    read=lambda i: Image.fromarray(chosen[i]).convert("RGB"))
+                    read=partial(_read_array, pixels[indices]))
 
 
 def _files(classes: tuple[str, ...], paths: Sequence[Path], labels: Sequence[int]) -> Pictures:
     return Pictures(classes=classes, labels=tuple(labels), names=[str(p) for p in paths],
-                    read=lambda i: read_image(paths[i]))
+                    read=partial(_read_file, paths))
+
+
+# Module functions, not closures: pictures travel to worker processes, which pickle them.
+def _read_array(pixels: np.ndarray, index: int) -> Image.Image:
+    return Image.fromarray(pixels[index]).convert("RGB")
+
+
+def _read_file(paths: Sequence[Path], index: int) -> Image.Image:
+    return read_image(paths[index])
+
+
+def _read_either(one: Pictures, other: Pictures, index: int) -> Image.Image:
+    return one.read(index) if index < len(one) else other.read(index - len(one))
 
 
 def _scan(root: Path, least: int = 2) -> tuple[tuple[str, ...], list[Path], list[int]]:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import io
+import struct
 import warnings
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +15,10 @@ from cvt.errors import InputError
 
 SUFFIXES = frozenset((".bmp", ".gif", ".jpeg", ".jpg", ".jp2", ".pbm", ".pgm", ".png", ".ppm",
                       ".tif", ".tiff", ".webp"))
+
+# What Pillow's decoders raise on damaged data.
+_DAMAGE = (OSError, SyntaxError, ValueError, EOFError, LookupError, TypeError, OverflowError,
+           struct.error, zlib.error)
 
 
 def read_image(source: str | Path | bytes, name: str | None = None) -> Image.Image:
@@ -35,21 +41,27 @@ def read_image(source: str | Path | bytes, name: str | None = None) -> Image.Ima
             warnings.filterwarnings("ignore", module="PIL", category=UserWarning)
             with Image.open(io.BytesIO(data)) as file:
                 file.load()
-                image = ImageOps.exif_transpose(file)
+                image = _upright(file)
     except UnidentifiedImageError:
         raise InputError(f"{name} is not a picture that Pillow can read; remove it or convert it "
                          "to JPEG or PNG") from None
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
         raise InputError(f"{name} unpacks to more than {Image.MAX_IMAGE_PIXELS:,} pixels; it may "
                          "be a decompression bomb, so make it smaller first") from None
-    except (OSError, SyntaxError, ValueError, EOFError, IndexError, KeyError) as error:
-        # Pillow's decoders raise any of these on damaged data.
+    except _DAMAGE as error:
         raise InputError(f"{name} is damaged or cut off ({error}); copy it again or remove it"
                          ) from None
     if image.mode == "F":
         raise InputError(f"{name} holds floating-point samples, whose range is not known; convert "
                          "it to 8 or 16 bits a channel")
     return _rgb(image)
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    try:
+        return ImageOps.exif_transpose(image)
+    except _DAMAGE:  # the metadata is broken, the pixels are not
+        return image.copy()
 
 
 def _rgb(image: Image.Image) -> Image.Image:

@@ -33,7 +33,8 @@ class TrainLoader:
         # A generator of its own keeps DataLoader from drawing from the global one.
         self._batches: DataLoader[Batch] = DataLoader(
             _Samples(pictures, transform, seed), batch_sampler=self._order, num_workers=workers,
-            collate_fn=_collate, persistent_workers=workers > 0, generator=torch.Generator())
+            collate_fn=_collate, persistent_workers=workers > 0,
+            pin_memory=torch.cuda.is_available(), generator=torch.Generator())
 
     def __len__(self) -> int:
         """Batches in an epoch."""
@@ -55,7 +56,8 @@ def evaluation_batches(pictures: Pictures, preprocess: Preprocess, *, batch_size
     chunks = [keys[i:i + batch_size] for i in range(0, len(keys), batch_size)]
     yield from _checked(DataLoader(
         _Samples(pictures, evaluation_transform(preprocess), 0), batch_sampler=chunks,
-        num_workers=workers, collate_fn=_collate, generator=torch.Generator()))
+        num_workers=workers, collate_fn=_collate, pin_memory=torch.cuda.is_available(),
+        generator=torch.Generator()))
 
 
 class _EpochOrder(Sampler[list[_Key]]):
@@ -86,10 +88,12 @@ class _Samples(Dataset[Any]):
     def _sample(self, epoch: int, index: int) -> tuple[Tensor, int] | InputError:
         try:
             image = self.pictures.read(index)
+            seed_all(self.seed, epoch, index)
+            return self.transform(image), self.pictures.labels[index]
         except InputError as error:
             return error  # raised by the reader of the batch: a worker would wrap it in a traceback
-        seed_all(self.seed, epoch, index)
-        return self.transform(image), self.pictures.labels[index]
+        except OSError as error:
+            return InputError(f"{self.pictures.names[index]}: {error.strerror or error}")
 
 
 def _collate(samples: list[tuple[Tensor, int] | InputError]) -> Batch | InputError:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Literal
 
@@ -15,7 +15,7 @@ from cvt.card import ModelCard
 from cvt.data.config import DataConfig
 from cvt.data.datasets import Pictures, load_dataset
 from cvt.data.loader import Batch, evaluation_batches
-from cvt.device import autocast, pick_device
+from cvt.device import autocast, device_name, pick_device
 from cvt.errors import InputError
 from cvt.evaluate.metrics import Evaluation, score
 from cvt.evaluate.report import write_report
@@ -23,14 +23,11 @@ from cvt.machine import describe_machine
 from cvt.schema import from_mapping, read_mapping, write_mapping
 from cvt.weights.native import load_model
 
-METRICS, REPORT, RECIPE = "metrics.json", "report.html", "recipe.yaml"
-
-Progress = Callable[[int], object]  # told the number of pictures that each batch adds
+METRICS, REPORT, RECIPE, EVALUATION = "metrics.json", "report.html", "recipe.yaml", "evaluation"
 
 
 def evaluate(model: nn.Module, card: ModelCard, pictures: Pictures, *, batch_size: int = 64,
-             workers: int = 0, precision: str = "fp32", progress: Progress | None = None
-             ) -> Evaluation:
+             workers: int = 0, precision: str = "fp32") -> Evaluation:
     """Score `model` on `pictures`, prepared as its card says, on the device it is on.
 
     Raises InputError where the pictures have a class that the model does not know, or a file cannot
@@ -38,13 +35,13 @@ def evaluate(model: nn.Module, card: ModelCard, pictures: Pictures, *, batch_siz
     """
     pictures = relabel(pictures, card.classes)
     batches = evaluation_batches(pictures, card.preprocess, batch_size=batch_size, workers=workers)
-    logits, labels = classify(model, batches, precision=precision, progress=progress)
+    logits, labels = classify(model, batches, precision=precision)
     loss = F.cross_entropy(logits, labels).item()
     return score(logits.softmax(1), labels, pictures.names, card.classes, loss)
 
 
-def classify(model: nn.Module, batches: Iterable[Batch], *, precision: str = "fp32",
-             progress: Progress | None = None) -> tuple[Tensor, Tensor]:
+def classify(model: nn.Module, batches: Iterable[Batch], *,
+             precision: str = "fp32") -> tuple[Tensor, Tensor]:
     """Logits (n, K) float32 and labels (n,) of all batches, on the CPU; `model` in evaluation."""
     device = next(model.parameters()).device
     was_training = model.training
@@ -54,8 +51,6 @@ def classify(model: nn.Module, batches: Iterable[Batch], *, precision: str = "fp
         for images, target in batches:
             logits.append(model(images.to(device, non_blocking=True)).float().cpu())
             labels.append(target)
-            if progress:
-                progress(len(target))
     model.train(was_training)
     return torch.cat(logits), torch.cat(labels)
 
@@ -75,7 +70,7 @@ def relabel(pictures: Pictures, classes: tuple[str, ...]) -> Pictures:
 
 
 def evaluate_directory(model: Path, *, output: Path | None = None, data: DataConfig | None = None,
-                       split: Literal["val", "train"] = "val", batch_size: int = 64,
+                       split: Literal["val", "train", "all"] = "val", batch_size: int = 64,
                        precision: str = "fp32", device: str = "auto") -> tuple[Evaluation, Path]:
     """Score the model in a directory; its evaluation, and where metrics.json and report.html went.
 
@@ -86,13 +81,13 @@ def evaluate_directory(model: Path, *, output: Path | None = None, data: DataCon
     home = model if model.is_dir() else model.parent
     data = data or _trained_with(home)
     dataset = load_dataset(data)
-    pictures = dataset.val if split == "val" else dataset.train
+    pictures: Pictures = getattr(dataset, split)
     place = pick_device(device)
     evaluation = evaluate(network.to(place), card, pictures, batch_size=batch_size,
                           workers=data.workers, precision=precision)
-    output = output or home / "evaluation"
+    output = output or home / EVALUATION
     output.mkdir(parents=True, exist_ok=True)
-    facts = {**describe_machine(), "device": str(place), "precision": precision}
+    facts = {**describe_machine(), "device": device_name(place), "precision": precision}
     write_mapping({**evaluation.to_dict(), "facts": facts}, output / METRICS)
     write_report(output / REPORT, title=f"{model} on {data.name}, {split}", evaluation=evaluation,
                  read=pictures.read, facts=facts,

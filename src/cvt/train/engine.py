@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import torch
@@ -35,22 +36,23 @@ class Engine:
         images, labels = (t.to(self.device, non_blocking=True) for t in batch)
         images, targets = self.mix(images, labels)
         parts = self.recipe.optim.accumulate
-        total = 0.0
+        total = torch.zeros((), device=self.device)
         for x, target in zip(images.chunk(parts), targets.chunk(parts), strict=True):
             with autocast(self.device, self.recipe.precision):
                 logits = self.network(x)
             loss = F.cross_entropy(logits.float(), target,
                                    label_smoothing=self.recipe.augment.label_smoothing) / parts
             loss.backward()
-            total += loss.item()
-        if total - total == 0:  # finite
+            total += loss.detach()
+        value = total.item()  # waits for the device, so once a step
+        if math.isfinite(value):
             if self.recipe.optim.clip_grad:
                 nn.utils.clip_grad_norm_(self.parameters, self.recipe.optim.clip_grad)
             for group in self.optimizer.param_groups:
                 group["lr"] = lr
             self.optimizer.step()
         self.optimizer.zero_grad()
-        return total
+        return value
 
 
 def _mix(augment: AugmentConfig, num_classes: int) -> Callable[[Tensor, Tensor], Batch]:

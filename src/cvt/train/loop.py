@@ -14,7 +14,7 @@ from cvt.data.augment import training_transform
 from cvt.data.datasets import Dataset, load_dataset
 from cvt.data.loader import TrainLoader, evaluation_batches
 from cvt.data.randomness import seed_all
-from cvt.device import pick_device
+from cvt.device import device_name, pick_device
 from cvt.errors import DivergedError, InputError
 from cvt.evaluate.metrics import Evaluation
 from cvt.evaluate.report import write_report
@@ -26,7 +26,7 @@ from cvt.train.engine import Engine
 from cvt.train.log import Log
 from cvt.train.optim import build_optimizer, learning_rate
 from cvt.train.recipe import Recipe
-from cvt.train.state import LAST, State, open_run
+from cvt.train.state import LAST, STATE, State, clear_run, open_run
 from cvt.weights.native import BEST, load_model
 from cvt.weights.tensors import write_tensors
 
@@ -45,16 +45,21 @@ def train(recipe: Recipe, output: str | Path, *, overwrite: bool = False, quiet:
     dataset = load_dataset(recipe.data)  # before anything is written
     setting = _Setting(recipe, dataset)
     open_run(run, overwrite)
-    recipe.save(run / RECIPE)
-    setting.card.save(run)
-    return _train(setting, run, None, quiet)
+    try:
+        recipe.save(run / RECIPE)
+        setting.card.save(run)
+        return _train(setting, run, None, quiet)
+    except BaseException:
+        if not (run / STATE).exists():  # nothing to go on from, so nothing is left in the way
+            clear_run(run)
+        raise
 
 
 def resume(output: str | Path, *, quiet: bool = False) -> Evaluation:
     """Go on with the run in `output`, with its saved recipe, after its last whole epoch.
 
-    Gives the weights that a run without the interruption gives. Raises InputError where there is
-    nothing to go on from.
+    On a CPU the weights are those of a run without the interruption, bit for bit. Raises InputError
+    where there is nothing to go on from, or the pictures have other classes than before.
     """
     run = Path(output)
     if not (run / RECIPE).is_file():
@@ -63,7 +68,14 @@ def resume(output: str | Path, *, quiet: bool = False) -> Evaluation:
     if len(state.history) >= recipe.epochs and (run / METRICS).is_file():
         raise InputError(f"the run in {run} is complete ({recipe.epochs} epochs); start another "
                          "with --output")
-    return _train(_Setting(recipe, load_dataset(recipe.data)), run, state, quiet)
+    setting, card = _Setting(recipe, load_dataset(recipe.data)), ModelCard.load(run)
+    if setting.card != card:
+        was, now = card.classes, setting.card.classes
+        what = f"the classes were {', '.join(was)} and are {', '.join(now)}" if was != now else (
+            f"{recipe.model} or the preprocessing of {recipe.data.name} is not what it was")
+        raise InputError(f"the run in {run} cannot go on: {what}. Put them back as they were, or "
+                         "start another run with --output")
+    return _train(setting, run, state, quiet)
 
 
 class _Setting:
@@ -114,6 +126,8 @@ def _train(setting: _Setting, run: Path, state: State | None, quiet: bool) -> Ev
                 log.step(step, loss, lr)
 
             val_loss, val_top1 = _validate(kept, setting)
+            if not math.isfinite(val_loss):
+                raise DivergedError(_diverged(val_loss, epoch, step, lr, recipe, run))
             history.append({"epoch": epoch + 1, "train_loss": sum(losses) / len(losses),
                             "val_loss": val_loss, "val_top1": val_top1, "lr": lr,
                             "seconds": time.perf_counter() - start})
@@ -149,15 +163,17 @@ def _finish(setting: _Setting, run: Path, history: list[dict[str, float]]) -> Ev
     evaluation = evaluate(model.to(setting.device), card, val, batch_size=recipe.batch_size,
                           workers=recipe.data.workers, precision=recipe.precision)
     seconds = sum(row["seconds"] for row in history)
-    facts = {**describe_machine(), "device": str(setting.device), "precision": recipe.precision,
+    facts = {**describe_machine(), "device": device_name(setting.device),
+             "precision": recipe.precision,
              "training time": f"{seconds:.0f} s for {len(history)} epochs",
              "training pictures": f"{len(setting.dataset.train):,}",
              "best epoch": f"{_best(history)['epoch']:.0f}"}
-    write_mapping({**evaluation.to_dict(), "facts": facts, "train_seconds": seconds},
-                  run / METRICS)
     write_report(run / REPORT, title=f"{recipe.model} on {recipe.data.name}",
                  evaluation=evaluation, read=val.read, history=history, facts=facts,
                  config=recipe.to_dict())
+    # The last file to be written: a run without it is not complete.
+    write_mapping({**evaluation.to_dict(), "facts": facts, "train_seconds": seconds},
+                  run / METRICS)
     return evaluation
 
 

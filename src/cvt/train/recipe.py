@@ -32,7 +32,7 @@ class OptimConfig:
     have none."""
     betas: tuple[float, float] = (0.9, 0.999)
     """AdamW's moment decays."""
-    warmup_epochs: float = 5.0
+    warmup_epochs: float = 2.0
     """Epochs of linear warm-up; may be a fraction."""
     warmup_lr: float = 1e-6
     """Learning rate of the first step."""
@@ -48,6 +48,9 @@ class OptimConfig:
         check_types(self)
         for name in ("lr", "warmup_lr", "min_lr", "weight_decay", "warmup_epochs", "clip_grad"):
             check(getattr(self, name) >= 0, f"{name}={getattr(self, name)} must not be negative")
+        for name in ("warmup_lr", "min_lr"):
+            check(getattr(self, name) <= self.lr, f"{name}={getattr(self, name)} is above "
+                  f"lr={self.lr}; make it smaller")
         check(all(0 <= b < 1 for b in self.betas), f"betas={self.betas} must be in [0, 1)")
         check(self.accumulate >= 1, f"accumulate={self.accumulate} must be at least 1")
 
@@ -93,6 +96,12 @@ class Recipe:
         check_types(self)
         for name in ("epochs", "batch_size"):
             check(getattr(self, name) >= 1, f"{name}={getattr(self, name)} must be at least 1")
+        check(self.optim.warmup_epochs < self.epochs,
+              f"optim.warmup_epochs={self.optim.warmup_epochs} leaves nothing of epochs="
+              f"{self.epochs}; make it smaller")
+        check(not (self.compile and self.grad_checkpointing), "compile and grad_checkpointing do "
+              "not go together, for a compiled network decides itself what to compute again; "
+              "choose one")
         check(0 <= self.ema < 1, f"ema={self.ema} must be in [0, 1)")
         check(self.seed >= 0, f"seed={self.seed} must not be negative")
         check(self.batch_size % self.optim.accumulate == 0,

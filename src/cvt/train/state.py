@@ -12,7 +12,7 @@ import torch
 from cvt.atomic import replace_file
 from cvt.card import CONFIG
 from cvt.errors import InputError
-from cvt.evaluate.run import METRICS, RECIPE, REPORT
+from cvt.evaluate.run import EVALUATION, METRICS, RECIPE, REPORT
 from cvt.weights.native import BEST
 from cvt.weights.tensors import read_pickled
 
@@ -52,13 +52,25 @@ class State:
 
 def open_run(run: Path, overwrite: bool) -> None:
     """Make the directory of a new run. Raises InputError where one is there, unless `overwrite`."""
-    names = (CONFIG, BEST, LAST, RECIPE, STATE, METRICS, REPORT, CSV, JSONL, TENSORBOARD)
     if run.exists() and not run.is_dir():
         raise InputError(f"--output {run} is a file; give a directory")
-    there = [run / name for name in names if (run / name).exists()]
+    there = _files(run)
     if there and not overwrite:
         raise InputError(f"{run} already holds a run ({there[0].name}); continue it with --resume "
                          f"{run}, replace it with --overwrite, or give another --output")
-    for path in there:
-        shutil.rmtree(path) if path.is_dir() else path.unlink()
+    clear_run(run)
     run.mkdir(parents=True, exist_ok=True)
+
+
+def clear_run(run: Path) -> None:
+    """Take away what a run wrote, and its directory if nothing else is in it."""
+    for path in _files(run):
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+    if run.is_dir() and not any(run.iterdir()):
+        run.rmdir()
+
+
+def _files(run: Path) -> list[Path]:
+    names = (STATE, CONFIG, BEST, LAST, RECIPE, METRICS, REPORT, CSV, JSONL, TENSORBOARD,
+             EVALUATION)
+    return [run / name for name in names if (run / name).exists()]

@@ -62,8 +62,7 @@ def read_pickled(path: Path) -> Any:
                          ) from None
 
 
-def write_tensors(tensors: Mapping[str, Tensor], path: str | Path,
-                  metadata: Mapping[str, str] | None = None) -> None:
+def write_tensors(tensors: Mapping[str, Tensor], path: str | Path) -> None:
     """Write a `.safetensors` file; `path` appears whole or not at all."""
     contiguous = {name: t.detach().contiguous() for name, t in tensors.items()}
-    replace_file(path, lambda part: save_file(contiguous, part, dict(metadata or {})))
+    replace_file(path, lambda part: save_file(contiguous, part))
