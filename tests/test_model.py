@@ -430,6 +430,22 @@ def test_hooks_see_what_the_layers_computed_and_survive_the_backward_pass(tiny_m
     assert gradients[0].shape == out.shape
 
 
+def test_a_hook_keeps_what_it_saw_and_nothing_else_keeps_memory(tiny_model):
+    """Without gradients the activation works in place, unless a hook looks at its input."""
+    x, mlp = torch.randn(2, 16, 8), tiny_model.stages[0].blocks[0].mlp
+    with torch.no_grad():
+        plain = mlp(x)
+        inside = []
+        handle = mlp.act.register_forward_hook(lambda _, args, out: inside.append((args[0], out)))
+        mlp(x)
+        assert inside[0][0] is inside[0][1]
+        handle.remove()
+        seen = []
+        mlp.fc1.register_forward_hook(lambda _m, _args, out: seen.append(out))
+        assert torch.equal(mlp(x), plain)
+    assert torch.equal(seen[0], F.linear(x, mlp.fc1.weight, mlp.fc1.bias))
+
+
 def test_attention_is_scaled_by_the_full_width(tiny):
     config = tiny().stages[2]
     block = Block(config, nn.GELU(), 0.0).eval()

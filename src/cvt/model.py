@@ -128,20 +128,23 @@ class MLP(nn.Module):
         self.drop = nn.Dropout(config.drop_rate)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.drop(self.fc2(self.drop(self.act(self.fc1(x)))))
+        x = self.fc1(x)
+        if torch.is_grad_enabled() or self.fc1._forward_hooks or type(self.act) is not QuickGELU:
+            x = self.act(x)
+        else:  # nothing reads x again, and fresh memory of its size costs more than the arithmetic
+            x = self.act(x, inplace=True)
+        return self.drop(self.fc2(self.drop(x)))
 
 
 class QuickGELU(nn.Module):
     """x sigmoid(1.702 x), the activation of the official code, where the paper says GELU.
 
     Written as SiLU, silu(1.702 x) / 1.702, which keeps one tensor for the backward pass, not three.
-    Works in place on its input, the output of a Linear, which nothing else reads: fresh memory for
-    tensors of this size costs more than the arithmetic.
     """
 
-    def forward(self, x: Tensor) -> Tensor:
-        # The input is not scaled in place: hooks on fc1 would see it change, or fail backward.
-        return F.silu(x * 1.702).mul_(1 / 1.702)
+    def forward(self, x: Tensor, inplace: bool = False) -> Tensor:
+        x = x.mul_(1.702) if inplace else x * 1.702
+        return F.silu(x, inplace).mul_(1 / 1.702)
 
 
 class DropPath(nn.Module):
