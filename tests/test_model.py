@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 from torch.export import Dim
+from torchvision.models.feature_extraction import create_feature_extractor
 
 from cvt.config import VARIANTS, CvTConfig, StageConfig
 from cvt.errors import InputError
@@ -675,3 +676,17 @@ def test_a_symbolic_trace_equals_eager(tiny_model):
     x = images(3, 75, 53)
 
     assert torch.equal(traced(x), tiny_model(x))
+
+
+def test_a_trace_without_gradients_keeps_what_every_layer_gave(tiny_model):
+    """The in-place activation is not for a graph whose nodes may all be read."""
+    x = images()
+    with torch.no_grad():
+        traced = create_feature_extractor(tiny_model, ["stages.0.blocks.0.mlp.fc1", "head"])
+        out = traced(x)
+
+    fc1 = tiny_model.stages[0].blocks[0].mlp.fc1
+    seen = []
+    fc1.register_forward_hook(lambda _m, _args, out: seen.append(out))
+    tiny_model(x)
+    assert torch.equal(out["stages.0.blocks.0.mlp.fc1"], seen[0])

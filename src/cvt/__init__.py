@@ -16,16 +16,24 @@ if TYPE_CHECKING:
     from cvt.config import CvTConfig as CvTConfig
     from cvt.config import Preprocess as Preprocess
     from cvt.config import StageConfig as StageConfig
+    from cvt.conversion import convert as convert
     from cvt.errors import DivergedError as DivergedError
     from cvt.errors import InputError as InputError
+    from cvt.features import backbone as backbone
     from cvt.model import CvT as CvT
+    from cvt.surgery import freeze_batchnorm as freeze_batchnorm
+    from cvt.surgery import swap as swap
     from cvt.train.recipe import Recipe as Recipe
     from cvt.weights.load import LoadReport as LoadReport
     from cvt.weights.load import load_weights as load_weights
-    from cvt.weights.native import load_model as load_model
     from cvt.weights.native import save_model as save_model
+    from cvt.zoo import create_model as create_model
+    from cvt.zoo import list_models as list_models
+    from cvt.zoo import load_model as load_model
 
 _HOMES = {
+    "backbone": "cvt.features", "convert": "cvt.conversion",
+    "freeze_batchnorm": "cvt.surgery", "swap": "cvt.surgery",
     "ModelCard": "cvt.card",
     "VARIANTS": "cvt.config", "CvTConfig": "cvt.config", "Preprocess": "cvt.config",
     "StageConfig": "cvt.config",
@@ -33,7 +41,8 @@ _HOMES = {
     "CvT": "cvt.model",
     "Recipe": "cvt.train.recipe",
     "LoadReport": "cvt.weights.load", "load_weights": "cvt.weights.load",
-    "load_model": "cvt.weights.native", "save_model": "cvt.weights.native",
+    "save_model": "cvt.weights.native",
+    "create_model": "cvt.zoo", "list_models": "cvt.zoo", "load_model": "cvt.zoo",
 }
 
 __all__ = ["__version__", *sorted(_HOMES)]

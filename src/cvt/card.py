@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from cvt.config import VARIANTS, CvTConfig, Preprocess
 from cvt.errors import InputError, did_you_mean
@@ -34,11 +35,14 @@ class ModelCard:
                              "entries")
         self.model.grids((self.preprocess.size, self.preprocess.size))
 
+    def to_dict(self) -> dict[str, Any]:
+        """The content of config.json."""
+        return {"model": self.model.to_dict(), "preprocess": asdict(self.preprocess),
+                "classes": list(self.classes)}
+
     def save(self, directory: str | Path) -> None:
         """Write config.json into `directory`, which exists."""
-        data = {"model": self.model.to_dict(), "preprocess": asdict(self.preprocess),
-                "classes": list(self.classes)}
-        write_mapping(data, Path(directory) / CONFIG)
+        write_mapping(self.to_dict(), Path(directory) / CONFIG)
 
     @classmethod
     def load(cls, directory: str | Path) -> ModelCard:

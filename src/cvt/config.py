@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -258,6 +258,27 @@ class CvTConfig:
         return cls(stages=tuple(stages), num_classes=num_classes, image_size=image_size,
                    init=spec.get("INIT", "trunc_norm"))
 
+    def to_official_yaml(self, size: int) -> dict[str, Any]:
+        """The content of an experiment file of microsoft/CvT for images of `size` pixels.
+
+        The activation is not in it: the official code knows QuickGELU alone. Raises InputError for
+        a network that it cannot build.
+        """
+        for key, wrong in (("pos_embed", any(s.pos_embed for s in self.stages)),
+                           ("projection", any(s.projection == "linear" for s in self.stages))):
+            if wrong:
+                raise InputError(f"the official code cannot build this network's {key}; choose "
+                                 "another format")
+        names = {ours: theirs for theirs, ours in _PROJECTIONS.items()}
+        spec: dict[str, Any] = {key: [getattr(stage, ours) for stage in self.stages]
+                                for key, ours in _SPEC_KEYS.items()}
+        spec["QKV_PROJ_METHOD"] = [names[method] for method in spec["QKV_PROJ_METHOD"]]
+        return {"MODEL": {"NAME": "cls_cvt", "NUM_CLASSES": self.num_classes, "SPEC": {
+                    "INIT": self.init, "NUM_STAGES": len(self.stages), **spec,
+                    "PADDING_Q": [stage.kernel // 2 for stage in self.stages],
+                    "STRIDE_Q": [1] * len(self.stages)}},
+                "TRAIN": {"IMAGE_SIZE": [size, size]}}
+
 
 # Official key of MODEL.SPEC -> our field. One entry a stage.
 _SPEC_KEYS = {
@@ -288,7 +309,8 @@ class Preprocess:
     interpolation: Literal["bicubic", "bilinear", "nearest", "lanczos"] = "bicubic"
     """Filter of the resize, antialiased, as Pillow computes it."""
     mean: tuple[float, ...] = IMAGENET_MEAN
-    """Subtracted from channels in [0, 1]; its length, 1 or 3, is the number of channels."""
+    """Subtracted from channels in [0, 1]; its length is the number of channels. Pictures give 1
+    (gray) or 3 (RGB)."""
     std: tuple[float, ...] = IMAGENET_STD
     """Divides the channels after the mean."""
 
@@ -296,21 +318,29 @@ class Preprocess:
         check_types(self)
         check(self.size >= 1, f"size={self.size} must be at least 1 pixel")
         check(0 < self.crop <= 1, f"crop={self.crop} must be in (0, 1]")
-        check(len(self.mean) == len(self.std) and len(self.mean) in (1, 3),
-               f"mean={self.mean} and std={self.std} must both have 1 (gray) or 3 (RGB) entries")
+        check(len(self.mean) == len(self.std) >= 1, f"mean={self.mean} and std={self.std} must "
+              "have as many entries as the input has channels")
         check(all(s > 0 for s in self.std), f"std={self.std} must be positive")
         check(self.mode == "crop" or self.crop == 1, f"mode='squash' cuts nothing off, but "
                f"crop={self.crop}; set crop=1")
 
     @property
     def channels(self) -> int:
-        """Channels of the network's input: 1 (gray) or 3 (RGB)."""
+        """Channels of the network's input."""
         return len(self.mean)
 
     @property
     def resize(self) -> int:
         """Side in pixels to which the short side ("crop") or both sides ("squash") are resized."""
-        return math.floor(self.size / self.crop)
+        return math.floor(self.size / self.crop + 1e-6)  # 90 / (90 / 100) is 99.99999999999999
+
+    def with_channels(self, channels: int) -> Preprocess:
+        """The same for another number of channels: the average for one, else repeated."""
+        if channels == self.channels:
+            return self
+        mean, std = ((sum(v) / len(v),) if channels == 1 else
+                     tuple(v[i % len(v)] for i in range(channels)) for v in (self.mean, self.std))
+        return replace(self, mean=mean, std=std)
 
 
 def _conv(size: int, kernel: int, stride: int, padding: int) -> int:

@@ -129,11 +129,14 @@ class MLP(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.fc1(x)
-        if torch.is_grad_enabled() or self.fc1._forward_hooks or type(self.act) is not QuickGELU:
-            x = self.act(x)
-        else:  # nothing reads x again, and fresh memory of its size costs more than the arithmetic
-            x = self.act(x, inplace=True)
+        # In place where it may be: fresh memory of its size costs more than the arithmetic.
+        x = self.act(x) if self._read_again(x) else self.act(x, inplace=True)
         return self.drop(self.fc2(self.drop(x)))
+
+    def _read_again(self, x: Tensor) -> bool:
+        """Whether another than the activation may read what fc1 gave: backward, hooks, tracers."""
+        return (torch.is_grad_enabled() or bool(self.fc1._forward_hooks)
+                or isinstance(cast("object", x), torch.fx.Proxy) or type(self.act) is not QuickGELU)
 
 
 class QuickGELU(nn.Module):
@@ -236,6 +239,9 @@ class CvT(nn.Module):
     the pooled feature (B, `num_features`). Built under `torch.device("meta")` it allocates nothing.
     """
 
+    load_report: Any = None
+    """What was done to load its weights, a `cvt.LoadReport`, where they were loaded."""
+
     def __init__(self, config: CvTConfig) -> None:
         super().__init__()
         self.config = config
@@ -310,7 +316,7 @@ class CvT(nn.Module):
             raise InputError(f"level={level!r}, output_fmt={output_fmt!r}; level is 'stage' or "
                              "'block', output_fmt 'NCHW' or 'NLC'")
         depths = [stage.depth for stage in self.config.stages]
-        wanted = _indices(indices, len(depths) if level == "stage" else sum(depths))
+        wanted = positions(indices, len(depths) if level == "stage" else sum(depths))
         found: dict[int, Any] = {}
 
         def keep(i: int, stage: Stage, x: Tensor, grid: Grid) -> None:
@@ -345,8 +351,8 @@ class CvT(nn.Module):
     def reset_classifier(self, num_classes: int) -> None:
         """Put a freshly initialised classifier of another width in place; 0 takes it away."""
         self.config = dataclasses.replace(self.config, num_classes=num_classes)
-        weight = self.norm.weight
-        self.head = self._classifier(num_classes).to(device=weight.device, dtype=weight.dtype)
+        some = next(self.parameters())
+        self.head = self._classifier(num_classes).to(device=some.device, dtype=some.dtype)
         self._init_head()
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
@@ -430,7 +436,7 @@ def check_images(x: Tensor, in_chans: int, min_size: int) -> None:
                          f"this network needs at least {min_size} pixels a side")
 
 
-def _indices(indices: int | Sequence[int] | None, count: int) -> list[int]:
+def positions(indices: int | Sequence[int] | None, count: int) -> list[int]:
     """Absolute positions among `count`; an int n means the last n."""
     if indices is None:
         return list(range(count))

@@ -15,7 +15,8 @@ from cvt.data.images import list_images, read_image
 from cvt.data.transforms import Transform, evaluation_transform
 from cvt.device import pick_device
 from cvt.errors import InputError
-from cvt.weights.native import load_model
+from cvt.weights.checkpoint import Act
+from cvt.zoo import load_model
 
 STDIN = "-"
 
@@ -57,13 +58,15 @@ def find_images(names: Sequence[str]) -> list[str]:
 
 
 def predict(model: str | Path, images: Sequence[str], *, top_k: int = 5, batch_size: int = 32,
-            device: str = "auto", stdin: BinaryIO | None = None) -> Iterator[Prediction]:
-    """The model in directory `model` on pictures, in their order, a batch at a time.
+            device: str = "auto", act: Act | None = None, stdin: BinaryIO | None = None
+            ) -> Iterator[Prediction]:
+    """A model on pictures, in their order, a batch at a time.
 
-    `images` are paths, or "-" for one picture's bytes from `stdin`. A picture that cannot be read
-    yields a Prediction with its error. Raises InputError where the model cannot be loaded.
+    `model` and `act` are as for `cvt.load_model`. `images` are paths, or "-" for one picture's
+    bytes from `stdin`. A picture that cannot be read yields a Prediction with its error. Raises
+    InputError where the model cannot be loaded.
     """
-    network, card = load_model(model)
+    network, card = load_model(model, act=act)
     place = pick_device(device)
     network.to(place)
     transform = evaluation_transform(card.preprocess)

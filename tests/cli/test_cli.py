@@ -247,3 +247,55 @@ def test_evaluate_scores_a_half_or_all(model, split, n, capsys):
     told = json.loads(capsys.readouterr().out)
     assert told["n"] == n
     assert sum(map(sum, told["confusion"])) == n
+
+
+def test_the_zoo_is_printed_as_a_table_and_as_json(capsys):
+    assert main(["zoo"]) == 0
+    out = capsys.readouterr().out
+    assert all(tag in out for tag in ("cvt_13.msft_in1k ", "cvt_w24.msft_in22k_ft_in1k_384 "))
+    assert max(map(len, out.splitlines())) <= 80
+    assert main(["zoo", "cvt_21*", "--json"]) == 0
+    rows = json.loads(capsys.readouterr().out)
+    assert [row["tag"] for row in rows] == [
+        "cvt_21.msft_in1k", "cvt_21.msft_in1k_384", "cvt_21.msft_in22k_ft_in1k_384"]
+    assert rows[2]["paper_top1"] == 84.9
+    assert rows[1]["preprocess"]["mode"] == "squash"
+
+
+def test_convert_prints_what_it_wrote_and_what_it_read(model, tmp_path, capsys):
+    assert main(["convert", str(model), str(tmp_path / "x.pth"), "--to", "official"]) == 0
+    out, err = capsys.readouterr()
+    assert out.split() == [str(tmp_path / "x.yaml"), str(tmp_path / "x.pth")]
+    assert "tensors in native names" in err
+    assert main(["convert", str(tmp_path / "x.pth"), str(tmp_path / "t"), "--to", "timm"]) == 0
+    assert main(["predict", str(tmp_path / "pictures/ant"), "--model", str(tmp_path / "t"),
+                 "--json"]) == 0
+    assert json.loads(capsys.readouterr().out.splitlines()[-1])["classes"][0][0] in "012"
+
+
+def test_convert_refuses_in_one_line(model, tmp_path, capsys):
+    for args, code, message in (
+            ([str(model), str(tmp_path / "x"), "--to", "huggingface"], 1, "choose --to native"),
+            ([str(model), str(model), "--to", "native"], 1, "--overwrite"),
+            (["nowhere", "x", "--to", "native"], 1, "no model at nowhere"),
+            ([str(model), "x", "--to", "onyx"], 2, "onyx"),
+            ([str(model), "x"], 2, "required: to")):
+        assert main(["convert", *args]) == code
+        error = capsys.readouterr().err
+        assert message in error
+        assert error.count("\n") == 1
+
+
+def test_the_activation_can_be_overridden_where_a_model_is_used(model, capsys):
+    picture = str(model.parent / "pictures/ant/0.png")
+    told = []
+    for act in ("quick_gelu", "gelu"):
+        assert main(["predict", picture, "--model", str(model), "--act", act, "--json"]) == 0
+        told.append(capsys.readouterr().out)
+    assert told[0] != told[1]
+
+
+def test_info_knows_the_zoo(capsys):
+    assert main(["info", "cvt_w24.msft_in22k_ft_in1k_384", "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert (told["parameters"], told["size"]) == (277_196_392, [384, 384])

@@ -1,5 +1,6 @@
 import subprocess
 import sys
+from types import ModuleType
 
 import pytest
 
@@ -7,8 +8,9 @@ import cvt
 
 PUBLIC = [
     "CvT", "CvTConfig", "DivergedError", "InputError", "LoadReport", "ModelCard",
-    "Preprocess", "Recipe", "StageConfig", "VARIANTS", "__version__", "load_model",
-    "load_weights", "save_model",
+    "Preprocess", "Recipe", "StageConfig", "VARIANTS", "__version__", "backbone", "convert",
+    "create_model", "freeze_batchnorm", "list_models", "load_model", "load_weights", "save_model",
+    "swap",
 ]
 
 
@@ -24,6 +26,13 @@ def test_the_public_names_are_pinned():
 def test_every_public_name_is_there():
     for name in cvt.__all__:
         assert getattr(cvt, name) is not None
+
+
+def test_a_public_name_means_the_same_twice():
+    """As it would not where a module had its name, which its import puts in the package."""
+    for name in cvt.__all__:
+        assert getattr(cvt, name) is getattr(cvt, name)
+        assert not isinstance(getattr(cvt, name), ModuleType)
 
 
 def test_another_name_is_not_there():

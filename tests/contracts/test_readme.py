@@ -4,13 +4,16 @@ import re
 import shlex
 from pathlib import Path
 
+import huggingface_hub.constants
 import pytest
 import torch
 import yaml
 from PIL import Image
 
 import cvt
+from cvt.cli import COMMANDS as CLI
 from cvt.cli import main
+from cvt.weights.names import FROM_NATIVE, rename
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text()
@@ -20,7 +23,7 @@ COMMANDS = [shlex.split(line, comments=True)[1:] for kind, text in BLOCKS if kin
 
 
 def test_the_readme_shows_every_command():
-    assert {args[0] for args in COMMANDS} == {"train", "evaluate", "predict", "info"}
+    assert {args[0] for args in COMMANDS} == set(CLI)
 
 
 @pytest.mark.parametrize("args", COMMANDS, ids=" ".join)
@@ -32,22 +35,18 @@ def test_commands_are_understood(args, monkeypatch, tmp_path, capsys):
     monkeypatch.chdir(tmp_path)
     if args[0] == "train" and "--resume" not in args:
         assert main([*args, "--print_config"]) == 0
-    elif args[0] == "info":
+    elif args[0] in ("info", "zoo"):
         assert main(args) == 0
     else:  # understood, but there is no such model here
+        monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
         assert main(args) == 1
-        assert re.search("no model at runs/|runs/.* has no recipe", capsys.readouterr().err)
+        assert re.search("no model at runs/|runs/.* has no recipe|OFFLINE", capsys.readouterr().err)
 
 
 def test_python_examples_run(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
-    official = {}
-    for name, tensor in cvt.CvT(cvt.VARIANTS["cvt_13"]).state_dict().items():
-        name = re.sub(r"^stages\.(\d)", r"stage\1", name).replace(".embed.", ".patch_embed.")
-        name = name.replace(".patch_embed.conv.", ".patch_embed.proj.")
-        name = re.sub(r"\.attn\.([qkv])\.linear", r".attn.proj_\1", name)
-        name = re.sub(r"\.attn\.([qkv])\.(conv|bn)", r".attn.conv_proj_\1.\2", name)
-        official[name] = tensor
+    official = {rename(name, FROM_NATIVE["official"]): tensor
+                for name, tensor in cvt.CvT(cvt.VARIANTS["cvt_13"]).state_dict().items()}
     torch.save(official, "CvT-13-224x224-IN-1k.pth")
     spec = {"NUM_STAGES": 1, "DIM_EMBED": [8], "NUM_HEADS": [1], "DEPTH": [1]}
     Path("cvt-13-224x224.yaml").write_text(yaml.safe_dump({"MODEL": {"SPEC": spec}}))
@@ -59,5 +58,5 @@ def test_python_examples_run(monkeypatch, tmp_path):
         if kind == "python":
             exec(text, names)
     assert [m.shape[1:] for m in names["maps"]] == [(64, 56, 56), (192, 28, 28), (384, 14, 14)]
-    assert names["report"].format == "official"
+    assert names["trunk"].channels == {"stride4": 64, "stride8": 192, "stride16": 384}
     assert names["config"].stages[0].dim == 8

@@ -12,8 +12,8 @@ from cvt.data.config import AugmentConfig, DataConfig
 from cvt.errors import DivergedError, InputError
 from cvt.train import loop
 from cvt.train.recipe import OptimConfig, Recipe
-from cvt.weights.native import load_model
 from cvt.weights.tensors import read_tensors
+from cvt.zoo import load_model
 
 FILES = {"config.json", "recipe.yaml", "best.safetensors", "last.safetensors", "state.pt",
          "metrics.csv", "metrics.jsonl", "metrics.json", "report.html", "tensorboard"}

@@ -8,16 +8,7 @@ from safetensors.torch import save_file
 from cvt.errors import InputError
 from cvt.model import CvT
 from cvt.weights.load import load_weights
-from cvt.weights.names import rename
-
-# Our names -> official ones.
-TO_OFFICIAL = [
-    (r"^stages\.(\d+)\.", r"stage\1."),
-    (r"\.embed\.conv\.", r".patch_embed.proj."),
-    (r"\.embed\.norm\.", r".patch_embed.norm."),
-    (r"\.attn\.([qkv])\.linear\.", r".attn.proj_\1."),
-    (r"\.attn\.([qkv])\.(conv|bn)\.", r".attn.conv_proj_\1.\2."),
-]
+from cvt.weights.names import FROM_NATIVE, rename
 
 
 class Bomb:
@@ -37,7 +28,7 @@ def source(tiny, shaken):
 
 
 def official(model):
-    return {rename(name, TO_OFFICIAL): t for name, t in model.state_dict().items()}
+    return {rename(name, FROM_NATIVE["official"]): t for name, t in model.state_dict().items()}
 
 
 def save(tensors, path):
@@ -137,7 +128,7 @@ def duplicate(tensors):
     (add, r"1 left over \(aux\.weight\)"),
     (reshape, r"1 of another shape \(head\.weight is 7x24, the model's 10x24\)"),
     (flatten, r"1 of another shape \(norm\.bias is a scalar, the model's 24\)"),
-    (duplicate, r"under official and native names"),
+    (duplicate, r"holds the same weights under two names"),
 ])
 @pytest.mark.parametrize("suffix", [".safetensors", ".pth"])
 def test_a_checkpoint_that_does_not_fit_is_refused_and_the_model_kept(
@@ -261,3 +252,141 @@ def test_a_file_that_is_not_there_is_named(tmp_path, tiny, name):
         load_weights(CvT(tiny()), tmp_path / name)
 
     assert "\n" not in str(error.value)
+
+
+def test_a_head_of_another_width_is_left_new_when_asked(tmp_path, tiny, source):
+    path = save(official(source), tmp_path / "w.pth")
+    model = CvT(tiny(num_classes=4))
+    head = model.head.weight.clone()
+
+    report = load_weights(model, path, adapt=["head"])
+
+    assert torch.equal(model.head.weight, head)
+    assert torch.equal(model.norm.weight, source.norm.weight)
+    assert set(report.skipped) == set(report.left_over) == {"head.weight", "head.bias"}
+    assert "10x24, a head of another width" in str(report)
+    assert "4x24, newly initialised" in str(report)
+
+
+@pytest.mark.parametrize(("ours", "theirs"), [(0, 10), (10, 0)])
+def test_a_head_may_be_absent_on_one_side_when_asked(tmp_path, tiny, shaken, ours, theirs):
+    donor = shaken(CvT(tiny(num_classes=theirs)))
+    path = save(donor.state_dict(), tmp_path / "w.pth")
+
+    report = load_weights(CvT(tiny(num_classes=ours)), path, adapt=["head"])
+
+    assert bool(report.left_over) == bool(ours)
+    assert bool(report.skipped) == bool(theirs)
+
+
+def test_one_channel_sees_in_gray_what_three_saw(tmp_path, tiny, source):
+    path = save(official(source), tmp_path / "w.pth")
+    model = CvT(tiny(in_chans=1)).eval()
+    gray = torch.randn(2, 1, 64, 64)
+
+    report = load_weights(model, path, adapt=["in_chans"])
+
+    torch.testing.assert_close(model(gray), source.eval()(gray.expand(-1, 3, -1, -1)),
+                               rtol=1e-4, atol=1e-5)
+    assert report.adapted == {"stages.0.embed.conv.weight": "8x3x7x7 to 8x1x7x7"}
+
+
+@pytest.mark.parametrize("channels", [2, 4, 6, 7])
+def test_more_channels_repeat_and_keep_the_size_of_activations(tmp_path, tiny, source, channels):
+    path = save(official(source), tmp_path / "w.pth")
+    model = CvT(tiny(in_chans=channels))
+
+    load_weights(model, path, adapt=["in_chans"])
+
+    weight, old = model.stages[0].embed.conv.weight, source.stages[0].embed.conv.weight
+    for i in range(channels):
+        torch.testing.assert_close(weight[:, i], old[:, i % 3] * 3 / channels)
+
+
+def test_position_embeddings_are_resized_when_asked(tmp_path, tiny, shaken):
+    donor = shaken(CvT(tiny(every={"pos_embed": True})))
+    path = save(donor.state_dict(), tmp_path / "w.pth")
+    model = CvT(tiny(every={"pos_embed": True}, image_size=96))
+
+    report = load_weights(model, path, adapt=["pos_embed"])
+
+    assert report.adapted["stages.0.pos_embed"] == "1x8x16x16 to 1x8x24x24"
+    assert model.stages[0].pos_embed.mean().item() == pytest.approx(
+        donor.stages[0].pos_embed.mean().item(), abs=0.01)
+    images = torch.randn(1, 3, 96, 96)  # the network resizes in the same way when it runs
+    torch.testing.assert_close(model.eval()(images), donor.eval()(images), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(("changes", "asked"), [
+    ({"num_classes": 4}, ["in_chans"]), ({"in_chans": 1}, ["head"]),
+    ({"in_chans": 1, "num_classes": 4}, ["head"]),
+])
+def test_what_was_not_asked_for_is_refused(tmp_path, tiny, source, changes, asked):
+    path = save(official(source), tmp_path / "w.pth")
+    model = CvT(tiny(**changes))
+    before = snapshot(model)
+
+    with pytest.raises(InputError, match="or ask for adapt="):
+        load_weights(model, path, adapt=asked)
+
+    assert_same(model, before)
+
+
+def test_the_hint_names_only_what_adapting_would_mend(tmp_path, tiny, source):
+    path = save(official(source), tmp_path / "w.pth")
+
+    with pytest.raises(InputError, match=r"adapt=\('head',\)$"):
+        load_weights(CvT(tiny(num_classes=4)), path)
+    with pytest.raises(InputError) as error:
+        load_weights(CvT(tiny(num_classes=4, depths=(1, 1, 3))), path)
+    assert "adapt" not in str(error.value)
+
+
+def test_a_trunk_is_loaded_out_of_a_larger_model(tmp_path, tiny, source):
+    """As trackers and segmenters store it: under a prefix, beside parts of their own."""
+    tensors = {f"backbone.{name}": t for name, t in official(source).items()}
+    path = save({**tensors, "box_head.weight": torch.zeros(4)}, tmp_path / "w.pth")
+    model = CvT(tiny())
+
+    with pytest.raises(InputError, match=r"left over \(box_head\.weight\)"):
+        load_weights(model, path, prefix="backbone.")
+    report = load_weights(model, path, prefix="backbone.", ignore=["box_head.*"])
+
+    assert_same(model, source.state_dict())
+    assert report.skipped == {"box_head.weight": "ignored, as asked"}
+
+
+@pytest.mark.parametrize("front", ["module.", "_orig_mod.", "module._orig_mod."])
+def test_wrappers_leave_no_mark(tmp_path, tiny, source, front):
+    path = save({front + n: t for n, t in official(source).items()}, tmp_path / "w.pth")
+    model = CvT(tiny())
+
+    assert load_weights(model, path).format == "official"
+    assert_same(model, source.state_dict())
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_other_types_are_converted_and_told(tmp_path, tiny, source, dtype):
+    half = {n: t.to(dtype) if t.is_floating_point() else t for n, t in source.state_dict().items()}
+    model = CvT(tiny())
+
+    report = load_weights(model, save(half, tmp_path / "w.safetensors"))
+
+    assert model.head.weight.dtype is torch.float32
+    assert torch.equal(model.head.weight, half["head.weight"].float())
+    assert str(dtype).removeprefix("torch.") in str(report)
+
+
+def test_weights_that_are_not_finite_are_refused(tmp_path, tiny, source):
+    tensors = source.state_dict()
+    tensors["norm.bias"][3] = float("nan")
+    model = CvT(tiny())
+
+    with pytest.raises(InputError, match=r"not finite \(norm\.bias\)"):
+        load_weights(model, save(tensors, tmp_path / "w.pth"))
+
+
+def test_large_weights_whose_sum_overflows_are_finite(tmp_path, tiny, source):
+    source.head.weight.data.fill_(3e38)
+
+    load_weights(CvT(tiny()), save(source.state_dict(), tmp_path / "w.pth"))

@@ -7,8 +7,9 @@ from cvt.card import ModelCard
 from cvt.config import Preprocess
 from cvt.errors import InputError
 from cvt.model import CvT
-from cvt.weights.native import load_model, save_model
+from cvt.weights.native import save_model
 from cvt.weights.tensors import read_tensors, write_tensors
+from cvt.zoo import load_model
 
 CLASSES = tuple("abcdefghij")
 PREPROCESS = Preprocess(size=64, crop=0.9, interpolation="bilinear")
@@ -105,7 +106,7 @@ def test_a_directory_without_a_config_is_no_model(saved):
 def test_a_directory_without_weights_is_no_model(saved):
     (saved / "best.safetensors").unlink()
 
-    with pytest.raises(FileNotFoundError, match=r"no weights at .*best\.safetensors"):
+    with pytest.raises(InputError, match=r"has no weights; put best\.safetensors"):
         load_model(saved)
 
 

@@ -14,6 +14,8 @@ COMMANDS = {
     "train": "train a CvT on digits, Fashion-MNIST or your own folder",
     "evaluate": "score a trained model on labelled pictures and write a report",
     "predict": "classify pictures: files, folders, patterns or the standard input",
+    "zoo": "the published weights and what they reach",
+    "convert": "write a checkpoint in the format of another tool",
     "info": "parameters, multiply-adds and the shape of every stage",
 }
 

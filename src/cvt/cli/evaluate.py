@@ -18,8 +18,10 @@ def main(args: Sequence[str]) -> int:
     """Evaluate; prints the headline and where the report is, or all figures with --json."""
     parser = Parser(prog="cvt evaluate", description=_DESCRIPTION)
     parser.add_argument("--config", action="config", help="a YAML file with any of the options")
-    parser.add_argument("--model", required=True, metavar="DIR", help="the directory of a trained "
-                        "model, or a weights file in it")
+    parser.add_argument("--model", required=True, metavar="MODEL", help="the directory of a model "
+                        "in any format, a file of weights, a tag of `cvt zoo`, or hf-hub:org/name")
+    parser.add_argument("--act", choices=["quick_gelu", "gelu"], help="the activation, where the "
+                        "weights do not say theirs")
     parser.add_argument("--output", metavar="DIR", help="where metrics.json and report.html go "
                         "(default: evaluation/ in the model's directory)")
     parser.add_argument("--data", type=DataConfig | None, default=None,
@@ -34,12 +36,12 @@ def main(args: Sequence[str]) -> int:
     chosen = parser.read(args)
     parser.at_least_one(chosen, "batch_size")
 
-    from cvt.evaluate.run import evaluate_directory
+    from cvt.evaluate.run import evaluate_model
 
-    evaluation, output = evaluate_directory(
-        Path(chosen.model), output=Path(chosen.output) if chosen.output else None, data=chosen.data,
+    evaluation, output = evaluate_model(
+        chosen.model, output=Path(chosen.output) if chosen.output else None, data=chosen.data,
         split=chosen.split, batch_size=chosen.batch_size, precision=chosen.precision,
-        device=chosen.device)
+        device=chosen.device, act=chosen.act)
     if chosen.json:
         print(json.dumps(evaluation.to_dict()))
     else:

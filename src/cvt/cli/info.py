@@ -19,17 +19,17 @@ def main(args: Sequence[str]) -> int:
     parser = Parser(prog="cvt info", description="Parameters, multiply-adds (attention included) "
                     "and the grid, width and tokens of every stage, for any image size.")
     parser.add_argument("model", nargs="?", default="cvt_13", help="a variant "
-                        f"({', '.join(VARIANTS)}), a configuration file, or a trained model's "
-                        "directory (default: cvt_13)")
+                        f"({', '.join(VARIANTS)}), a tag of `cvt zoo`, a configuration file, or a "
+                        "model's directory (default: cvt_13)")
     parser.add_argument("--size", metavar="N or HxW", help="image size in pixels (default: the "
                         "model's own)")
     parser.add_argument("--json", action="store_true", help="print JSON")
     chosen = parser.read(args)
 
-    from cvt.card import find_config
     from cvt.complexity import multiply_adds, parameters, stage_shapes
+    from cvt.zoo import config_of
 
-    config = find_config(chosen.model)
+    config = config_of(chosen.model)
     size = _size(parser, chosen.size) if chosen.size else (config.image_size, config.image_size)
     shapes = stage_shapes(config, size)
     count, cost = parameters(config), multiply_adds(config, size)

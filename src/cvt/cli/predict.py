@@ -22,8 +22,10 @@ def main(args: Sequence[str]) -> int:
     parser.add_argument("images", nargs="+", help="picture files, folders (searched with their "
                         "sub-folders), patterns such as 'photos/*.jpg', or - for one picture on "
                         "the standard input")
-    parser.add_argument("--model", required=True, metavar="DIR", help="the directory of a trained "
-                        "model, or a weights file in it")
+    parser.add_argument("--model", required=True, metavar="MODEL", help="the directory of a model "
+                        "in any format, a file of weights, a tag of `cvt zoo`, or hf-hub:org/name")
+    parser.add_argument("--act", choices=["quick_gelu", "gelu"], help="the activation, where the "
+                        "weights do not say theirs")
     parser.add_argument("--top_k", type=int, default=3, help="how many classes to name")
     parser.add_argument("--batch_size", type=int, default=32, help="pictures at a time")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, ...")
@@ -37,7 +39,7 @@ def main(args: Sequence[str]) -> int:
     failed = 0
     table = Table("picture", "class", "probability", "then")
     for prediction in predict(chosen.model, sources, top_k=chosen.top_k,
-                              batch_size=chosen.batch_size, device=chosen.device,
+                              batch_size=chosen.batch_size, device=chosen.device, act=chosen.act,
                               stdin=getattr(sys.stdin, "buffer", None)):
         if prediction.error is not None:
             failed += 1

@@ -17,7 +17,8 @@ from torchvision.transforms import v2
 
 from cvt.config import Preprocess
 from cvt.data.config import AugmentConfig
-from cvt.data.transforms import Transform, frame, interpolation_of, to_tensor_of
+from cvt.data.prepare import frame
+from cvt.data.transforms import Transform, interpolation_of, to_tensor_of
 from cvt.errors import InputError
 
 

@@ -1,8 +1,7 @@
-"""From a picture to the network's input, as evaluation and prediction do it."""
+"""From a picture to the network's input as evaluation does it, as a tensor."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from functools import partial
 
@@ -10,10 +9,9 @@ import torch
 from PIL import Image
 from torch import Tensor
 from torchvision.transforms import InterpolationMode
-from torchvision.transforms.v2 import functional as F
 
 from cvt.config import Preprocess
-from cvt.errors import InputError
+from cvt.data.prepare import check_channels, normalised, prepare
 
 Transform = Callable[[Image.Image], Tensor]
 
@@ -23,29 +21,14 @@ def evaluation_transform(preprocess: Preprocess) -> Transform:
 
     Raises InputError for a picture so thin that resizing its short side would fill the memory.
     """
-    return partial(_evaluate, preprocess, to_tensor_of(preprocess))
-
-
-def frame(preprocess: Preprocess, image: Image.Image) -> Image.Image:
-    """The square of `size` pixels that evaluation sees."""
-    side, size = preprocess.resize, preprocess.size
-    if preprocess.mode == "squash":
-        target = [side, side]
-    else:
-        target = [side]
-        if max(image.size) * side * side > min(image.size) * (Image.MAX_IMAGE_PIXELS or math.inf):
-            raise InputError(f"a picture of {image.width}x{image.height} pixels is too thin to "
-                             f"resize its short side to {side}; cut it first")
-    if (list(image.size) if preprocess.mode == "squash" else [min(image.size)]) != target:
-        image = F.resize(image, target, interpolation=interpolation_of(preprocess))
-    return image if image.size == (size, size) else F.center_crop(image, [size, size])
+    check_channels(preprocess)
+    return partial(_evaluate, preprocess)
 
 
 def to_tensor_of(preprocess: Preprocess) -> Transform:
     """An 8-bit picture to a normalised float tensor (channels, H, W)."""
-    mean = torch.tensor(preprocess.mean).view(-1, 1, 1)
-    std = torch.tensor(preprocess.std).view(-1, 1, 1)
-    return partial(_to_tensor, mean, std)
+    check_channels(preprocess)
+    return partial(_to_tensor, preprocess)
 
 
 def interpolation_of(preprocess: Preprocess) -> InterpolationMode:
@@ -54,10 +37,9 @@ def interpolation_of(preprocess: Preprocess) -> InterpolationMode:
 
 
 # Module functions, not closures: transforms travel to worker processes, which pickle them.
-def _evaluate(preprocess: Preprocess, to_tensor: Transform, image: Image.Image) -> Tensor:
-    return to_tensor(frame(preprocess, image))
+def _evaluate(preprocess: Preprocess, image: Image.Image) -> Tensor:
+    return torch.from_numpy(prepare(preprocess, image))
 
 
-def _to_tensor(mean: Tensor, std: Tensor, image: Image.Image) -> Tensor:
-    x = F.pil_to_tensor(image.convert("L") if len(mean) == 1 else image)
-    return (x.float() / 255 - mean) / std
+def _to_tensor(preprocess: Preprocess, image: Image.Image) -> Tensor:
+    return torch.from_numpy(normalised(preprocess, image))

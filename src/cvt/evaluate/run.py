@@ -21,7 +21,8 @@ from cvt.evaluate.metrics import Evaluation, score
 from cvt.evaluate.report import write_report
 from cvt.machine import describe_machine
 from cvt.schema import from_mapping, read_mapping, write_mapping
-from cvt.weights.native import load_model
+from cvt.weights.checkpoint import Act
+from cvt.zoo import load_model
 
 METRICS, REPORT, RECIPE, EVALUATION = "metrics.json", "report.html", "recipe.yaml", "evaluation"
 
@@ -69,16 +70,19 @@ def relabel(pictures: Pictures, classes: tuple[str, ...]) -> Pictures:
                                labels=tuple(place[label] for label in pictures.labels))
 
 
-def evaluate_directory(model: Path, *, output: Path | None = None, data: DataConfig | None = None,
-                       split: Literal["val", "train", "all"] = "val", batch_size: int = 64,
-                       precision: str = "fp32", device: str = "auto") -> tuple[Evaluation, Path]:
-    """Score the model in a directory; its evaluation, and where metrics.json and report.html went.
+def evaluate_model(model: str | Path, *, output: Path | None = None, data: DataConfig | None = None,
+                   split: Literal["val", "train", "all"] = "val", batch_size: int = 64,
+                   precision: str = "fp32", device: str = "auto", act: Act | None = None
+                   ) -> tuple[Evaluation, Path]:
+    """Score a model; its evaluation, and where metrics.json and report.html went.
 
-    `data` is by default what the model was trained with, as recipe.yaml beside it says; `output` is
-    evaluation/ beside it. Raises InputError where model or pictures cannot be used.
+    `model` and `act` are as for `cvt.load_model`. `data` is by default what the model was trained
+    with, as recipe.yaml beside it says; `output` is evaluation/ beside it, for the zoo's and the
+    hub's runs/NAME/evaluation. Raises InputError where model or pictures cannot be used.
     """
-    network, card = load_model(model)
-    home = model if model.is_dir() else model.parent
+    network, card = load_model(model, act=act)
+    home = Path(model) if Path(model).exists() else Path("runs") / Path(model).name
+    home = home.parent if home.is_file() else home
     data = data or _trained_with(home)
     dataset = load_dataset(data)
     pictures: Pictures = getattr(dataset, split)

@@ -27,8 +27,9 @@ from cvt.train.log import Log
 from cvt.train.optim import build_optimizer, learning_rate
 from cvt.train.recipe import Recipe
 from cvt.train.state import LAST, STATE, State, clear_run, open_run
-from cvt.weights.native import BEST, load_model
+from cvt.weights.native import BEST
 from cvt.weights.tensors import write_tensors
+from cvt.zoo import load_model
 
 
 def train(recipe: Recipe, output: str | Path, *, overwrite: bool = False, quiet: bool = False

@@ -127,11 +127,8 @@ class Recipe:
 
     def preprocess(self, own: Preprocess) -> Preprocess:
         """The dataset's `own` preprocessing at this recipe's size and number of channels."""
-        mean, std = own.mean, own.std
-        if self.in_chans == 1:
-            mean, std = (sum(mean) / len(mean),), (sum(std) / len(std),)
         size = own.size if self.image_size is None else self.image_size
-        return dataclasses.replace(own, size=size, mean=mean, std=std)
+        return dataclasses.replace(own.with_channels(self.in_chans), size=size)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data that `from_dict` reads back."""

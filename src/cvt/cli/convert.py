@@ -1,0 +1,40 @@
+"""`cvt convert`."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+
+from cvt.cli.parser import Parser
+
+_DESCRIPTION = """Write a checkpoint in another format, bit for bit: ours, the official code's (one
+file), a directory of transformers, or one of timm's hub. What the new format's users will see
+differ is said on the standard error."""
+
+
+def main(args: Sequence[str]) -> int:
+    """Convert; prints the files that were written."""
+    parser = Parser(prog="cvt convert", description=_DESCRIPTION)
+    parser.add_argument("source", help="a tag of `cvt zoo`, hf-hub:org/name[@revision], a "
+                        "directory, or a file of weights")
+    parser.add_argument("destination", help="a directory; for --to official a file such as x.pth")
+    parser.add_argument("--to", required=True, choices=["native", "official", "huggingface",
+                                                        "timm"], help="the format to write")
+    parser.add_argument("--model", help="the tag, variant or configuration file that a bare file "
+                        "of weights is of, where its shapes do not tell")
+    parser.add_argument("--act", choices=["quick_gelu", "gelu"], help="what the weights were "
+                        "trained with, where the source does not say")
+    parser.add_argument("--overwrite", action="store_true", help="replace files that are there")
+    chosen = parser.read(args)
+
+    from cvt.conversion import convert
+
+    done = convert(chosen.source, chosen.destination, chosen.to, model=chosen.model,
+                   act=chosen.act, overwrite=chosen.overwrite)
+    print(done.report, file=sys.stderr)
+    for note in done.notes:
+        if note not in done.report.notes:
+            print(f"cvt convert: {note}", file=sys.stderr)
+    for path in done.written:
+        print(path)
+    return 0

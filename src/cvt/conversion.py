@@ -1,0 +1,151 @@
+"""A checkpoint from any format to any other."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from cvt.atomic import replace_file
+from cvt.card import CONFIG, ModelCard
+from cvt.errors import InputError
+from cvt.model import CvT
+from cvt.schema import write_mapping
+from cvt.weights import huggingface, timm
+from cvt.weights.checkpoint import Act, build
+from cvt.weights.load import LoadReport
+from cvt.weights.names import FROM_NATIVE, Names, rename
+from cvt.weights.native import BEST
+from cvt.weights.readme import model_readme
+from cvt.weights.tensors import SUFFIXES, write_tensors
+from cvt.zoo import ZOO, open_checkpoint
+
+Format = Literal["native", "official", "huggingface", "timm"]
+
+README = "README.md"
+
+_Content = Mapping[str, Any] | str | None  # of a JSON or YAML file, of a text, of the weights
+
+
+@dataclass(frozen=True, kw_only=True)
+class Conversion:
+    """What `convert` wrote."""
+
+    written: tuple[Path, ...]
+    """The files."""
+    report: LoadReport
+    """What was read: every tensor fitted the network."""
+    notes: tuple[str, ...]
+    """What the new format cannot say or its users will see differ."""
+
+
+def convert(source: str | Path, destination: str | Path, to: Format, *, model: str | None = None,
+            act: Act | None = None, overwrite: bool = False) -> Conversion:
+    """Write the weights of `source` in the format `to`; every value stays bit for bit.
+
+    source: a tag, `hf-hub:org/name`, a directory or a file in any format. destination: a new
+    directory; for "official" a file ending in .pth, .pt, .bin or .safetensors, beside which an
+    experiment file of the official code (.yaml) is written. model: the tag, variant or
+    configuration file that a bare file is of, where its shapes do not tell. act: what the weights
+    were trained with, where the source does not say. Raises InputError where something does not
+    fit, where the format cannot express the network, and where files would be replaced without
+    `overwrite`.
+    """
+    checkpoint = open_checkpoint(source, model=model, act=act)
+    network, report = build(checkpoint)  # strict: every weight has its place
+    card = checkpoint.card
+    directory, files = _contents(card, Path(destination), to, tag=_tag(str(source), model))
+    there = [path for path in files if path.exists()]
+    if there and not overwrite:
+        raise InputError(f"{there[0]} is there already; give another place, or --overwrite")
+    notes = list(report.notes)
+    if to in ("official", "huggingface"):
+        notes += _difference(network, card, to)
+    if to == "huggingface" and card.preprocess.channels != 3:
+        notes.append("the image processors of transformers make three channels, so no "
+                     f"{huggingface.PREPROCESSOR} was written")
+    directory.mkdir(parents=True, exist_ok=True)
+    for path, content in files.items():
+        if content is None:
+            write_tensors(_named(network.state_dict(), to), path)
+        elif isinstance(content, str):
+            _write_text(path, content)
+        else:
+            write_mapping(content, path)
+    return Conversion(written=tuple(files), report=report, notes=tuple(notes))
+
+
+def _contents(card: ModelCard, place: Path, to: Format, *, tag: str | None
+              ) -> tuple[Path, dict[Path, _Content]]:
+    """The directory to write to and the content of every file in it; None stands for the weights.
+
+    The weights come last: what they need is then there.
+    """
+    if to == "official":
+        if place.suffix not in SUFFIXES or place.is_dir():
+            raise InputError(f"{place} cannot be an official checkpoint, which is one file; end it "
+                             f"in {', '.join(SUFFIXES)}")
+        spec = card.model.to_official_yaml(card.preprocess.size)
+        return place.parent, {place.with_suffix(".yaml"): spec, place: None}
+    if place.exists() and not place.is_dir():
+        raise InputError(f"{place} is a file; --to {to} writes a directory")
+    text = model_readme(card, to, place=place.name, tag=tag)
+    readme: dict[Path, _Content] = {place / README: text}
+    if to == "native":
+        return place, {**readme, place / CONFIG: card.to_dict(), place / BEST: None}
+    if to == "timm":
+        return place, {**readme, place / CONFIG: timm.config_json(card),
+                       place / timm.WEIGHTS: None}
+    preprocessor = huggingface.preprocessor_json(card.preprocess)
+    extra: dict[Path, _Content] = (
+        {place / huggingface.PREPROCESSOR: preprocessor} if preprocessor else {})
+    return place, {**readme, place / CONFIG: huggingface.config_json(card), **extra,
+                   place / huggingface.WEIGHTS: None}
+
+
+def _named(tensors: dict[str, Tensor], to: Format) -> dict[str, Tensor]:
+    names: Names = "native" if to == "timm" else to
+    return {rename(name, FROM_NATIVE[names]): tensor for name, tensor in tensors.items()}
+
+
+def _difference(network: CvT, card: ModelCard, to: Literal["official", "huggingface"]
+                ) -> list[str]:
+    """A line on the activation that the format's own code computes, if it is not the weights'."""
+    theirs: Act = "gelu" if to == "huggingface" else "quick_gelu"
+    ours = card.model.act
+    if ours == theirs:
+        return []
+    with torch.device("meta"):
+        other = CvT(dataclasses.replace(network.config, act=theirs))
+    other.load_state_dict(network.state_dict(), assign=True)
+    side = min(card.preprocess.size, 224)
+    # White noise of ImageNet's statistics: the same sample wherever it is measured.
+    images = torch.randn(1, card.model.in_chans, side, side,
+                         generator=torch.Generator().manual_seed(0))
+    with torch.inference_mode():
+        right, wrong = network(images), other.eval()(images)
+    words = {"gelu": "GELU", "quick_gelu": "QuickGELU"}
+    who = "transformers" if to == "huggingface" else "the official code"
+    return [f"{who} will compute {words[theirs]} where these weights were trained with "
+            f"{words[ours]}: on a sample its logits differ by up to "
+            f"{(right - wrong).abs().max().item():.2g} (the largest is "
+            f"{right.abs().max().item():.2g})"]
+
+
+def _tag(source: str, model: str | None) -> str | None:
+    """The zoo's name of the weights, if they are the zoo's."""
+    if model in ZOO:
+        return model
+    return next((tag for tag, row in ZOO.items()
+                 if source in (tag, f"hf-hub:{row.repo}") or Path(source).name == row.file), None)
+
+
+def _write_text(path: Path, text: str) -> None:
+    replace_file(path, lambda part: part.write_text(text, encoding="utf-8"))
+
+

@@ -1,0 +1,62 @@
+"""From a picture to the network's input as evaluation and prediction do it. No torch.
+
+Everyone who feeds a network, with PyTorch or without it, comes through here, so that what is
+trained, evaluated and deployed sees the same numbers bit for bit.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from cvt.config import Preprocess
+from cvt.errors import InputError
+
+_FILTERS = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR,
+            "nearest": Image.Resampling.NEAREST, "lanczos": Image.Resampling.LANCZOS}
+
+
+def prepare(preprocess: Preprocess, image: Image.Image) -> NDArray[np.float32]:
+    """An RGB picture of any size to the network's input (channels, size, size), normalised.
+
+    Raises InputError for a picture so thin that resizing its short side would fill the memory.
+    """
+    return normalised(preprocess, frame(preprocess, image))
+
+
+def frame(preprocess: Preprocess, image: Image.Image) -> Image.Image:
+    """The square of `size` pixels that the network sees."""
+    side, size = preprocess.resize, preprocess.size
+    if preprocess.mode == "squash":
+        target = (side, side)
+    else:
+        short, long = min(image.size), max(image.size)
+        if long * side * side > short * (Image.MAX_IMAGE_PIXELS or math.inf):
+            raise InputError(f"a picture of {image.width}x{image.height} pixels is too thin to "
+                             f"resize its short side to {side}; cut it first")
+        other = int(side * long / short)
+        target = (side, other) if image.width <= image.height else (other, side)
+    if image.size != target:
+        image = image.resize(target, _FILTERS[preprocess.interpolation])
+    left, top = (round((whole - size) / 2) for whole in image.size)
+    return image if image.size == (size, size) else image.crop((left, top, left + size, top + size))
+
+
+def normalised(preprocess: Preprocess, image: Image.Image) -> NDArray[np.float32]:
+    """An 8-bit RGB picture as float32 (channels, H, W) with `mean` and `std` taken out."""
+    pixels = np.asarray(image.convert("L") if preprocess.channels == 1 else image)
+    scaled = pixels.reshape(*pixels.shape[:2], -1).transpose(2, 0, 1).astype(np.float32)
+    scaled /= np.float32(255)
+    scaled -= np.asarray(preprocess.mean, np.float32).reshape(-1, 1, 1)
+    scaled /= np.asarray(preprocess.std, np.float32).reshape(-1, 1, 1)
+    return np.ascontiguousarray(scaled)
+
+
+def check_channels(preprocess: Preprocess) -> None:
+    """Raise InputError where no picture has the channels that `preprocess` asks for."""
+    if preprocess.channels not in (1, 3):
+        raise InputError(f"the model takes {preprocess.channels} channels, a picture has 1 (gray) "
+                         "or 3 (RGB); give the model tensors of your own")

@@ -1,0 +1,81 @@
+"""The how-to's of docs/ work as they stand there."""
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from transformers import CvtConfig, CvtForImageClassification
+from transformers.utils import logging
+
+import cvt
+from cvt.cli import main
+from cvt.conversion import convert
+from cvt.zoo import ZOO
+
+ROOT = Path(__file__).parents[2]
+WEIGHTS = (ROOT / "docs/weights.md").read_text()
+logging.disable_progress_bar()
+
+
+def blocks(text, kind):
+    return re.findall(rf"```{kind}\n(.*?)```", text, re.DOTALL)
+
+
+@pytest.fixture
+def desk(tmp_path, monkeypatch):
+    """A directory with the files that the page speaks of."""
+    monkeypatch.chdir(tmp_path)
+    torch.manual_seed(0)
+    model = cvt.CvT(cvt.VARIANTS["cvt_13"])
+    cvt.save_model("thirteen", model, cvt.Preprocess(), tuple(map(str, range(1000))))
+    convert("thirteen", "CvT-13-224x224-IN-1k.pth", "official")
+    Path("CvT-13-224x224-IN-1k.yaml").rename("cvt-13-224x224.yaml")
+    CvtForImageClassification(CvtConfig(
+        embed_dim=[8, 16, 24], num_heads=[1, 2, 3], depth=[1, 2, 3],
+        id2label={0: "benign", 1: "malignant"})).save_pretrained("my-finetune")
+    embeds = ((7, 4, 2), (3, 2, 1), (3, 2, 1))
+    small = cvt.CvT(cvt.CvTConfig(num_classes=2, image_size=32, stages=tuple(
+        cvt.StageConfig(dim=8 * (i + 1), num_heads=i + 1, depth=(1, 2, 3)[i], cls_token=i == 2,
+                        embed_kernel=kernel, embed_stride=stride, embed_padding=padding)
+        for i, (kernel, stride, padding) in enumerate(embeds))))
+    cvt.save_model("runs/mine", small, cvt.Preprocess(size=32), ("cat", "dog"))
+    return tmp_path
+
+
+def test_the_page_on_weights_runs_from_top_to_bottom(desk, capsys):
+    for text in blocks(WEIGHTS, "sh"):
+        for line in text.splitlines():
+            assert main(shlex.split(line)[1:]) == 0
+    capsys.readouterr()
+    names = {"CLONE": str(ROOT)}
+    for text in blocks(WEIGHTS, "python"):
+        if not text.startswith("# from the hub"):
+            exec(text, names)
+
+    out = capsys.readouterr().out
+    assert "tensors in official names" in out
+    assert "('benign', 'malignant')" in out
+    assert "adapted" in out
+    assert "'stride4': (1, 256, 64, 80)" in out
+    assert "[192, 384]" in out
+    assert names["hidden"].shape == (2, 20, 384)
+    assert names["model"].config.num_classes == 10
+    assert names["port"].config.id2label == {0: "cat", 1: "dog"}
+
+
+def test_the_page_has_the_table_of_the_zoo():
+    for tag, row in ZOO.items():
+        assert (f"| `{tag}` | {row.repo} | {row.size} | {row.paper_top1:.1f} | "
+                f"{row.measured_top1:.2f} / {row.measured_top5:.2f} |") in WEIGHTS
+
+
+def test_written_model_cards_show_code_that_runs(desk):
+    for to in ("native", "timm", "huggingface"):
+        convert("runs/mine", to, to)
+        text = Path(to, "README.md").read_text()
+        assert yaml.safe_load(text.split("---\n")[1])["library_name"]
+        code, = blocks(text, "python")
+        exec(code.replace('print(classify("photo.jpg"))', ""), {})

@@ -1,0 +1,183 @@
+"""Checkpoints of every format as the library's own objects."""
+
+import dataclasses
+import json
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from cvt.card import ModelCard
+from cvt.config import VARIANTS, Preprocess
+from cvt.errors import InputError
+from cvt.model import CvT
+from cvt.weights import huggingface, timm
+from cvt.weights.checkpoint import build, read_checkpoint
+from cvt.weights.names import FROM_NATIVE, rename
+
+CLASSES = tuple("abcdefghij")
+
+
+@pytest.fixture
+def portable(tiny, shaken):
+    """A model that every format can hold."""
+    return shaken(CvT(tiny(depths=(1, 2, 3)))).eval()
+
+
+def card_of(model, **preprocess):
+    return ModelCard(model=model.config, preprocess=Preprocess(size=64, **preprocess),
+                     classes=CLASSES)
+
+
+def huggingface_directory(directory, model, card):
+    directory.mkdir()
+    (directory / "config.json").write_text(json.dumps(huggingface.config_json(card)))
+    (directory / "preprocessor_config.json").write_text(
+        json.dumps(huggingface.preprocessor_json(card.preprocess)))
+    save_file({rename(n, FROM_NATIVE["huggingface"]): t for n, t in model.state_dict().items()},
+              directory / "model.safetensors")
+    return directory
+
+
+@pytest.mark.parametrize("preprocess", [
+    {"crop": 0.875}, {"crop": 0.9, "interpolation": "bilinear"}, {"mode": "squash", "crop": 1.0},
+    {"mean": (0.1, 0.2, 0.3), "std": (0.4, 0.5, 0.6)}])
+@pytest.mark.parametrize("size", [64, 384])
+def test_preprocessing_survives_the_files_of_transformers(tmp_path, preprocess, size):
+    ours = Preprocess(size=size, **preprocess)
+    (tmp_path / "preprocessor_config.json").write_text(
+        json.dumps(huggingface.preprocessor_json(ours)))
+
+    back = huggingface.read_preprocess(tmp_path)
+
+    assert (back.size, back.resize, back.mode) == (ours.size, ours.resize, ours.mode)
+    assert (back.mean, back.std, back.interpolation) == (ours.mean, ours.std, ours.interpolation)
+
+
+@pytest.mark.parametrize("data", [
+    {"size": 224, "feature_extractor_type": "ConvNextFeatureExtractor", "crop_pct": 0.875},
+    {"size": {"shortest_edge": 224}, "image_processor_type": "ConvNextImageProcessor"},
+    {"size": {"shortest_edge": 224}, "image_processor_type": "ConvNextImageProcessorFast"}])
+def test_preprocessing_of_older_files_is_read(tmp_path, data):
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps(data))
+
+    assert huggingface.read_preprocess(tmp_path) == Preprocess(size=224, crop=0.875)
+
+
+def test_preprocessing_that_cannot_be_read_is_named(tmp_path):
+    (tmp_path / "preprocessor_config.json").write_text('{"size": {"longest_edge": 9}}')
+
+    with pytest.raises(InputError, match=r"preprocessor_config\.json says size="):
+        huggingface.read_preprocess(tmp_path)
+
+
+def test_a_directory_of_transformers_computes_gelu_unless_told(tmp_path, portable):
+    card = card_of(portable)
+    directory = huggingface_directory(tmp_path / "hf", portable, card)
+    written = json.loads((directory / "config.json").read_text())
+
+    assert read_checkpoint(directory).card == card  # ours: it says quick_gelu
+    for change, act in (({"trained_act": None}, "gelu"), ({"transformers_version": "5.0"}, "gelu")):
+        (directory / "config.json").write_text(json.dumps({**written, **change}))
+        checkpoint = read_checkpoint(directory)
+        assert checkpoint.card.model.act == act
+        assert "GELU" in checkpoint.notes[0]
+        assert read_checkpoint(directory, act="quick_gelu").card.model.act == "quick_gelu"
+
+
+@pytest.mark.parametrize(("change", "message"), [
+    ({"embed_dim": 64}, "embed_dim=64, which is not a list"),
+    ({"depth": 3}, "depth=3, which is not a list"),
+    ({"num_heads": [1, 2]}, r"num_heads=\[1, 2\], which is not a list of one entry for each stage"),
+    ({"qkv_projection_method": ["avg"] * 3}, "qkv_projection_method"),
+    ({"id2label": {"one": "cat"}}, "id2label whose keys"),
+    ({"depth": [1, 1, "3"]}, "depth='3' must be of type int"),
+    ({"model_type": "vit"}, "of a 'vit' model"),
+])
+def test_a_config_of_transformers_that_makes_no_sense_is_refused(tmp_path, portable, change,
+                                                                message):
+    directory = huggingface_directory(tmp_path / "hf", portable, card_of(portable))
+    written = json.loads((directory / "config.json").read_text())
+    (directory / "config.json").write_text(json.dumps({**written, **change}))
+
+    with pytest.raises(InputError, match=message):
+        read_checkpoint(directory)
+
+
+def test_what_the_port_cannot_run_is_not_written_for_it(tiny):
+    for config in (tiny(depths=(1, 1, 3)), tiny(depths=(1, 2, 3), every={"pos_embed": True}),
+                   tiny(depths=(1, 2, 3), every={"projection": "avg"}),
+                   tiny(depths=(1, 2, 3), last={"cls_token": False})):
+        with pytest.raises(InputError, match="choose --to native, official or timm"):
+            huggingface.config_json(card_of(CvT(config)))
+
+
+@pytest.mark.parametrize("preprocess", [{}, {"mode": "squash", "crop": 1.0}])
+def test_any_network_survives_the_files_of_timm(tmp_path, tiny, ablated, preprocess):
+    ablated = dataclasses.replace(ablated, init="trunc_norm")  # how it began, it does not say
+    for config, classes in ((tiny(), CLASSES), (ablated, ("a", "b", "c", "d"))):
+        mean = (0.5,) * config.in_chans
+        card = ModelCard(model=config, classes=classes, preprocess=Preprocess(
+            size=64, mean=mean, std=mean, **preprocess))
+        assert timm.read_card(tmp_path, json.loads(json.dumps(timm.config_json(card)))) == card
+
+
+def test_a_directory_of_timm_with_another_architecture_is_refused(tmp_path):
+    with pytest.raises(InputError, match=r"architecture='cvt_31', .*did you mean cvt_"):
+        timm.read_card(tmp_path, {"architecture": "cvt_31"})
+
+
+def test_a_bare_file_is_known_by_its_shapes(tmp_path, shaken):
+    model = shaken(CvT(VARIANTS["cvt_nano"]))
+    model.reset_classifier(3)
+    torch.save(model.state_dict(), tmp_path / "mine.pth")
+
+    checkpoint = read_checkpoint(tmp_path / "mine.pth")
+
+    assert checkpoint.card.model.stages == VARIANTS["cvt_nano"].stages
+    assert checkpoint.card.classes == ("0", "1", "2")
+
+
+def test_a_bare_file_of_no_variant_needs_its_configuration(tmp_path, portable):
+    torch.save(portable.state_dict(), tmp_path / "mine.pth")
+    with pytest.raises(InputError, match="of no known variant"):
+        read_checkpoint(tmp_path / "mine.pth")
+
+    portable.config.save(tmp_path / "config.yaml")
+    checkpoint = read_checkpoint(tmp_path / "mine.pth", config=str(tmp_path / "config.yaml"))
+
+    assert checkpoint.card.model == portable.config
+
+
+def test_a_built_model_does_not_share_memory_between_parameters(tmp_path, portable):
+    tensors = portable.state_dict()
+    tensors["norm.weight"] = tensors["norm.bias"] = torch.ones(24)
+    torch.save(tensors, tmp_path / "w.pth")
+
+    model, _ = build(read_checkpoint(tmp_path / "w.pth", card=card_of(portable)))
+    with torch.no_grad():
+        model.norm.weight.fill_(5)
+
+    assert (model.norm.bias == 1).all()
+
+
+def test_training_a_loaded_model_leaves_its_file_alone(tmp_path, portable):
+    """Its parameters are the file, mapped into memory; what is written to them stays private."""
+    save_file(portable.state_dict(), tmp_path / "w.safetensors")
+    before = (tmp_path / "w.safetensors").read_bytes()
+
+    model, _ = build(read_checkpoint(tmp_path / "w.safetensors", card=card_of(portable)))
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(1)
+
+    assert (tmp_path / "w.safetensors").read_bytes() == before
+    assert all(p.requires_grad for p in model.parameters())
+
+
+def test_a_directory_with_two_unnamed_files_asks_which(tmp_path, portable):
+    for name in ("a.pth", "b.pth"):
+        torch.save(portable.state_dict(), tmp_path / name)
+
+    with pytest.raises(InputError, match=r"2 files of weights \(a\.pth"):
+        read_checkpoint(tmp_path)
