@@ -5,44 +5,19 @@ from __future__ import annotations
 import json
 import os
 import platform
-import statistics
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from cvt.bench import interleaved, ratio, summary
+
+__all__ = ["RESULTS", "interleaved", "keep", "ratio", "summary"]
+
 RESULTS = Path(__file__).parent / "results"
-
-
-def interleaved(candidates: Mapping[str, Callable[[], object]], rounds: int,
-                warmup: int = 2) -> dict[str, list[float]]:
-    """Seconds of each call, `rounds` a candidate; the order turns round by round."""
-    for call in candidates.values():
-        for _ in range(warmup):
-            call()
-    names, seconds = list(candidates), {name: [] for name in candidates}
-    for i in range(rounds):
-        for name in names[i % len(names):] + names[: i % len(names)]:
-            start = time.perf_counter()
-            candidates[name]()
-            seconds[name].append(time.perf_counter() - start)
-    return seconds
-
-
-def summary(seconds: list[float]) -> dict[str, float]:
-    """Median and quartiles in seconds."""
-    low, mid, high = statistics.quantiles(seconds, n=4)
-    return {"median_s": mid, "quartile1_s": low, "quartile3_s": high, "n": len(seconds)}
-
-
-def ratio(base: list[float], ours: list[float]) -> dict[str, float]:
-    """How many times faster `ours` is than `base`, from the rounds they shared."""
-    low, mid, high = statistics.quantiles([b / o for b, o in zip(base, ours, strict=True)], n=4)
-    return {"median": mid, "quartile1": low, "quartile3": high}
 
 
 def keep(name: str, result: Mapping[str, Any]) -> Path:

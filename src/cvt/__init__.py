@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
+    from cvt.backends import optimize as optimize
     from cvt.card import ModelCard as ModelCard
     from cvt.config import VARIANTS as VARIANTS
     from cvt.config import CvTConfig as CvTConfig
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
     from cvt.zoo import load_model as load_model
 
 _HOMES = {
+    "optimize": "cvt.backends",
     "backbone": "cvt.features", "convert": "cvt.conversion",
     "freeze_batchnorm": "cvt.surgery", "swap": "cvt.surgery",
     "ModelCard": "cvt.card",

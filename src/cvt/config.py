@@ -19,6 +19,9 @@ from cvt.schema import check, check_types, from_mapping, read_mapping, write_map
 
 Grid = tuple[int, int]  # (H, W) in tokens
 
+# No dimension of any network is larger; a configuration may come from a stranger.
+MOST = 100_000
+
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
@@ -72,11 +75,12 @@ class StageConfig:
         check_types(self)
         for name in ("dim", "num_heads", "depth", "embed_kernel", "embed_stride", "kernel",
                      "stride_kv"):
-            check(getattr(self, name) >= 1, f"{name}={getattr(self, name)} must be at least 1")
+            check_range(self, name, 1)
         for name in ("embed_padding", "padding_kv"):
             check(getattr(self, name) >= 0, f"{name}={getattr(self, name)} must not be negative")
         for name in ("drop_rate", "attn_drop_rate", "drop_path_rate"):
             check(0 <= getattr(self, name) < 1, f"{name}={getattr(self, name)} must be in [0, 1)")
+        check(self.mlp_ratio <= MOST, f"mlp_ratio={self.mlp_ratio} must be at most {MOST}")
         check(int(self.dim * self.mlp_ratio) >= 1, f"mlp_ratio={self.mlp_ratio} leaves no hidden "
                "channel; the paper's is 4")
         check(self.dim % self.num_heads == 0,
@@ -139,9 +143,13 @@ class CvTConfig:
     def __post_init__(self) -> None:
         check_types(self)
         check(len(self.stages) >= 1, "stages is empty; a CvT has at least one stage")
-        check(self.in_chans >= 1, f"in_chans={self.in_chans} must be at least 1")
+        check(len(self.stages) <= 100, f"{len(self.stages)} stages are more than 100")
+        check_range(self, "in_chans", 1)
+        check(self.image_size <= MOST, f"image_size={self.image_size} must be at most {MOST}")
         check(self.num_classes >= 0, f"num_classes={self.num_classes} must not be negative; "
                "0 builds no classifier")
+        check(self.num_classes <= 10 * MOST, f"num_classes={self.num_classes} must be at most "
+              f"{10 * MOST}")
         self.grids((self.image_size, self.image_size))
 
     def grids(self, size: Grid) -> tuple[Grid, ...]:
@@ -316,7 +324,7 @@ class Preprocess:
 
     def __post_init__(self) -> None:
         check_types(self)
-        check(self.size >= 1, f"size={self.size} must be at least 1 pixel")
+        check_range(self, "size", 1)
         check(0 < self.crop <= 1, f"crop={self.crop} must be in (0, 1]")
         check(len(self.mean) == len(self.std) >= 1, f"mean={self.mean} and std={self.std} must "
               "have as many entries as the input has channels")
@@ -341,6 +349,13 @@ class Preprocess:
         mean, std = ((sum(v) / len(v),) if channels == 1 else
                      tuple(v[i % len(v)] for i in range(channels)) for v in (self.mean, self.std))
         return replace(self, mean=mean, std=std)
+
+
+def check_range(config: Any, name: str, least: int) -> None:
+    """Refuse a field that is below `least`, or so large that building would fill the memory."""
+    value = getattr(config, name)
+    check(value >= least, f"{name}={value} must be at least {least}")
+    check(value <= MOST, f"{name}={value} must be at most {MOST}")
 
 
 def _conv(size: int, kernel: int, stride: int, padding: int) -> int:

@@ -1,24 +1,45 @@
-"""Classify pictures: files, folders, patterns, the standard input."""
+"""Classify pictures: files, folders, patterns, the standard input. Torch only where it computes."""
 
 from __future__ import annotations
 
 import glob
-from collections.abc import Iterator, Sequence
+import itertools
+import os
+import threading
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
+from typing import TYPE_CHECKING, BinaryIO, Literal
 
-import torch
-from torch import Tensor
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
 
-from cvt.data.images import list_images, read_image
-from cvt.data.transforms import Transform, evaluation_transform
-from cvt.device import pick_device
-from cvt.errors import InputError
-from cvt.weights.checkpoint import Act
-from cvt.zoo import load_model
+from cvt.card import ModelCard
+from cvt.data.images import _rgb, _upright, list_images, read_image
+from cvt.data.prepare import check_channels, prepare
+from cvt.errors import InputError, did_you_mean
+from cvt.runtime.manifest import MANIFEST, Format, Manifest, Precision
+from cvt.runtime.sessions import Session, onnx_session, openvino_session
+
+if TYPE_CHECKING:
+    from cvt.model import CvT
+    from cvt.weights.checkpoint import Act
 
 STDIN = "-"
+
+Backend = Literal["auto", "eager", "compile", "openvino", "onnxruntime"]
+BACKENDS: tuple[Backend, ...] = ("auto", "eager", "compile", "openvino", "onnxruntime")
+PRECISIONS: tuple[Precision, ...] = ("fp32", "bf16", "int8")
+Picture = str | Path | bytes | Image.Image
+
+# What runs each format of `cvt export`.
+_RUNNERS: dict[Format, Backend] = {"openvino": "openvino", "onnx": "onnxruntime", "torch": "eager"}
+
+# More threads than this only wait for the files, or for each other.
+_MOST_READERS = 16
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,18 +47,240 @@ class Prediction:
     """What the model says of one picture, or why it could not be read."""
 
     picture: str
-    """Its path, or - for the standard input."""
+    """Its path; - for the standard input; #0, #1, ... by position for what has no path."""
     classes: tuple[tuple[str, float], ...] = ()
     """The likeliest classes and their probabilities in [0, 1], likeliest first."""
     error: str | None = None
     """Why the picture could not be read; then `classes` is empty."""
 
 
+class Predictor:
+    """A trained model that classifies pictures as fast as it computes.
+
+    source: the directory of an exported model, for which no torch is imported (but for the format
+    torch), or whatever `cvt.load_model` takes. backend: what computes it; "auto" is the exported
+    model's own, else eager, for the others first take from seconds to minutes to convert it.
+    precision: by default the exported one, else fp32. device and act: for models that are not
+    exported. threads: how many cores the network may use, by default all; for eager and compile
+    that is PyTorch's setting for the whole process. batch_size: pictures that the network sees at
+    once; with 1 it is tuned for the time of one.
+
+    Raises InputError where the model cannot be loaded, and where an argument is not possible with
+    it.
+    """
+
+    card: ModelCard
+    """Network, preprocessing and classes."""
+    backend: Backend
+    """What computes it."""
+    precision: Precision
+    """What it computes in."""
+
+    def __init__(self, source: str | Path, *, backend: Backend = "auto",
+                 precision: Precision | None = None, device: str = "auto", act: Act | None = None,
+                 threads: int | None = None, batch_size: int = 32) -> None:
+        for name, value, known in (("backend", backend, BACKENDS),
+                                   ("precision", precision or "fp32", PRECISIONS)):
+            if value not in known:
+                raise InputError(f"{name}={value!r}; {did_you_mean(value, known)}")
+        for name, number in (("batch_size", batch_size), ("threads", threads)):
+            if number is not None and number < 1:
+                raise InputError(f"{name}={number} must be at least 1")
+        self.batch_size = batch_size
+        self._turn = threading.Lock()
+        if (Path(source) / MANIFEST).is_file():
+            self._open_exported(Path(source), backend, precision, device, act, threads)
+        else:
+            self._open_trained(source, backend, precision or "fp32", device, act, threads)
+        check_channels(self.card.preprocess)
+
+    def logits(self, batch: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Logits (B, K) of prepared images (B, C, H, W); any number of threads may call it.
+
+        Raises InputError for images of another shape than the network takes.
+        """
+        channels = self.card.model.in_chans
+        if batch.ndim != 4 or len(batch) < 1 or batch.shape[1] != channels:
+            raise InputError(f"images of shape {batch.shape} are not a batch for this network, "
+                             f"which takes (B, {channels}, H, W)")
+        self.card.model.grids((batch.shape[2], batch.shape[3]))  # refuses what is too small
+        with self._turn:  # a runtime's buffers are for one batch at a time
+            # Writable and whole, which PyTorch wants of memory that it shares.
+            return self._session(np.require(batch, np.float32, ["C", "W"]))
+
+    def __call__(self, images: Iterable[Picture], top_k: int = 5, *, stdin: BinaryIO | None = None
+                 ) -> Iterator[Prediction]:
+        """A prediction a picture, in their order, as batches of them are done.
+
+        images: paths, the bytes of files, or Pillow's images; an iterator may be endless, for no
+        more than a few batches are held. "-" is one picture's bytes from `stdin`, if that is given.
+        Threads read and prepare pictures while the network computes; they end with the iterator. A
+        picture that cannot be read yields a prediction with its error, and the others go on.
+        """
+        if top_k < 1:
+            raise InputError(f"top_k={top_k} must be at least 1")
+        if isinstance(images, (str, Path, bytes, Image.Image)):
+            raise InputError("images is one picture; give a list of them, or [picture]")
+        return self._stream(iter(images), top_k, stdin)
+
+    def _stream(self, images: Iterator[Picture], top_k: int, stdin: BinaryIO | None
+                ) -> Iterator[Prediction]:
+        readers = ThreadPoolExecutor(min(_cores(), _MOST_READERS), "cvt-read")
+        network = ThreadPoolExecutor(1, "cvt-network")
+        numbered = enumerate(images)
+        reading: deque[tuple[str, Future[NDArray[np.float32] | str]]] = deque()
+        computing: deque[tuple[list[tuple[str, str | None]], Future[NDArray[np.float32]] | None]]
+        computing = deque()
+
+        def read_ahead() -> None:
+            for i, picture in itertools.islice(numbered, 2 * self.batch_size - len(reading)):
+                name = str(picture) if isinstance(picture, (str, Path)) else f"#{i}"
+                reading.append((name, readers.submit(self._input, picture, name, stdin)))
+
+        try:
+            while True:
+                read_ahead()
+                taken = [reading.popleft() for _ in range(min(self.batch_size, len(reading)))]
+                # The next batch is read while the network computes this one.
+                read_ahead()
+                if taken:
+                    inputs = [future.result() for _, future in taken]
+                    arrays = [x for x in inputs if not isinstance(x, str)]
+                    computing.append((
+                        [(name, x if isinstance(x, str) else None)
+                         for (name, _), x in zip(taken, inputs, strict=True)],
+                        network.submit(self.logits, np.stack(arrays)) if arrays else None))
+                    del inputs, arrays
+                # One batch waits, so that the network goes on while the caller looks at results.
+                if len(computing) > 1 or (computing and not taken):
+                    told, future = computing.popleft()
+                    rows = iter(future.result()) if future else iter(())
+                    for name, error in told:
+                        yield (Prediction(picture=name, error=error) if error is not None else
+                               self._prediction(name, next(rows), top_k))
+                elif not taken:
+                    return
+        finally:
+            for pool in (readers, network):
+                pool.shutdown(wait=True, cancel_futures=True)
+
+    def _input(self, picture: Picture, name: str, stdin: BinaryIO | None
+               ) -> NDArray[np.float32] | str:
+        """The network's input for a picture, or why there is none."""
+        try:
+            if isinstance(picture, Image.Image):
+                image = _rgb(_upright(picture))
+            elif picture == STDIN and stdin is not None:
+                image = read_image(stdin.read(), "the standard input")
+            else:
+                image = read_image(picture, name)
+            return prepare(self.card.preprocess, image)
+        except InputError as error:
+            return str(error)
+        except OSError as error:
+            return f"{name}: {error.strerror or error}"
+
+    def _prediction(self, name: str, logits: NDArray[np.float32], top_k: int) -> Prediction:
+        if not np.isfinite(logits).all():
+            return Prediction(picture=name, error=f"{name}: the network's logits are not finite "
+                              f"numbers in {self.precision}; its weights or the precision are at "
+                              "fault, not the picture")
+        probs = softmax(logits)
+        best = np.argsort(-probs, kind="stable")[:top_k]
+        return Prediction(picture=name, classes=tuple(
+            (self.card.classes[i], float(probs[i])) for i in best))
+
+    def _open_exported(self, directory: Path, backend: Backend, precision: Precision | None,
+                       device: str, act: Act | None, threads: int | None) -> None:
+        manifest = Manifest.load(directory, verify=False)
+        runner = _RUNNERS[manifest.format]
+        for option, given, possible in (
+                ("backend", backend, ("auto", runner)),
+                ("precision", precision, (None, manifest.precision)),
+                ("device", device, ("auto", "cpu")), ("act", act, (None,))):
+            if given not in possible:
+                raise InputError(
+                    f"{directory} was exported for {runner} on the CPU in {manifest.precision}, "
+                    f"which {option}={given!r} cannot change; export again, or give the model that "
+                    "it was exported from")
+        self.card, self.backend, self.precision = manifest.card, runner, manifest.precision
+        # A second core checks what the first one opens.
+        with ThreadPoolExecutor(1) as pool:
+            checked = pool.submit(Manifest.load, directory)
+            try:
+                self._session = _open_graph(manifest, directory / manifest.graph, threads,
+                                            self.batch_size)
+            finally:
+                checked.result()  # its error is the cause of any other
+
+    def _open_trained(self, source: str | Path, backend: Backend, precision: Precision,
+                      device: str, act: Act | None, threads: int | None) -> None:
+        from cvt.zoo import load_model
+
+        network, self.card = load_model(source, act=act)
+        if not self.card.classes:
+            raise InputError(f"{source} has no classifier; train one first")
+        if precision == "int8":
+            raise InputError("int8 is calibrated on pictures; export the model first, with "
+                             "`cvt export --precision int8`, and give the directory")
+        self.backend, self.precision = "eager" if backend == "auto" else backend, precision
+        self._session = _torch_session(network, self.backend, precision, device, threads,
+                                       self.batch_size)
+
+
+def softmax(logits: NDArray[np.float32]) -> NDArray[np.float64]:
+    """Probabilities (..., K) of logits (..., K), which are finite."""
+    exact = logits.astype(np.float64)
+    raised = np.exp(exact - exact.max(-1, keepdims=True))
+    return raised / raised.sum(-1, keepdims=True)
+
+
+def _open_graph(manifest: Manifest, graph: Path, threads: int | None, batch_size: int) -> Session:
+    if manifest.format == "openvino":
+        return openvino_session(graph, precision=manifest.precision, threads=threads,
+                                latency=batch_size == 1)
+    if manifest.format == "onnx":
+        return onnx_session(graph, threads=threads)
+    import torch
+
+    from cvt.export.graphs import open_graph
+
+    if threads is not None:
+        torch.set_num_threads(threads)
+    program = open_graph(graph, "torch", manifest.precision)
+    return lambda images: program(torch.from_numpy(images)).numpy()
+
+
+def _torch_session(network: CvT, backend: Backend, precision: Precision, device: str,
+                   threads: int | None, batch_size: int) -> Session:
+    import torch
+
+    from cvt.backends import session_of
+    from cvt.device import pick_device
+
+    if backend in ("openvino", "onnxruntime"):
+        if device not in ("auto", "cpu"):
+            raise InputError(f"{backend} computes on the CPU alone, not on device={device!r}; use "
+                             "backend='eager' or 'compile' there")
+        device = "cpu"
+    elif threads is not None:
+        torch.set_num_threads(threads)
+    return session_of(network.to(pick_device(device)), backend=backend, precision=precision,
+                      batch_size=batch_size, threads=threads)
+
+
+def _cores() -> int:
+    """Those that this process may use, where the system tells."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
 def find_images(names: Sequence[str]) -> list[str]:
     """Every picture that `names` stand for: paths, "-", folders with all below, and patterns.
 
     Raises InputError for a folder or a pattern without pictures. A path that is not there stays in
-    the list, for `predict` to report.
+    the list, for a `Predictor` to report.
     """
     found: list[str] = []
     for name in names:
@@ -55,48 +298,3 @@ def find_images(names: Sequence[str]) -> list[str]:
         else:
             found.append(name)
     return found
-
-
-def predict(model: str | Path, images: Sequence[str], *, top_k: int = 5, batch_size: int = 32,
-            device: str = "auto", act: Act | None = None, stdin: BinaryIO | None = None
-            ) -> Iterator[Prediction]:
-    """A model on pictures, in their order, a batch at a time.
-
-    `model` and `act` are as for `cvt.load_model`. `images` are paths, or "-" for one picture's
-    bytes from `stdin`. A picture that cannot be read yields a Prediction with its error. Raises
-    InputError where the model cannot be loaded.
-    """
-    network, card = load_model(model, act=act)
-    place = pick_device(device)
-    network.to(place)
-    transform = evaluation_transform(card.preprocess)
-    for start in range(0, len(images), batch_size):
-        names = images[start:start + batch_size]
-        inputs = [_input(name, transform, stdin) for name in names]
-        tensors = [x for x in inputs if isinstance(x, Tensor)]
-        if tensors:
-            with torch.inference_mode():
-                probs = network(torch.stack(tensors).to(place)).softmax(1).cpu()
-            top = probs.topk(min(top_k, len(card.classes)))
-            rows = iter(zip(top.values.tolist(), top.indices.tolist(), strict=True))
-        for name, x in zip(names, inputs, strict=True):
-            if isinstance(x, str):
-                yield Prediction(picture=name, error=x)
-            else:
-                values, indices = next(rows)
-                yield Prediction(picture=name, classes=tuple(
-                    (card.classes[i], p) for i, p in zip(indices, values, strict=True)))
-
-
-def _input(name: str, transform: Transform, stdin: BinaryIO | None) -> Tensor | str:
-    """The network's input for a picture, or why there is none."""
-    try:
-        if name != STDIN:
-            return transform(read_image(name))
-        if stdin is None:
-            raise InputError("no standard input to read a picture from")
-        return transform(read_image(stdin.read(), "the standard input"))
-    except InputError as error:
-        return str(error)
-    except OSError as error:
-        return f"{name}: {error.strerror or error}"

@@ -44,8 +44,8 @@ def read_mapping(path: Path) -> dict[str, Any]:
         text = path.read_text(encoding="utf-8")
         # JSON is YAML but for corner cases such as 1e-05, so each has its own parser.
         data = json.loads(text) if path.suffix == ".json" else yaml.safe_load(text)
-    except (yaml.YAMLError, json.JSONDecodeError, UnicodeDecodeError) as error:
-        reason = " ".join(str(error).split())
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        reason = " ".join(str(error).split())[:300]
         raise InputError(f"{path} cannot be read as {path.suffix or 'YAML'}: {reason}") from None
     if not isinstance(data, dict):
         raise InputError(f"{path} holds a {type(data).__name__}, not a mapping of keys to values")

@@ -66,6 +66,16 @@ def test_the_page_on_weights_runs_from_top_to_bottom(desk, capsys):
     assert names["port"].config.id2label == {0: "cat", 1: "dog"}
 
 
+def test_the_page_on_speed_runs_from_top_to_bottom(capsys):
+    names = {}
+    for text in blocks((ROOT / "docs/fast.md").read_text(), "python"):
+        exec(text, names)
+
+    assert "Agreement(difference=" in capsys.readouterr().out
+    assert names["small"].precision == "int8"
+    assert all(p.grad is not None for p in names["model"].parameters())
+
+
 def test_the_page_has_the_table_of_the_zoo():
     for tag, row in ZOO.items():
         assert (f"| `{tag}` | {row.repo} | {row.size} | {row.paper_top1:.1f} | "

@@ -35,6 +35,9 @@ def test_commands_are_understood(args, monkeypatch, tmp_path, capsys):
     monkeypatch.chdir(tmp_path)
     if args[0] == "train" and "--resume" not in args:
         assert main([*args, "--print_config"]) == 0
+    elif args[0] == "bench":  # understood up to a value that stops it before it measures
+        assert main([*args, "--rounds", "0"]) == 2
+        assert "rounds" in capsys.readouterr().err
     elif args[0] in ("info", "zoo"):
         assert main(args) == 0
     else:  # understood, but there is no such model here

@@ -67,7 +67,7 @@ def test_preprocessing_of_older_files_is_read(tmp_path, data):
 def test_preprocessing_that_cannot_be_read_is_named(tmp_path):
     (tmp_path / "preprocessor_config.json").write_text('{"size": {"longest_edge": 9}}')
 
-    with pytest.raises(InputError, match=r"preprocessor_config\.json says size="):
+    with pytest.raises(InputError, match=r"preprocessor_config\.json says .*longest_edge"):
         huggingface.read_preprocess(tmp_path)
 
 
@@ -181,3 +181,42 @@ def test_a_directory_with_two_unnamed_files_asks_which(tmp_path, portable):
 
     with pytest.raises(InputError, match=r"2 files of weights \(a\.pth"):
         read_checkpoint(tmp_path)
+
+
+@pytest.mark.parametrize(("file", "change", "message"), [
+    ("config.json", {"num_labels": 10**12, "id2label": None}, "num_labels=1000000000000"),
+    ("config.json", {"num_labels": "a", "id2label": None}, "num_labels='a'"),
+    ("config.json", {"qkv_projection_method": [{}, {}, {}]}, "qkv_projection_method"),
+    ("config.json", {"depth": [1, 2, 10**9]}, "depth=1000000000 must be at most"),
+    ("config.json", {"depth": [1, 2, 90_000]}, "too few for the 90003 blocks"),
+    ("config.json", {"embed_dim": [8, 16, 3 * 2**60]}, "must be at most"),
+    ("config.json", {"mlp_ratio": [4.0, 4.0, 1e300]}, "mlp_ratio=1e[+]300 must be at most"),
+    ("config.json", {"patch_sizes": [7, 3, 2**40 + 1]}, "must be at most"),
+    ("preprocessor_config.json", {"image_mean": ["a"]}, "cannot be read"),
+    ("preprocessor_config.json", {"image_mean": 3}, "cannot be read"),
+    ("preprocessor_config.json", {"resample": [1]}, "cannot be read"),
+    ("preprocessor_config.json", {"size": {"shortest_edge": 10**12}}, "must be at most"),
+    ("preprocessor_config.json", {"do_center_crop": True, "size": 0, "crop_size": 8},
+     "cannot be read")])
+def test_a_strangers_configuration_fills_no_memory(tmp_path, portable, file, change, message):
+    directory = huggingface_directory(tmp_path / "hf", portable, card_of(portable))
+    written = json.loads((directory / file).read_text())
+    (directory / file).write_text(json.dumps({**written, **change}))
+
+    with pytest.raises(InputError, match=message) as error:
+        build(read_checkpoint(directory))
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("text", ["[" * 100_000, '{"a": ' + "9" * 5000 + "}", '{"a": NaN'])
+def test_a_config_that_breaks_parsers_is_refused(tmp_path, portable, text):
+    directory = huggingface_directory(tmp_path / "hf", portable, card_of(portable))
+    (directory / "config.json").write_text(text)
+
+    with pytest.raises(InputError, match=r"config\.json cannot be read"):
+        read_checkpoint(directory)
+
+
+def test_timm_classes_without_number_are_refused(tmp_path):
+    with pytest.raises(InputError, match="num_classes=1000000000000 must be at most"):
+        timm.read_card(tmp_path, {"architecture": "cvt_nano", "num_classes": 10**12})

@@ -16,7 +16,9 @@ COMMANDS = {
     "predict": "classify pictures: files, folders, patterns or the standard input",
     "zoo": "the published weights and what they reach",
     "convert": "write a checkpoint in the format of another tool",
+    "export": "a graph for ONNX Runtime, OpenVINO or torch.export, compared before it is written",
     "info": "parameters, multiply-adds and the shape of every stage",
+    "bench": "speed of our networks and backends beside those of timm and transformers",
 }
 
 

@@ -105,6 +105,10 @@ def build(checkpoint: Checkpoint, *, num_classes: int | None = None, in_chans: i
     adapt: list[Adapt] = ["head"] if wanted.num_classes != config.num_classes else []
     if wanted.in_chans != config.in_chans:
         adapt.append("in_chans")
+    blocks = sum(stage.depth for stage in config.stages)
+    if blocks > len(checkpoint.tensors):  # before a stranger's configuration is built
+        raise InputError(f"{checkpoint.path} holds {len(checkpoint.tensors)} tensors, too few for "
+                         f"the {blocks} blocks of its configuration")
     with torch.device("meta"):
         model = CvT(wanted)
     tensors, report = fit(model, checkpoint.tensors, checkpoint.path, adapt=adapt,
@@ -131,7 +135,7 @@ def _weights_in(directory: Path) -> Path:
     for name in _WEIGHTS:
         if (directory / name).is_file():
             return directory / name
-    files = sorted(p for p in directory.iterdir() if p.suffix in SUFFIXES)
+    files = sorted(p for p in directory.iterdir() if p.suffix in SUFFIXES and p.is_file())
     if len(files) == 1:
         return files[0]
     if files:

@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from cvt.card import ModelCard
-from cvt.config import CvTConfig, Preprocess, StageConfig
+from cvt.config import MOST, CvTConfig, Preprocess, StageConfig
 from cvt.errors import InputError
-from cvt.schema import from_mapping, read_mapping
+from cvt.schema import check, from_mapping, read_mapping
 
 PREPROCESSOR = "preprocessor_config.json"
 WEIGHTS = "model.safetensors"
@@ -53,7 +53,7 @@ def read_card(directory: Path, data: Mapping[str, Any]) -> tuple[ModelCard, str 
         if not isinstance(value, list) or len(value) != len(depth):
             raise InputError(f"{where} says {key}={value!r}, which is not a list of one entry for "
                              "each stage")
-    if set(values["qkv_projection_method"]) != {"dw_bn"}:
+    if any(method != "dw_bn" for method in values["qkv_projection_method"]):
         raise InputError(f"{where} says qkv_projection_method={values['qkv_projection_method']!r}; "
                          "the port itself can run 'dw_bn' alone")
     stages = []
@@ -83,7 +83,10 @@ def _act(data: Mapping[str, Any]) -> tuple[str, str | None]:
 def _classes(data: Mapping[str, Any], where: Path) -> tuple[str, ...]:
     names = data.get("id2label")
     if names is None:
-        return tuple(f"LABEL_{i}" for i in range(data.get("num_labels", 2)))
+        count = data.get("num_labels", 2)
+        check(isinstance(count, int) and 0 <= count <= 10 * MOST,
+              f"{where} says num_labels={count!r}, which is not a number of classes")
+        return tuple(f"LABEL_{i}" for i in range(count))
     try:
         return tuple(str(names[str(i)]) for i in range(len(names)))
     except (KeyError, TypeError):
@@ -102,11 +105,12 @@ def read_preprocess(directory: Path) -> Preprocess:
     data = read_mapping(path)
     kind = str(data.get("image_processor_type") or data.get("feature_extractor_type") or "ConvNext")
     names = {number: name for name, number in _RESAMPLE.items()}
-    fields: dict[str, Any] = {"interpolation": names.get(data.get("resample", 3), "bicubic")}
-    for key, ours in (("image_mean", "mean"), ("image_std", "std")):
-        if key in data:
-            fields[ours] = tuple(map(float, data[key]))
+    fields: dict[str, Any] = {}
     try:
+        fields["interpolation"] = names.get(data.get("resample", 3), "bicubic")
+        for key, ours in (("image_mean", "mean"), ("image_std", "std")):
+            if key in data:
+                fields[ours] = tuple(map(float, data[key]))
         if data.get("do_center_crop") and "crop_size" in data:
             size, side = _side(data["crop_size"]), _side(data["size"])
             fields |= {"size": size, "crop": size / side}
@@ -117,10 +121,11 @@ def read_preprocess(directory: Path) -> Preprocess:
                        "crop": 1.0 if squash else data.get("crop_pct", 224 / 256)}
         else:
             fields |= {"size": _side(data["size"]), "mode": "squash", "crop": 1.0}
-    except (KeyError, TypeError, ValueError):
-        raise InputError(f"{path} says size={data.get('size')!r}, crop_size="
-                         f"{data.get('crop_size')!r}, which cannot be read; write size as "
-                         '{"shortest_edge": 224}') from None
+    except (KeyError, TypeError, ValueError, ArithmeticError):
+        told = {key: data[key] for key in ("size", "crop_size", "resample", "image_mean",
+                                           "image_std") if key in data}
+        raise InputError(f"{path} says {str(told)[:200]}, which cannot be read; write size as "
+                         '{"shortest_edge": 224}, mean and std as lists of numbers') from None
     return from_mapping(Preprocess, fields, str(path))
 
 

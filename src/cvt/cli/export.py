@@ -1,0 +1,64 @@
+"""`cvt export`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from cvt.cli.parser import Parser
+from cvt.data.config import DataConfig
+
+_DESCRIPTION = """Write a trained model for another runtime: a directory with the graph and a
+manifest.json of preprocessing, classes and checksums. Before it is written, the graph is run by
+its own runtime and compared with the PyTorch model on your pictures, or on noise where there are
+none."""
+
+
+def main(args: Sequence[str]) -> int:
+    """Export; prints how near the graph is to the PyTorch model and where it is."""
+    parser = Parser(prog="cvt export", description=_DESCRIPTION)
+    parser.add_argument("source", help="the directory of a model in any format, a file of weights, "
+                        "a tag of `cvt zoo`, or hf-hub:org/name")
+    parser.add_argument("destination", help="the directory to write")
+    parser.add_argument("--to", required=True, choices=["onnx", "openvino", "torch"],
+                        help="the runtime: ONNX Runtime, OpenVINO, or PyTorch alone (torch.export)")
+    parser.add_argument("--precision", choices=["fp32", "bf16", "int8"], default="fp32",
+                        help="what it computes in: onnx has fp32 and int8, openvino all three, "
+                        "torch fp32 and bf16")
+    parser.add_argument("--images", nargs="+", metavar="PATH", help="pictures, or folders of them, "
+                        "to compare on and to calibrate int8 on")
+    parser.add_argument("--data", type=DataConfig | None, default=None,
+                        help="labelled pictures to measure the accuracy on before and after; its "
+                        "training pictures calibrate int8 where no --images are given")
+    parser.add_argument("--split", choices=["val", "train", "all"], default="val",
+                        help="the pictures of --data that accuracy is measured on")
+    parser.add_argument("--max_drop", type=float, default=1.0, help="the most points of top-1 that "
+                        "bf16 and int8 may lose on --data")
+    parser.add_argument("--act", choices=["quick_gelu", "gelu"], help="the activation, where the "
+                        "weights do not say theirs")
+    parser.add_argument("--overwrite", action="store_true", help="replace an exported model")
+    chosen = parser.read(args)
+
+    from cvt.export.write import export
+
+    manifest = export(chosen.source, chosen.destination, chosen.to, chosen.precision,
+                      act=chosen.act, images=chosen.images, data=chosen.data, split=chosen.split,
+                      max_drop=chosen.max_drop, overwrite=chosen.overwrite)
+    print(_parity(manifest.parity))
+    size = sum((Path(chosen.destination) / name).stat().st_size for name in manifest.hashes)
+    print(f"graph: {Path(chosen.destination) / manifest.graph} ({size / 1e6:.1f} MB)")
+    return 0
+
+
+def _parity(parity: Mapping[str, float]) -> str:
+    on = (f"{parity['images']:.0f} pictures" if parity["images"] else
+          f"{parity['noise']:.0f} pictures of noise (name real ones with --images)")
+    lines = [f"parity: differs by {parity['difference']:.1e} of the largest logit; the same class "
+             f"in {parity['agreement']:.2%} of {on}"]
+    if "labelled" in parity:
+        lines.append(f"top-1: {parity['accuracy_before']:.2f} % before, "
+                     f"{parity['accuracy_after']:.2f} % after, on {parity['labelled']:.0f} "
+                     "labelled pictures")
+    if "calibrated" in parity:
+        lines.append(f"calibrated on {parity['calibrated']:.0f} pictures")
+    return "\n".join(lines)

@@ -1,0 +1,1 @@
+"""A trained network as a graph for another runtime: ONNX Runtime, OpenVINO or torch.export."""

@@ -1,0 +1,125 @@
+"""A CvT in training with its dead work left out: the same loss, the same gradients."""
+
+from __future__ import annotations
+
+from typing import Any, cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from cvt.config import Grid
+from cvt.model import MLP, Block, ConvAttention, ConvProjection, CvT, QuickGELU, Stage, join, split
+
+
+class TrainingForm(nn.Module):
+    """Images (B, in_chans, H, W) to logits, of the same parameters as `model`, which it holds.
+
+    What is left out or done otherwise, with no other result but rounding:
+
+    - In the last block only the class token's query, residual and MLP are computed, where the last
+      stage has a class token: nothing reads the others. The query's convolution, whose gradient is
+      zero, is computed without one, for its BatchNorm counts the batch all the same.
+    - QuickGELU keeps one tensor and takes one pass in the backward direction.
+    - On a CPU depthwise convolutions stay in float32 under autocast: there their backward pass in
+      bfloat16 takes five times as long.
+
+    Loss and every gradient are those of `model`; where a stage has dropout, they are so in
+    distribution.
+    """
+
+    def __init__(self, model: CvT) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Logits (B, num_classes)."""
+        *early, last = self.model.stages
+        for stage in early:
+            x, grid = _stage(stage, x, len(stage.blocks))
+            _, x = stage.split(x, grid)
+        if not self.model.config.stages[-1].cls_token:
+            x, _ = _stage(last, x, len(last.blocks))
+            return self.model.forward_head(self.model.norm(x))
+        x, grid = _stage(last, x, len(last.blocks) - 1)
+        cls = _class_token(cast("Block", last.blocks[-1]), x, grid)
+        return self.model.head(self.model.norm(cls)[:, 0])
+
+
+def _stage(stage: Stage, x: Tensor, depth: int) -> tuple[Tensor, Grid]:
+    """The stage's first `depth` blocks."""
+    x, grid = stage.enter(x)
+    for i in range(depth):
+        if stage.grad_checkpointing:
+            x = stage.block(i, x, grid)
+        else:
+            x = _block(cast("Block", stage.blocks[i]), x, grid)
+    return x, grid
+
+
+def _block(block: Block, x: Tensor, grid: Grid) -> Tensor:
+    attn = block.attn
+    cls, fmap = split(block.norm1(x), grid, attn.cls_token)
+    x = x + block.drop_path(_attend(attn, _project(attn.q, cls, fmap), cls, fmap))
+    return x + block.drop_path(_mlp(block.mlp, block.norm2(x)))
+
+
+def _class_token(block: Block, x: Tensor, grid: Grid) -> Tensor:
+    """The last block's class token alone, (B, 1, C)."""
+    attn = block.attn
+    cls, fmap = split(block.norm1(x), grid, True)
+    assert cls is not None
+    q = cast("nn.Linear", attn.q.linear)(cls)
+    if isinstance(attn.q, ConvProjection):
+        with torch.no_grad():
+            _mix(attn.q, fmap)
+        # A gradient of zero, not none: weight decay and data parallelism tell them apart.
+        q = q + 0.0 * sum(p.sum() for p in (attn.q.conv.weight, attn.q.bn.weight, attn.q.bn.bias))
+    x = x[:, :1] + block.drop_path(_attend(attn, q, cls, fmap))
+    return x + block.drop_path(_mlp(block.mlp, block.norm2(x)))
+
+
+def _attend(attn: ConvAttention, q: Tensor, cls: Tensor | None, fmap: Tensor) -> Tensor:
+    q, k, v = (t.unflatten(2, (attn.num_heads, -1)).transpose(1, 2) for t in (
+        q, _project(attn.k, cls, fmap), _project(attn.v, cls, fmap)))
+    x = F.scaled_dot_product_attention(q, k, v, scale=attn.scale,
+                                       dropout_p=attn.attn_drop if attn.training else 0.0)
+    return attn.drop(attn.proj(x.transpose(1, 2).flatten(2)))
+
+
+def _project(projection: nn.Module, cls: Tensor | None, fmap: Tensor) -> Tensor:
+    if isinstance(projection, ConvProjection):
+        return projection.linear(join(cls, _mix(projection, fmap)))
+    return projection(cls, fmap)
+
+
+def _mix(projection: ConvProjection, fmap: Tensor) -> Tensor:
+    if not fmap.is_cpu:
+        return projection.bn(projection.conv(fmap))
+    with torch.autocast("cpu", enabled=False):
+        return projection.bn(projection.conv(fmap.to(projection.conv.weight.dtype)))
+
+
+def _mlp(mlp: MLP, x: Tensor) -> Tensor:
+    x = mlp.fc1(x)
+    x = _quick_gelu(x) if isinstance(mlp.act, QuickGELU) else mlp.act(x)
+    return mlp.drop(mlp.fc2(mlp.drop(x)))
+
+
+class _QuickGELU(torch.autograd.Function):
+    """silu(a x) / a with a = 1.702, whose derivative is silu'(a x)."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        # In place: x is fc1's result, which no backward pass needs.
+        scaled = x.detach().mul_(1.702)
+        ctx.save_for_backward(scaled)
+        return F.silu(scaled).mul_(1 / 1.702)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        scaled, = ctx.saved_tensors
+        return torch.ops.aten.silu_backward(gradient, scaled)
+
+
+_quick_gelu = cast("Any", _QuickGELU.apply)

@@ -1,0 +1,140 @@
+"""An exported graph as a function: images (B, C, H, W) float32 to logits (B, K) float32. No torch.
+
+A session is called from one thread at a time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cvt.errors import InputError
+from cvt.extras import require
+from cvt.runtime.manifest import Precision
+
+if TYPE_CHECKING:
+    import openvino
+
+Session = Callable[[NDArray[np.float32]], NDArray[np.float32]]
+
+
+def openvino_session(model: str | Path | openvino.Model, *, precision: Precision,
+                     threads: int | None = None, latency: bool) -> Session:
+    """A graph of OpenVINO on the CPU: an .xml file, or a model in memory.
+
+    precision: what it was exported for. threads: how many cores it may use; by default all.
+    latency: True puts all of them on one batch, which suits batches of one; False shares a batch
+    out among streams of a few cores each, which suits large ones. Raises InputError where openvino
+    is not installed, the file cannot be opened, and, when called, for images that the graph does
+    not take.
+    """
+    ov = require("openvino", "openvino")
+    options: dict[str, Any] = {
+        # By default it computes in bfloat16 wherever the processor can. An int8 graph says itself
+        # what is in 8 bits; the rest of it is what was calibrated, in float32.
+        "INFERENCE_PRECISION_HINT": "bf16" if precision == "bf16" else "f32",
+        "PERFORMANCE_HINT": "LATENCY" if latency else "THROUGHPUT",
+    }
+    if threads is not None:
+        options["INFERENCE_NUM_THREADS"] = threads
+    try:
+        source = str(model) if isinstance(model, Path) else model
+        compiled = ov.Core().compile_model(source, "CPU", options)
+    except RuntimeError as error:
+        raise InputError(f"OpenVINO cannot open {_called(model)}: {_reason(error)}") from None
+    taken = compiled.input(0).get_partial_shape()
+    shape = [None if axis.is_dynamic else axis.get_length() for axis in taken]
+    streams = 1 if latency else compiled.get_property("OPTIMAL_NUMBER_OF_INFER_REQUESTS")
+    requests = [compiled.create_infer_request() for _ in range(streams)]
+
+    def session(images: NDArray[np.float32]) -> NDArray[np.float32]:
+        images = _fitting(images, shape)
+        parts = np.array_split(images, min(len(requests), len(images)))
+        used = requests[:len(parts)]
+        try:
+            for request, part in zip(used, parts, strict=True):
+                # Shared: without it every batch is copied first. `parts` outlives the requests.
+                request.start_async([part], share_inputs=True)
+        finally:
+            failed = [error for request in used if (error := _wait(request))]
+        if failed:
+            raise InputError(_refusal(images, failed[0]))
+        # A copy, for a request's output is memory that its next run overwrites.
+        return np.concatenate([request.get_output_tensor(0).data for request in used])
+
+    return session
+
+
+def onnx_session(model: str | Path | bytes, *, threads: int | None = None) -> Session:
+    """A graph of ONNX in ONNX Runtime on the CPU: a file, or its bytes.
+
+    threads: how many cores it may use; by default all. Raises InputError where onnxruntime is not
+    installed, the graph cannot be opened, and, when called, for images that it does not take.
+    """
+    ort = require("onnxruntime", "onnx")
+    options = ort.SessionOptions()
+    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_ALL
+    options.intra_op_num_threads = threads or 0  # 0: one a core
+    # By default its threads spin between batches, on the cores that decode the next one.
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    options.log_severity_level = 3  # errors; a warning of its is about its own machinery
+    try:
+        source = str(model) if isinstance(model, Path) else model
+        opened = ort.InferenceSession(source, options, providers=["CPUExecutionProvider"])
+    # Its exceptions derive from nothing narrower, and their classes are private.
+    except Exception as error:
+        raise InputError(f"ONNX Runtime cannot open {_called(model)}: {_reason(error)}") from None
+    taken = opened.get_inputs()[0]
+    output = opened.get_outputs()[0].name
+    shape = [axis if isinstance(axis, int) else None for axis in taken.shape]
+    # A run that fails is reported by its exception; the log on stderr would say it twice.
+    quiet = ort.RunOptions()
+    quiet.log_severity_level = 4
+
+    def session(images: NDArray[np.float32]) -> NDArray[np.float32]:
+        images = _fitting(images, shape)
+        try:
+            logits: NDArray[np.float32] = opened.run([output], {taken.name: images}, quiet)[0]
+        except Exception as error:
+            raise InputError(_refusal(images, error)) from None
+        return logits
+
+    return session
+
+
+def _fitting(images: NDArray[np.float32], shape: Sequence[int | None]) -> NDArray[np.float32]:
+    """`images` as the runtimes want them in memory; raises InputError where they do not fit."""
+    if (images.ndim != len(shape) or not images.size
+            or any(want not in (None, got) for got, want in zip(images.shape, shape, strict=True))):
+        wanted = ", ".join("any" if axis is None else str(axis) for axis in shape)
+        raise InputError(f"images of shape {images.shape} do not fit the graph, which takes "
+                         f"({wanted}): a batch of one or more, channels, height, width")
+    return np.ascontiguousarray(images, np.float32)
+
+
+def _wait(request: Any) -> Exception | None:
+    try:
+        request.wait()
+    except RuntimeError as error:
+        return error
+    return None
+
+
+def _refusal(images: NDArray[np.float32], error: Exception) -> str:
+    height, width = images.shape[2:]
+    return (f"the graph cannot compute images of {height}x{width} pixels ({_reason(error)}); give "
+            "them the size that the model was trained on")
+
+
+def _called(model: object) -> str:
+    return str(model) if isinstance(model, (str, Path)) else "the given graph"
+
+
+def _reason(error: Exception) -> str:
+    """The end of a runtime's error, which tells the cause, in one line of a bearable length."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[-1][-200:] if lines else type(error).__name__

@@ -1,0 +1,119 @@
+"""The preparation without torch gives the numbers of torchvision, and of training, bit for bit."""
+
+import io
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image, ImageOps
+from torchvision.transforms import InterpolationMode
+from torchvision.transforms import v2 as T
+
+from cvt.config import Preprocess
+from cvt.data.augment import training_transform
+from cvt.data.config import AugmentConfig
+from cvt.data.images import read_image
+from cvt.data.prepare import prepare
+from cvt.data.transforms import evaluation_transform
+from cvt.zoo import ZOO
+
+SHIPPED = sorted({row.preprocess for row in ZOO.values()}, key=repr)
+PREPROCESSES = [
+    *SHIPPED,
+    Preprocess(size=28, crop=1.0, mean=(0.2860,), std=(0.3530,)),
+    Preprocess(size=33, crop=0.9, interpolation="bilinear"),
+    Preprocess(size=32, mode="squash", crop=1.0, interpolation="nearest", mean=(0.5,) * 3,
+               std=(0.5,) * 3),
+    Preprocess(size=32, interpolation="lanczos", mean=(0.4,), std=(0.2,)),
+]
+
+
+def photo(width, height, seed=0):
+    """Smooth shapes with grain on them, as uint8 (height, width, 3)."""
+    rng = np.random.default_rng(seed)
+    coarse = Image.fromarray(rng.integers(0, 256, (6, 8, 3), dtype=np.uint8))
+    smooth = np.asarray(coarse.resize((width, height), Image.Resampling.BICUBIC), np.int16)
+    return (smooth + rng.integers(-12, 13, smooth.shape)).clip(0, 255).astype(np.uint8)
+
+
+def saved(image, suffix, **options):
+    file = io.BytesIO()
+    image.save(file, suffix, **options)
+    return file.getvalue()
+
+
+def turned():
+    exif = Image.Exif()
+    exif[0x0112] = 6  # a quarter turn
+    return saved(Image.fromarray(photo(310, 205)), "jpeg", exif=exif)
+
+
+PICTURES = {
+    "landscape.jpg": lambda: saved(Image.fromarray(photo(500, 375)), "jpeg", quality=90),
+    "portrait.jpg": lambda: saved(Image.fromarray(photo(301, 523)), "jpeg"),
+    "small.png": lambda: saved(Image.fromarray(photo(41, 37)), "png"),
+    "exact.png": lambda: saved(Image.fromarray(photo(256, 256)), "png"),
+    "gray.jpg": lambda: saved(Image.fromarray(photo(260, 197)).convert("L"), "jpeg"),
+    "cmyk.jpg": lambda: saved(Image.fromarray(photo(233, 300)).convert("CMYK"), "jpeg"),
+    "palette.png": lambda: saved(Image.fromarray(photo(120, 90)).convert("P"), "png"),
+    "16-bit.png": lambda: saved(Image.fromarray(photo(99, 140)[..., 0].astype(np.uint16) * 257),
+                                "png"),
+    "turned.jpg": turned,
+    "clear.png": lambda: saved(Image.fromarray(np.dstack([photo(150, 90), photo(150, 90)[..., :1]]),
+                                               "RGBA"), "png"),
+}
+
+
+def by_torchvision(preprocess, image):
+    """Written down anew from torchvision's own parts."""
+    mode = InterpolationMode(preprocess.interpolation)
+    side = preprocess.resize
+    resize = T.Resize([side, side] if preprocess.mode == "squash" else side, mode)
+    steps = [resize, T.CenterCrop(preprocess.size)]
+    if len(preprocess.mean) == 1:
+        steps.append(T.Grayscale())
+    x = T.functional.pil_to_tensor(T.Compose(steps)(image)).float() / 255
+    return T.functional.normalize(x, list(preprocess.mean), list(preprocess.std))
+
+
+def by_hand(name, data):
+    """The pixels that a viewer shows, by another way than `read_image`."""
+    image = Image.open(io.BytesIO(data))
+    image.load()
+    if name == "16-bit.png":
+        return Image.fromarray((np.asarray(image) // 257).astype(np.uint8)).convert("RGB")
+    if name == "clear.png":
+        white = Image.new("RGBA", image.size, "white")
+        return Image.alpha_composite(white, image).convert("RGB")
+    return ImageOps.exif_transpose(image).convert("RGB")
+
+
+@pytest.mark.parametrize("preprocess", PREPROCESSES, ids=lambda p: f"{p.size}-{p.mode}"
+                         f"-{p.interpolation}-{len(p.mean)}")
+@pytest.mark.parametrize("name", PICTURES)
+def test_every_kind_of_picture_is_prepared_as_torchvision_and_training_do(preprocess, name):
+    data = PICTURES[name]()
+
+    got = prepare(preprocess, read_image(data))
+
+    assert got.dtype == np.float32
+    assert got.shape == (len(preprocess.mean), preprocess.size, preprocess.size)
+    assert got.flags.c_contiguous
+    assert np.array_equal(got, by_torchvision(preprocess, by_hand(name, data)).numpy())
+    assert np.array_equal(got, evaluation_transform(preprocess)(read_image(data)).numpy())
+    plain = training_transform(preprocess, AugmentConfig())
+    assert np.array_equal(got, plain(read_image(data)).numpy())
+
+
+def test_a_turned_picture_is_prepared_upright():
+    data = turned()
+    exif_lost = Image.open(io.BytesIO(data))
+    assert exif_lost.size == (310, 205)
+    assert read_image(data).size == (205, 310)
+
+
+def test_the_reference_notices_a_wrong_filter():
+    """It can fail: one step of another kind is another result."""
+    preprocess, image = SHIPPED[0], Image.fromarray(photo(500, 375))
+    other = Preprocess(size=preprocess.size, interpolation="bilinear")
+    assert not torch.equal(by_torchvision(preprocess, image), by_torchvision(other, image))

@@ -1,0 +1,187 @@
+import subprocess
+import sys
+from functools import partial
+
+import numpy as np
+import onnx
+import openvino as ov
+import pytest
+import torch
+from onnx import helper
+from torch import nn
+
+from cvt.errors import InputError
+from cvt.export.graphs import openvino_graph, save_openvino
+from cvt.runtime.sessions import onnx_session, openvino_session
+
+
+@pytest.fixture(scope="module")
+def network():
+    """A classifier of five classes that takes any size from 4 pixels."""
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Conv2d(3, 8, 4, stride=4), nn.AdaptiveAvgPool2d(1), nn.Flatten(),
+                         nn.Linear(8, 5)).eval()
+
+
+@pytest.fixture(scope="module")
+def graphs(network, tmp_path_factory):
+    """model.xml and model.onnx of the network; torch's own exporter to ONNX takes many seconds."""
+    home = tmp_path_factory.mktemp("graphs")
+    save_openvino(openvino_graph(network, example=torch.randn(2, 3, 40, 44)), home / "model.xml")
+    weights = [helper.make_tensor(name, onnx.TensorProto.FLOAT, p.shape, p.flatten().tolist())
+               for name, p in network.named_parameters()]
+    nodes = [helper.make_node("Conv", ["images", "0.weight", "0.bias"], ["a"], strides=[4, 4]),
+             helper.make_node("GlobalAveragePool", ["a"], ["b"]),
+             helper.make_node("Flatten", ["b"], ["c"]),
+             helper.make_node("Gemm", ["c", "3.weight", "3.bias"], ["logits"], transB=1)]
+    shapes = {"images": ["b", 3, "h", "w"], "logits": ["b", 5]}
+    images, logits = (helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, shape)
+                      for name, shape in shapes.items())
+    graph = helper.make_graph(nodes, "classifier", [images], [logits], weights)
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=8),
+              home / "model.onnx")
+    return home
+
+
+SESSIONS = {
+    "latency": lambda home: openvino_session(home / "model.xml", precision="fp32", latency=True),
+    "streams": lambda home: openvino_session(home / "model.xml", precision="fp32", latency=False),
+    "threads": lambda home: openvino_session(str(home / "model.xml"), precision="fp32", threads=1,
+                                             latency=False),
+    "onnx": lambda home: onnx_session(home / "model.onnx", threads=1),
+    "bytes": lambda home: onnx_session((home / "model.onnx").read_bytes()),
+}
+OPENED = {".xml": partial(openvino_session, precision="fp32", latency=True), ".onnx": onnx_session}
+
+
+@pytest.fixture(scope="module", params=SESSIONS)
+def session(request, graphs):
+    return SESSIONS[request.param](graphs)
+
+
+def batch(n, *, size=48, seed=0):
+    shape = (n, 3, size, size)
+    return np.random.default_rng(seed).standard_normal(shape, dtype=np.float32)
+
+
+def expected(network, images):
+    with torch.inference_mode():
+        return network(torch.from_numpy(images)).numpy()
+
+
+@pytest.mark.parametrize("n", [1, 2, 3, 7])
+def test_a_batch_of_any_size_gives_the_networks_logits_in_order(session, network, n):
+    images = batch(n)
+
+    logits = session(images)
+
+    assert logits.dtype == np.float32
+    assert logits == pytest.approx(expected(network, images), abs=2e-5)
+    assert n == 1 or not np.allclose(logits[0], logits[-1], atol=1e-3)  # the order would show
+
+
+def test_another_size_that_the_graph_takes_is_computed(session, network):
+    images = batch(2, size=64)
+    assert session(images) == pytest.approx(expected(network, images), abs=2e-5)
+
+
+def test_results_stay_as_they_are_when_the_next_batch_comes(session):
+    first = session(batch(2))
+    kept = first.copy()
+    session(batch(2, seed=1))
+    assert np.array_equal(first, kept)
+
+
+def test_images_that_are_a_view_are_computed_as_they_look(session, network):
+    images = batch(4)[::2].transpose(0, 1, 3, 2)
+    assert session(images) == pytest.approx(expected(network, np.ascontiguousarray(images)),
+                                            abs=2e-5)
+
+
+@pytest.mark.parametrize("shape", [(2, 1, 48, 48), (3, 48, 48), (0, 3, 48, 48), (2, 3, 48, 0)])
+def test_images_of_another_shape_are_refused_in_one_line(session, shape):
+    with pytest.raises(InputError, match="do not fit the graph, which takes") as error:
+        session(np.zeros(shape, np.float32))
+    assert "\n" not in str(error.value)
+    session(batch(1))  # and the session still works
+
+
+def test_a_graph_of_one_size_refuses_others(graphs, network):
+    model = ov.Core().read_model(graphs / "model.xml")
+    model.reshape([-1, 3, 48, 48])
+    session = openvino_session(model, precision="fp32", latency=True)
+    assert session(batch(2)) == pytest.approx(expected(network, batch(2)), abs=2e-5)
+    with pytest.raises(InputError, match=r"which takes \(any, 3, 48, 48\)"):
+        session(batch(2, size=64))
+
+
+def test_what_the_runtime_refuses_is_one_line():
+    images = ov.opset13.parameter([-1, 3, -1, -1], np.float32)
+    row = ov.opset13.reshape(images, np.array([-1, 3 * 48 * 48 * 2]), special_zero=False)
+    model = ov.Model([row], [images], "two images of 48x48 a row")
+    session = openvino_session(model, precision="fp32", latency=True)
+    with pytest.raises(InputError, match="cannot compute images of 40x40 pixels") as error:
+        session(batch(2, size=40))
+    assert "\n" not in str(error.value)
+    assert session(batch(2)).shape == (1, 13824)  # and the session still works
+
+
+def options_of(monkeypatch, **how):
+    """What OpenVINO is told to compile with."""
+    given = {}
+    compile_model = ov.Core.compile_model
+
+    def spy(core, model, device, options):
+        given.update(options)
+        return compile_model(core, model, device, options)
+
+    monkeypatch.setattr(ov.Core, "compile_model", spy)
+    openvino_session(**how)
+    return given
+
+
+@pytest.mark.parametrize(("precision", "hint"), [("fp32", "f32"), ("bf16", "bf16"),
+                                                 ("int8", "f32")])
+def test_bfloat16_is_computed_in_only_where_it_was_asked_for(graphs, monkeypatch, precision, hint):
+    """By itself OpenVINO takes it wherever the processor can."""
+    given = options_of(monkeypatch, model=graphs / "model.xml", precision=precision, latency=True)
+    assert given["INFERENCE_PRECISION_HINT"] == hint
+
+
+def test_threads_and_the_kind_of_use_reach_openvino(graphs, monkeypatch):
+    path = graphs / "model.xml"
+    given = options_of(monkeypatch, model=path, precision="fp32", threads=1, latency=False)
+    assert (given["PERFORMANCE_HINT"], given["INFERENCE_NUM_THREADS"]) == ("THROUGHPUT", 1)
+    given = options_of(monkeypatch, model=path, precision="fp32", latency=True)
+    assert given["PERFORMANCE_HINT"] == "LATENCY"
+
+
+@pytest.mark.parametrize("name", ["cut.xml", "cut.onnx", "gone.xml", "gone.onnx"])
+def test_a_graph_that_cannot_be_opened_is_named_in_one_line(graphs, tmp_path, name, capfd):
+    path = tmp_path / name
+    if name.startswith("cut"):
+        path.write_bytes((graphs / f"model{path.suffix}").read_bytes()[:300])
+    opened = OPENED[path.suffix]
+    with pytest.raises(InputError, match=f"cannot open .*{name}: .") as error:
+        opened(path)
+    assert "\n" not in str(error.value)
+    assert capfd.readouterr().err == ""
+
+
+def test_sessions_need_no_torch(graphs):
+    code = ("import sys; sys.modules['torch'] = None\n"
+            "import numpy as np; from cvt.runtime.sessions import *\n"
+            f"home = {str(graphs)!r}\n"
+            "for s in (onnx_session(home + '/model.onnx'), openvino_session(home + '/model.xml', "
+            "precision='fp32', latency=False)):\n"
+            "    print(s(np.zeros((2, 3, 48, 48), np.float32)).shape)")
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert (done.stdout, done.stderr) == ("(2, 5)\n(2, 5)\n", "")
+
+
+@pytest.mark.parametrize(("module", "extra"), [("openvino", "openvino"), ("onnxruntime", "onnx")])
+def test_a_missing_runtime_is_answered_with_its_install_line(monkeypatch, module, extra):
+    monkeypatch.setitem(sys.modules, module, None)
+    opened = OPENED[".onnx" if extra == "onnx" else ".xml"]
+    with pytest.raises(InputError, match=rf"pip install 'cvt-torch\[{extra}\]'"):
+        opened("model")
