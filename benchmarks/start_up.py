@@ -16,10 +16,10 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image
-from timing import interleaved, keep, summary
 
 from cvt import Preprocess, create_model, save_model
 from cvt.export.write import export
+from timing import interleaved, keep, summary
 
 EXPORTS = (("openvino", "fp32"), ("openvino", "bf16"), ("onnx", "fp32"))
 

@@ -125,6 +125,19 @@ def test_a_predictor_says_what_it_is(home, source, backend):
     assert predictor.logits(np.zeros((3, 3, 24, 24), np.float32)).shape == (3, 4)
 
 
+@pytest.mark.parametrize(("backend", "precision", "tolerance"), [
+    ("openvino", "fp32", 1e-5), ("eager", "bf16", 0.1)])
+def test_a_trained_model_runs_on_the_backend_that_is_asked_for(home, pictures, backend, precision,
+                                                               tolerance):
+    predictor = Predictor(home / "trained", backend=backend, precision=precision)
+    assert (predictor.backend, predictor.precision) == (backend, precision)
+    probs = [dict(p.classes) for p in predictor(pictures)]
+    expected = by_torch(home, pictures).tolist()
+    found = [[row[name] for name in CLASSES] for row in probs]
+    assert np.allclose(found, expected, atol=tolerance)
+    assert (tolerance < 0.01) or not np.allclose(found, expected, atol=1e-6)  # it is bf16
+
+
 def test_paths_bytes_and_images_of_pillow_are_the_same_picture(predictor, pictures):
     path = pictures[3]
     opened = Image.open(path)

@@ -69,7 +69,7 @@ def expected(network, images):
         return network(torch.from_numpy(images)).numpy()
 
 
-@pytest.mark.parametrize("n", [1, 2, 3, 7])
+@pytest.mark.parametrize("n", [1, 2, 3, 7, 17])
 def test_a_batch_of_any_size_gives_the_networks_logits_in_order(session, network, n):
     images = batch(n)
 

@@ -5,6 +5,8 @@ A session is called from one thread at a time.
 
 from __future__ import annotations
 
+import contextlib
+import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,6 +22,10 @@ if TYPE_CHECKING:
     import openvino
 
 Session = Callable[[NDArray[np.float32]], NDArray[np.float32]]
+
+# Images that a large batch is computed by: with more, what one layer writes is out of the caches
+# when the next one reads it, and takes memory in proportion.
+_PART = 4
 
 
 def openvino_session(model: str | Path | openvino.Model, *, precision: Precision,
@@ -53,18 +59,24 @@ def openvino_session(model: str | Path | openvino.Model, *, precision: Precision
 
     def session(images: NDArray[np.float32]) -> NDArray[np.float32]:
         images = _fitting(images, shape)
-        parts = np.array_split(images, min(len(requests), len(images)))
-        used = requests[:len(parts)]
+        parts = [images] if latency else _parts(images, shape, streams)
+        logits: list[NDArray[np.float32]] = []
         try:
-            for request, part in zip(used, parts, strict=True):
-                # Shared: without it every batch is copied first. `parts` outlives the requests.
-                request.start_async([part], share_inputs=True)
-        finally:
-            failed = [error for request in used if (error := _wait(request))]
-        if failed:
-            raise InputError(_refusal(images, failed[0]))
-        # A copy, for a request's output is memory that its next run overwrites.
-        return np.concatenate([request.get_output_tensor(0).data for request in used])
+            for i in range(len(parts) + streams):
+                request = requests[i % streams]
+                if 0 <= i - streams < len(parts):
+                    request.wait()
+                    # A copy, for the request's next run overwrites its output.
+                    logits.append(request.get_output_tensor(0).data.copy())
+                if i < len(parts):
+                    # Shared, or the images would be copied first; `parts` outlives the run.
+                    request.start_async([parts[i]], share_inputs=True)
+        except RuntimeError as error:
+            for request in requests:
+                with contextlib.suppress(RuntimeError):
+                    request.wait()
+            raise InputError(_refusal(images, error)) from None
+        return np.concatenate(logits)
 
     return session
 
@@ -98,10 +110,10 @@ def onnx_session(model: str | Path | bytes, *, threads: int | None = None) -> Se
     def session(images: NDArray[np.float32]) -> NDArray[np.float32]:
         images = _fitting(images, shape)
         try:
-            logits: NDArray[np.float32] = opened.run([output], {taken.name: images}, quiet)[0]
+            return np.concatenate([opened.run([output], {taken.name: part}, quiet)[0]
+                                   for part in _parts(images, shape, 1)])
         except Exception as error:
             raise InputError(_refusal(images, error)) from None
-        return logits
 
     return session
 
@@ -116,12 +128,13 @@ def _fitting(images: NDArray[np.float32], shape: Sequence[int | None]) -> NDArra
     return np.ascontiguousarray(images, np.float32)
 
 
-def _wait(request: Any) -> Exception | None:
-    try:
-        request.wait()
-    except RuntimeError as error:
-        return error
-    return None
+def _parts(images: NDArray[np.float32], shape: Sequence[int | None], streams: int
+           ) -> list[NDArray[np.float32]]:
+    """`images` in parts, as even as they come, for `streams` to share, or whole if they must be."""
+    if shape[0] is not None:
+        return [images]
+    n = min(len(images), max(streams, math.ceil(len(images) / _PART)))
+    return np.array_split(images, n)
 
 
 def _refusal(images: NDArray[np.float32], error: Exception) -> str:
