@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -40,6 +41,17 @@ class ModelCard:
         return {"model": self.model.to_dict(), "preprocess": asdict(self.preprocess),
                 "classes": list(self.classes)}
 
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> ModelCard:
+        """The card that `data` describes. Raises InputError for a missing or unknown key."""
+        if "preprocess" not in data:  # its fields all have defaults, which may not be this model's
+            raise InputError("it lacks the key 'preprocess'")
+        return from_mapping(cls, {
+            **data,
+            "model": CvTConfig.from_dict(data.get("model", {})),
+            "preprocess": from_mapping(Preprocess, data["preprocess"], "preprocess"),
+        }, "it")
+
     def save(self, directory: str | Path) -> None:
         """Write config.json into `directory`, which exists."""
         write_mapping(self.to_dict(), Path(directory) / CONFIG)
@@ -51,17 +63,10 @@ class ModelCard:
         if not path.is_file():
             raise InputError(f"{directory} has no {CONFIG}; a model is the directory that "
                              "`cvt train --output` wrote")
-        data = read_mapping(path)
-        if "preprocess" not in data:  # its fields all have defaults, which may not be this model's
-            raise InputError(f"{path} lacks the key 'preprocess'")
         try:
-            return from_mapping(cls, {
-                **data,
-                "model": CvTConfig.from_dict(data.get("model", {})),
-                "preprocess": from_mapping(Preprocess, data["preprocess"], "preprocess"),
-            }, "it")
+            return cls.from_dict(read_mapping(path))
         except InputError as error:
-            raise InputError(f"{path}: {error}") from None
+            raise InputError(f"{path}: {str(error).removeprefix(f'{path} ')}") from None
 
 
 def find_config(name: str) -> CvTConfig:

@@ -6,7 +6,7 @@ import gzip
 import math
 import zlib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -73,6 +73,23 @@ def load_dataset(config: DataConfig) -> Dataset:
         return fashion_mnist(config.path)
     assert config.path is not None  # DataConfig requires it
     return folder(config.path, config.val_fraction, config.split_seed)
+
+
+def relabel(pictures: Pictures, classes: tuple[str, ...]) -> Pictures:
+    """The same pictures with labels that count in `classes`, matched by name.
+
+    Raises InputError for a class that is not in `classes`.
+    """
+    if pictures.classes == classes:
+        return pictures
+    unknown = [name for name in pictures.classes if name not in classes]
+    if unknown:
+        raise InputError(f"the pictures have the class {unknown[0]!r}, which the model was not "
+                         f"trained on; it knows {', '.join(classes[:10])}"
+                         + (", ..." if len(classes) > 10 else ""))
+    place = [classes.index(name) for name in pictures.classes]
+    return replace(pictures, classes=classes,
+                               labels=tuple(place[label] for label in pictures.labels))
 
 
 def digits(val_fraction: float = 0.2, seed: int = 0) -> Dataset:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from cvt.card import ModelCard
 from cvt.data.config import DataConfig
-from cvt.data.datasets import Pictures, load_dataset
+from cvt.data.datasets import Pictures, load_dataset, relabel
 from cvt.data.loader import Batch, evaluation_batches
 from cvt.device import autocast, device_name, pick_device
 from cvt.errors import InputError
@@ -54,20 +54,6 @@ def classify(model: nn.Module, batches: Iterable[Batch], *,
             labels.append(target)
     model.train(was_training)
     return torch.cat(logits), torch.cat(labels)
-
-
-def relabel(pictures: Pictures, classes: tuple[str, ...]) -> Pictures:
-    """The same pictures with labels that count in `classes`, matched by name."""
-    if pictures.classes == classes:
-        return pictures
-    unknown = [name for name in pictures.classes if name not in classes]
-    if unknown:
-        raise InputError(f"the pictures have the class {unknown[0]!r}, which the model was not "
-                         f"trained on; it knows {', '.join(classes[:10])}"
-                         + (", ..." if len(classes) > 10 else ""))
-    place = [classes.index(name) for name in pictures.classes]
-    return dataclasses.replace(pictures, classes=classes,
-                               labels=tuple(place[label] for label in pictures.labels))
 
 
 def evaluate_model(model: str | Path, *, output: Path | None = None, data: DataConfig | None = None,

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from cvt.card import ModelCard
 from cvt.data.config import DataConfig
-from cvt.data.datasets import Dataset, Pictures, load_dataset
+from cvt.data.datasets import Dataset, Pictures, load_dataset, relabel
 from cvt.data.images import list_images, read_image
 from cvt.data.loader import Batch, evaluation_batches
 from cvt.errors import InputError
@@ -195,6 +195,8 @@ def _noise(n: int, card: ModelCard, height: int, width: int) -> Tensor:
 def _compare(network: nn.Module, run: Run, card: ModelCard, labelled: Pictures | None,
              own: Pictures | None) -> dict[str, float]:
     """The manifest's `parity` of the graph that `run` runs."""
+    if labelled is not None:
+        labelled = relabel(labelled, card.classes)
     pictures = labelled if labelled is not None else _some(own, MOST) if own is not None else None
     size = card.preprocess.size
     batches: Iterable[Batch]
@@ -203,7 +205,6 @@ def _compare(network: nn.Module, run: Run, card: ModelCard, labelled: Pictures |
                    _noise(sum(NOISE), card, size, size).split(NOISE)]
     else:
         batches = _batches(pictures, card)
-    place = torch.tensor(_place(labelled, card.classes) if labelled is not None else [0])
     largest = difference = 0.0
     n = same = before = after = 0
     with torch.inference_mode():
@@ -215,27 +216,14 @@ def _compare(network: nn.Module, run: Run, card: ModelCard, labelled: Pictures |
             one, other = want.argmax(1), got.argmax(1)
             n, same = n + len(images), same + int((one == other).sum())
             if labelled is not None:
-                truth = place[labels]
-                before, after = before + int((one == truth).sum()), after + int(
-                    (other == truth).sum())
+                before += int((one == labels).sum())
+                after += int((other == labels).sum())
     parity = {"difference": difference / (largest or 1.0), "agreement": same / n,
               "images": n if pictures is not None else 0, "noise": 0 if pictures is not None else n}
     if labelled is not None:
         parity |= {"accuracy_before": 100 * before / n, "accuracy_after": 100 * after / n,
                    "labelled": n}
     return parity
-
-
-def _place(pictures: Pictures, classes: Sequence[str]) -> list[int]:
-    """The logit of each label of `pictures`, by the class's name."""
-    if pictures.classes == classes:
-        return list(range(len(classes)))
-    unknown = [name for name in pictures.classes if name not in classes]
-    if unknown:
-        raise InputError(f"the pictures have the class {unknown[0]!r}, which the model was not "
-                         f"trained on; it knows {', '.join(classes[:10])}"
-                         + (", ..." if len(classes) > 10 else ""))
-    return [classes.index(name) for name in pictures.classes]
 
 
 def _check_parity(parity: dict[str, float], precision: Precision, max_drop: float) -> None:

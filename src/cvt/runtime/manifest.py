@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from cvt.card import ModelCard
-from cvt.config import CvTConfig, Preprocess
 from cvt.errors import InputError, did_you_mean
 from cvt.schema import check, from_mapping, read_mapping, write_mapping
 
@@ -129,6 +128,4 @@ def _plain(name: object) -> bool:
 def _card(data: object) -> ModelCard:
     if not isinstance(data, Mapping) or not {"model", "preprocess"} <= set(data):
         raise InputError("card is not the card of a model, with its model and preprocess")
-    return from_mapping(ModelCard, {
-        **data, "model": CvTConfig.from_dict(data["model"]),
-        "preprocess": from_mapping(Preprocess, data["preprocess"], "preprocess")}, "card")
+    return ModelCard.from_dict(data)
