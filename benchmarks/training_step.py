@@ -3,8 +3,8 @@
     python benchmarks/training_step.py [--batch 16] [--rounds 9]
 
 Forward, cross entropy, backward and AdamW, in fp32 and under bf16 autocast, all in one process and
-interleaved; the port in fp32 is 1.0. `--tuned` first tells glibc to keep freed memory, as
-`cvt train` does; the port then gains from it too.
+interleaved; the port in fp32 is 1.0. `--tuned` first tells glibc to keep freed memory; the
+port then gains from it too.
 """
 
 from __future__ import annotations

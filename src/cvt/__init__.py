@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from cvt.errors import InputError as InputError
     from cvt.features import backbone as backbone
     from cvt.model import CvT as CvT
+    from cvt.predict import Predictor as Predictor
     from cvt.surgery import freeze_batchnorm as freeze_batchnorm
     from cvt.surgery import swap as swap
     from cvt.train.recipe import Recipe as Recipe
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
     from cvt.zoo import load_model as load_model
 
 _HOMES = {
+    "Predictor": "cvt.predict",
     "optimize": "cvt.backends",
     "backbone": "cvt.features", "convert": "cvt.conversion",
     "freeze_batchnorm": "cvt.surgery", "swap": "cvt.surgery",

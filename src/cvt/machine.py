@@ -31,8 +31,8 @@ def keep_freed_memory() -> bool:
 
     A network allocates blocks of the same tens of megabytes in every step. By default glibc maps
     and unmaps the largest each time, and the system clears their pages anew. For a process that
-    trains; memory that others might want stays with it until it ends. False where the library has
-    no such setting (not glibc).
+    does nothing but train; memory that others might want stays with it until it ends. False where
+    the library has no such setting (not glibc).
     """
     try:
         mallopt = ctypes.CDLL(None).mallopt

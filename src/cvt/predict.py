@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from cvt.card import ModelCard
-from cvt.data.images import _rgb, _upright, list_images, read_image
+from cvt.data.images import as_rgb, list_images, read_image
 from cvt.data.prepare import check_channels, prepare
 from cvt.errors import InputError, did_you_mean
 from cvt.runtime.manifest import MANIFEST, Format, Manifest, Precision
@@ -169,7 +169,7 @@ class Predictor:
         """The network's input for a picture, or why there is none."""
         try:
             if isinstance(picture, Image.Image):
-                image = _rgb(_upright(picture))
+                image = as_rgb(picture, name)
             elif picture == STDIN and stdin is not None:
                 image = read_image(stdin.read(), "the standard input")
             else:

@@ -66,12 +66,15 @@ def test_the_page_on_weights_runs_from_top_to_bottom(desk, capsys):
     assert names["port"].config.id2label == {0: "cat", 1: "dog"}
 
 
-def test_the_page_on_speed_runs_from_top_to_bottom(capsys):
+def test_the_page_on_speed_runs_from_top_to_bottom(capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     names = {}
     for text in blocks((ROOT / "docs/fast.md").read_text(), "python"):
         exec(text, names)
 
-    assert "Agreement(difference=" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert "Agreement(difference=" in out
+    assert "#1 ((" in out
     assert names["small"].precision == "int8"
     assert all(p.grad is not None for p in names["model"].parameters())
 

@@ -8,9 +8,9 @@ import cvt
 
 PUBLIC = [
     "CvT", "CvTConfig", "DivergedError", "InputError", "LoadReport", "ModelCard",
-    "Preprocess", "Recipe", "StageConfig", "VARIANTS", "__version__", "backbone", "convert",
-    "create_model", "freeze_batchnorm", "list_models", "load_model", "load_weights", "optimize",
-    "save_model", "swap",
+    "Predictor", "Preprocess", "Recipe", "StageConfig", "VARIANTS", "__version__", "backbone",
+    "convert", "create_model", "freeze_batchnorm", "list_models", "load_model", "load_weights",
+    "optimize", "save_model", "swap",
 ]
 
 

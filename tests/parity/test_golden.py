@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 from cvt.config import CvTConfig, StageConfig
 from cvt.model import CvT
 from cvt.weights.load import load_weights
-from cvt.weights.names import OFFICIAL, is_official, rename
+from cvt.weights.names import TO_NATIVE, rename, whose
 
 GOLDEN = Path(__file__).parent.parent / "golden"
 CASES = json.loads((GOLDEN / "cases.json").read_text())
@@ -39,7 +39,7 @@ def under(prefix, tensors):
 
 def renamed(tensors):
     """`tensors` under our names."""
-    return {rename(name, OFFICIAL): tensor for name, tensor in tensors.items()}
+    return {rename(name, TO_NATIVE["official"]): tensor for name, tensor in tensors.items()}
 
 
 def official_config(name, directory):
@@ -157,5 +157,5 @@ def test_official_names_and_ours_map_one_to_one(name):
 
     assert renamed(weights).keys() == own.keys()
     assert len(weights) == len(own)
-    assert is_official(weights)
-    assert not is_official(own)
+    assert whose(weights) == "official"
+    assert whose(own) == "native"

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from cvt.cli.parser import Parser
-from cvt.machine import keep_freed_memory
 from cvt.train.recipe import Recipe
 
 _DESCRIPTION = """Train a CvT. Without options: cvt_nano on scikit-learn's digits. Every option can
@@ -37,7 +36,6 @@ def main(args: Sequence[str]) -> int:
 
     from cvt.train import loop
 
-    keep_freed_memory()
     if chosen.resume:
         run = Path(chosen.resume)
         evaluation = loop.resume(run, quiet=chosen.quiet)

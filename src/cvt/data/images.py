@@ -41,7 +41,9 @@ def read_image(source: str | Path | bytes, name: str | None = None) -> Image.Ima
             warnings.filterwarnings("ignore", module="PIL", category=UserWarning)
             with Image.open(io.BytesIO(data)) as file:
                 file.load()
-                image = _upright(file)
+                return as_rgb(file, name)
+    except InputError:
+        raise
     except UnidentifiedImageError:
         raise InputError(f"{name} is not a picture that Pillow can read; remove it or convert it "
                          "to JPEG or PNG") from None
@@ -51,10 +53,17 @@ def read_image(source: str | Path | bytes, name: str | None = None) -> Image.Ima
     except _DAMAGE as error:
         raise InputError(f"{name} is damaged or cut off ({error}); copy it again or remove it"
                          ) from None
+
+
+def as_rgb(image: Image.Image, name: str) -> Image.Image:
+    """An opened picture as 8-bit RGB, turned as its EXIF data says; see `read_image`.
+
+    Raises InputError for one of floating-point samples.
+    """
     if image.mode == "F":
         raise InputError(f"{name} holds floating-point samples, whose range is not known; convert "
                          "it to 8 or 16 bits a channel")
-    return _rgb(image)
+    return _rgb(_upright(image))
 
 
 def _upright(image: Image.Image) -> Image.Image:

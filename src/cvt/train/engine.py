@@ -13,7 +13,6 @@ from torch import Tensor, nn
 from cvt.data.config import AugmentConfig
 from cvt.data.loader import Batch
 from cvt.device import autocast
-from cvt.fast.training import TrainingForm
 from cvt.model import CvT
 from cvt.train.recipe import Recipe
 
@@ -27,9 +26,7 @@ class Engine:
         self.optimizer = optimizer
         self.parameters = list(model.parameters())
         self.mix = _mix(recipe.augment, model.config.num_classes)
-        # A compiler finds for itself what the training form leaves out.
-        self.network: Callable[[Tensor], Tensor] = (
-            torch.compile(model) if recipe.compile else TrainingForm(model))
+        self.network: Callable[[Tensor], Tensor] = torch.compile(model) if recipe.compile else model
 
     def step(self, batch: Batch, lr: float) -> float:
         """Update the weights with learning rate `lr`; the loss before the update.
