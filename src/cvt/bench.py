@@ -52,6 +52,9 @@ def interleaved(candidates: Mapping[str, Call], rounds: int, warmup: int = 2,
                 clock: Callable[[Call], float] | None = None) -> dict[str, list[float]]:
     """Seconds of each call, `rounds` a candidate; the order turns round by round.
 
+    A turn begins with a call that does not count: it finds another's weights in the caches, and the
+    other's threads, which go on spinning for some milliseconds, on the cores.
+
     clock: runs a call and tells its seconds; by default the wall's.
     """
     clock = clock or wall_clock
@@ -63,6 +66,7 @@ def interleaved(candidates: Mapping[str, Call], rounds: int, warmup: int = 2,
     for i in range(rounds):
         turn = i % len(names)
         for name in names[turn:] + names[:turn]:
+            candidates[name]()
             seconds[name].append(clock(candidates[name]))
     return seconds
 

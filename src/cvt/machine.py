@@ -1,10 +1,11 @@
-"""The machine a figure was measured on, in words."""
+"""The machine that computes: in words, and what it can."""
 
 from __future__ import annotations
 
 import ctypes
 import os
 import platform
+import re
 from importlib.metadata import version
 from pathlib import Path
 
@@ -20,10 +21,30 @@ def describe_machine() -> dict[str, str]:
 
 
 def _processor() -> str:
+    name = re.search(r"^model name\s*:\s*(.*)$", _cpuinfo(), re.MULTILINE)
+    return name[1] if name else platform.processor() or "unknown processor"
+
+
+def _cpuinfo() -> str:
     info = Path("/proc/cpuinfo")
-    lines = info.read_text(encoding="utf-8").splitlines() if info.exists() else []
-    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or "unknown processor"
+    return info.read_text(encoding="utf-8") if info.exists() else ""
+
+
+def available_cores() -> int:
+    """Those that this process may use, where the system tells."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def native_bf16() -> bool:
+    """Whether the processor has instructions for products in bfloat16, as Linux tells it.
+
+    Others emulate them, which is slower than float32.
+    """
+    flags = re.search(r"^(?:flags|Features)\s*:(.*)$", _cpuinfo(), re.MULTILINE)
+    return flags is not None and not {"avx512_bf16", "amx_bf16", "bf16"}.isdisjoint(
+        flags[1].split())
 
 
 def keep_freed_memory() -> bool:

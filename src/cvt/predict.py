@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import glob
 import itertools
-import os
 import threading
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
@@ -21,6 +20,7 @@ from cvt.card import ModelCard
 from cvt.data.images import as_rgb, list_images, read_image
 from cvt.data.prepare import check_channels, prepare
 from cvt.errors import InputError, did_you_mean
+from cvt.machine import available_cores
 from cvt.runtime.manifest import MANIFEST, Format, Manifest, Precision
 from cvt.runtime.sessions import Session, onnx_session, openvino_session
 
@@ -125,7 +125,7 @@ class Predictor:
 
     def _stream(self, images: Iterator[Picture], top_k: int, stdin: BinaryIO | None
                 ) -> Iterator[Prediction]:
-        readers = ThreadPoolExecutor(min(_cores(), _MOST_READERS), "cvt-read")
+        readers = ThreadPoolExecutor(min(available_cores(), _MOST_READERS), "cvt-read")
         network = ThreadPoolExecutor(1, "cvt-network")
         numbered = enumerate(images)
         reading: deque[tuple[str, Future[NDArray[np.float32] | str]]] = deque()
@@ -267,13 +267,6 @@ def _torch_session(network: CvT, backend: Backend, precision: Precision, device:
         torch.set_num_threads(threads)
     return session_of(network.to(pick_device(device)), backend=backend, precision=precision,
                       batch_size=batch_size, threads=threads)
-
-
-def _cores() -> int:
-    """Those that this process may use, where the system tells."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 def find_images(names: Sequence[str]) -> list[str]:

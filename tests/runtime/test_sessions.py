@@ -12,6 +12,7 @@ from torch import nn
 
 from cvt.errors import InputError
 from cvt.export.graphs import openvino_graph, save_openvino
+from cvt.runtime import sessions
 from cvt.runtime.sessions import onnx_session, openvino_session
 
 
@@ -115,6 +116,22 @@ def test_a_graph_of_one_size_refuses_others(graphs, network):
         session(batch(2, size=64))
 
 
+def test_shapes_beyond_the_first_few_share_one_graph(graphs, network, monkeypatch):
+    compiled = []
+    compile_model = ov.Core.compile_model
+
+    def spy(core, model, *args):
+        compiled.append(str(model.input(0).get_partial_shape()))
+        return compile_model(core, model, *args)
+
+    monkeypatch.setattr(ov.Core, "compile_model", spy)
+    session = openvino_session(graphs / "model.xml", precision="fp32", latency=True)
+    for size in (40, 44, 48, 52, 56, 60, 40, 60):
+        images = batch(1, size=size)
+        assert session(images) == pytest.approx(expected(network, images), abs=2e-5)
+    assert compiled == [*(f"[1,3,{n},{n}]" for n in (40, 44, 48, 52)), "[?,3,?,?]"]
+
+
 def test_what_the_runtime_refuses_is_one_line():
     images = ov.opset13.parameter([-1, 3, -1, -1], np.float32)
     row = ov.opset13.reshape(images, np.array([-1, 3 * 48 * 48 * 2]), special_zero=False)
@@ -127,7 +144,7 @@ def test_what_the_runtime_refuses_is_one_line():
 
 
 def options_of(monkeypatch, **how):
-    """What OpenVINO is told to compile with."""
+    """What OpenVINO is told to compile with, for the first batch."""
     given = {}
     compile_model = ov.Core.compile_model
 
@@ -136,15 +153,18 @@ def options_of(monkeypatch, **how):
         return compile_model(core, model, device, options)
 
     monkeypatch.setattr(ov.Core, "compile_model", spy)
-    openvino_session(**how)
+    openvino_session(**how)(batch(1))
     return given
 
 
 @pytest.mark.parametrize(("precision", "hint"), [("fp32", "f32"), ("bf16", "bf16"),
-                                                 ("int8", "f32")])
-def test_bfloat16_is_computed_in_only_where_it_was_asked_for(graphs, monkeypatch, precision, hint):
-    """By itself OpenVINO takes it wherever the processor can."""
-    given = options_of(monkeypatch, model=graphs / "model.xml", precision=precision, latency=True)
+                                                 ("int8", "bf16"), ("old int8", "f32")])
+def test_bfloat16_is_computed_in_where_asked_for_and_beside_8_bits(
+        graphs, monkeypatch, precision, hint):
+    """By itself OpenVINO takes it wherever the processor can, also where that emulates it."""
+    monkeypatch.setattr(sessions, "native_bf16", lambda: not precision.startswith("old"))
+    given = options_of(monkeypatch, model=graphs / "model.xml", precision=precision.split()[-1],
+                       latency=True)
     assert given["INFERENCE_PRECISION_HINT"] == hint
 
 
