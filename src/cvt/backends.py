@@ -21,6 +21,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
+from torch._inductor import config as inductor
 
 from cvt.errors import InputError, did_you_mean
 from cvt.export.graphs import onnx_graph, openvino_graph, traceable_side
@@ -131,9 +132,21 @@ def _torch_run(folded: Folded, backend: str, precision: Precision) -> Callable[[
         network = copy.deepcopy(folded).bfloat16()  # what it shares with the model stays as it is
     call: Callable[[Tensor], Tensor] = network
     if backend == "compile":
-        call = torch.compile(network, options={"freezing": True})
+        call = _frozen(network)
     if precision == "bf16":
         return lambda images: call(images.bfloat16()).float()
+    return call
+
+
+def _frozen(network: nn.Module) -> Callable[[Tensor], Tensor]:
+    """`network` compiled with its weights as constants, which are packed for the processor."""
+    compiled = torch.compile(network)
+
+    def call(images: Tensor) -> Tensor:
+        # Not an option of torch.compile: what traces the network reads this setting alone.
+        with inductor.patch(freezing=True):
+            return compiled(images)
+
     return call
 
 

@@ -26,6 +26,8 @@ def batchnorm_into_conv(conv: nn.Conv2d, bn: nn.BatchNorm2d) -> nn.Conv2d:
                        conv.stride, conv.padding, groups=conv.groups,  # type: ignore[arg-type]
                        device=conv.weight.device, dtype=conv.weight.dtype)
     folded.weight.copy_(conv.weight * s.view(-1, 1, 1, 1))
+    # PyTorch reorders other weights in every call, which takes as long as a small convolution.
+    folded.to(memory_format=torch.channels_last)
     own = conv.bias if conv.bias is not None else torch.zeros_like(s)
     folded.bias.copy_(bn.bias + s * (own - bn.running_mean))  # type: ignore[union-attr]
     return folded.eval()
