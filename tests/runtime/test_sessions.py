@@ -199,6 +199,20 @@ def test_sessions_need_no_torch(graphs):
     assert (done.stdout, done.stderr) == ("(2, 5)\n(2, 5)\n", "")
 
 
+def test_a_session_may_end_on_another_thread_than_it_began(graphs):
+    """OpenVINO took the first thread's signal stack with it, and the next signal was the last."""
+    code = ("import signal, subprocess, sys, threading\n"
+            "import numpy as np; from cvt.runtime.sessions import openvino_session\n"
+            "signal.signal(signal.SIGCHLD, lambda *_: seen.append(1)); seen = []\n"
+            f"held = [openvino_session({str(graphs / 'model.xml')!r}, precision='fp32', "
+            "latency=True)]\n"
+            "held[0](np.zeros((2, 3, 48, 48), np.float32))\n"
+            "thread = threading.Thread(target=held.clear); thread.start(); thread.join()\n"
+            "subprocess.run([sys.executable, '-c', 'pass'], check=True); print(bool(seen))")
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "True\n", "")
+
+
 @pytest.mark.parametrize(("module", "extra"), [("openvino", "openvino"), ("onnxruntime", "onnx")])
 def test_a_missing_runtime_is_answered_with_its_install_line(monkeypatch, module, extra):
     monkeypatch.setitem(sys.modules, module, None)

@@ -6,6 +6,7 @@ A session is called from one thread at a time.
 from __future__ import annotations
 
 import contextlib
+import functools
 import itertools
 import math
 from collections.abc import Callable, Sequence
@@ -44,7 +45,7 @@ def openvino_session(model: str | Path | openvino.Model, *, precision: Precision
     openvino is not installed, the file cannot be opened, and, when called, for images that the
     graph does not take.
     """
-    ov = require("openvino", "openvino")
+    require("openvino", "openvino")
     options: dict[str, Any] = {
         # By default it computes in bfloat16 wherever the processor can. An int8 graph says itself
         # what is in 8 bits; next to their rounding that of bfloat16 in the rest does not count.
@@ -54,7 +55,7 @@ def openvino_session(model: str | Path | openvino.Model, *, precision: Precision
     }
     if threads is not None:
         options["INFERENCE_NUM_THREADS"] = threads
-    core = ov.Core()
+    core = _core()
     try:
         graph = core.read_model(str(model)) if isinstance(model, (str, Path)) else model
     except RuntimeError as error:
@@ -109,6 +110,16 @@ def openvino_session(model: str | Path | openvino.Model, *, precision: Precision
             raise InputError(_refusal(images, error)) from None
 
     return session
+
+
+@functools.cache
+def _core() -> openvino.Core:
+    """OpenVINO's devices, one for the whole process.
+
+    The CPU's gives the thread that opens it a stack for signals. When the last user is gone, on
+    whatever thread, it takes that stack away, and the next signal ends the process.
+    """
+    return require("openvino", "openvino").Core()
 
 
 def onnx_session(model: str | Path | bytes, *, threads: int | None = None) -> Session:
