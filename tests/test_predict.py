@@ -410,7 +410,9 @@ def test_options_that_an_exported_model_cannot_follow_are_refused(home, pictures
 
 @pytest.mark.skipif(os.name == "nt", reason="no SIGINT to send")
 def test_ctrl_c_ends_a_long_run_in_a_moment(home, pictures):
-    code = ("import sys, itertools, cvt.cli, cvt.predict\n"
+    # What runs in the background of a shell inherits that SIGINT is ignored.
+    code = ("import itertools, signal, sys, cvt.cli, cvt.predict\n"
+            "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
             "cvt.predict.find_images = lambda names: names * 1_000_000\n"
             "sys.exit(cvt.cli.main(sys.argv[1:]))")
     process = subprocess.Popen(
