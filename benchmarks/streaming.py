@@ -10,6 +10,7 @@ weights. Resident memory is sampled all the while.
 from __future__ import annotations
 
 import argparse
+import itertools
 import os
 import statistics
 import tempfile
@@ -87,7 +88,7 @@ def main() -> None:
         preprocess = predictor.card.preprocess
 
         n = len(paths) // args.rounds
-        parts = iter([paths[i * n:(i + 1) * n] for i in range(args.rounds)])
+        parts = itertools.cycle([paths[i * n:(i + 1) * n] for i in range(args.rounds)])
         batch = np.stack([prepare(preprocess, read_image(path))
                           for path in paths[:args.batch_size]])
         memory: list[list[float]] = []

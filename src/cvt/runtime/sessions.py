@@ -40,8 +40,8 @@ def openvino_session(model: str | Path | openvino.Model, *, precision: Precision
 
     precision: what it was exported for. threads: how many cores it may use; by default all.
     latency: True puts all of them on one batch, which suits batches of one; False shares a batch
-    out among streams of a few cores each, which suits large ones. The first call with images of
-    another shape takes a moment more, for the graph is compiled for it. Raises InputError where
+    out among streams of a few cores each, which suits large ones. The second call with images of a
+    shape takes a second more, for the graph is compiled for it then. Raises InputError where
     openvino is not installed, the file cannot be opened, and, when called, for images that the
     graph does not take.
     """
@@ -56,27 +56,32 @@ def openvino_session(model: str | Path | openvino.Model, *, precision: Precision
     if threads is not None:
         options["INFERENCE_NUM_THREADS"] = threads
     core = _core()
+
+    def requests_of(graph: openvino.Model) -> list[openvino.InferRequest]:
+        network = core.compile_model(graph, "CPU", options)
+        streams = 1 if latency else network.get_property("OPTIMAL_NUMBER_OF_INFER_REQUESTS")
+        return [network.create_infer_request() for _ in range(streams)]
+
     try:
         graph = core.read_model(str(model)) if isinstance(model, (str, Path)) else model
+        for_any = requests_of(graph)
     except RuntimeError as error:
         raise InputError(f"OpenVINO cannot open {_called(model)}: {_reason(error)}") from None
     shape = [None if axis.is_dynamic else axis.get_length()
              for axis in graph.input(0).get_partial_shape()]
     workers = 1 if latency else threads or available_cores()
-    compiled: dict[tuple[int, ...] | None, list[openvino.InferRequest]] = {}
+    compiled: dict[tuple[int, ...], list[openvino.InferRequest]] = {}
+    seen: set[tuple[int, ...]] = set()
 
     def requests_for(given: tuple[int, ...]) -> list[openvino.InferRequest]:
-        # A graph compiled for the very shape is up to a fifth faster than one for any shape, and
-        # keeps a copy of the weights.
-        key = given if given in compiled or len(compiled) < _SHAPES else None
-        if key not in compiled:
-            fixed = graph if key is None else graph.clone()
-            if key is not None:
-                fixed.reshape(list(key))
-            network = core.compile_model(fixed, "CPU", options)
-            streams = 1 if latency else network.get_property("OPTIMAL_NUMBER_OF_INFER_REQUESTS")
-            compiled[key] = [network.create_infer_request() for _ in range(streams)]
-        return compiled[key]
+        # A graph compiled for the very shape is up to a fifth faster than one for any shape. It
+        # takes a second and a copy of the weights, so not for a shape that comes but once.
+        if given in seen and given not in compiled and len(compiled) < _SHAPES and None in shape:
+            fixed = graph.clone()
+            fixed.reshape(list(given))
+            compiled[given] = requests_of(fixed)
+        seen.add(given)
+        return compiled.get(given, for_any)
 
     def run(parts: Sequence[NDArray[np.float32]]) -> list[NDArray[np.float32]]:
         """Logits of parts of one shape."""
