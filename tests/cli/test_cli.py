@@ -299,3 +299,13 @@ def test_info_knows_the_zoo(capsys):
     assert main(["info", "cvt_w24.msft_in22k_ft_in1k_384", "--json"]) == 0
     told = json.loads(capsys.readouterr().out)
     assert (told["parameters"], told["size"]) == (277_196_392, [384, 384])
+
+
+def test_without_pytorch_a_trained_model_is_answered_with_the_install_line(tmp_path):
+    code = ("import sys; sys.modules['torch'] = None\n"
+            "from cvt.cli import main; sys.exit(main(sys.argv[1:]))")
+    done = subprocess.run([sys.executable, "-c", code, "predict", "a.png", "--model", "runs/mine"],
+                          capture_output=True, text=True, check=False, cwd=tmp_path)
+    assert done.returncode == 1
+    assert done.stderr.startswith("cvt predict: this needs PyTorch, which is not installed; pip i")
+    assert done.stderr.count("\n") == 1

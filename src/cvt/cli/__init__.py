@@ -43,6 +43,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (InputError, DivergedError) as error:
         print(f"cvt {name}: {error}", file=sys.stderr)
         return 1
+    except ModuleNotFoundError as error:
+        if error.name not in ("torch", "torchvision"):
+            raise
+        print(f"cvt {name}: this needs PyTorch, which is not installed; pip install torch "
+              "torchvision (a directory of `cvt export` to onnx or openvino predicts without)",
+              file=sys.stderr)
+        return 1
     except BrokenPipeError:  # the reader of our output has left, as `head` does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
