@@ -85,8 +85,8 @@ def keys_and_values_together(key: nn.Conv2d, value: nn.Conv2d) -> nn.Conv2d:
     """The depthwise convolutions of keys and values as one, which reads the map once.
 
     A depthwise convolution of C groups may have two outputs a group: output 2c is the key's channel
-    c, output 2c + 1 the value's. `split_pairs` takes them apart. `Folded` does not use it: on a CPU,
-    whose depthwise kernels have one output a group, it takes 1.4 to 1.6 times as long as the two.
+    c, output 2c + 1 the value's. `split_pairs` takes them apart. `Folded` does not use it: a CPU's
+    depthwise kernels have one output a group, and it takes 1.4 to 1.6 times as long as two of them.
     """
     both = nn.Conv2d(key.in_channels, 2 * key.out_channels, key.kernel_size,  # type: ignore[arg-type]
                      key.stride, key.padding, groups=key.groups,  # type: ignore[arg-type]
