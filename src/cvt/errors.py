@@ -1,4 +1,4 @@
-"""The two exceptions meant for people, and the nearest-match hint that many messages end with."""
+"""The exceptions meant for people, and the nearest-match hint that many messages end with."""
 
 from __future__ import annotations
 
@@ -15,6 +15,14 @@ class InputError(ValueError):
 
 class DivergedError(ArithmeticError):
     """Training cannot go on, for its loss is not finite; the message says when and what to try."""
+
+
+class StoppedError(Exception):
+    """A run was asked to stop, and can go on later; `code` is the process's exit code."""
+
+    def __init__(self, message: str, code: int) -> None:
+        super().__init__(message)
+        self.code = code
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:

@@ -66,6 +66,17 @@ def test_the_page_on_weights_runs_from_top_to_bottom(desk, capsys):
     assert names["port"].config.id2label == {0: "cat", 1: "dog"}
 
 
+def test_the_page_on_training_shows_a_run_that_resumes(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    start, again = (shlex.split(text)[1:] for text in
+                    blocks((ROOT / "docs/training.md").read_text(), "sh"))
+    assert main([*start, "--quiet"]) == 0
+    assert len(list(tmp_path.glob("runs/digits/checkpoints/step-*"))) in (2, 3)
+    Path("runs/digits/metrics.json").unlink()  # as if it had been stopped before its end
+    assert main([*again, "--quiet"]) == 0
+    assert capsys.readouterr().out.count("report: runs/digits/report.html") == 2
+
+
 def test_the_page_on_speed_runs_from_top_to_bottom(capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     names = {}

@@ -1,6 +1,10 @@
 import csv
 import dataclasses
 import json
+import math
+import os
+import signal
+import sys
 
 import numpy as np
 import pytest
@@ -9,14 +13,16 @@ from PIL import Image
 
 from cvt.config import CvTConfig, StageConfig
 from cvt.data.config import AugmentConfig, DataConfig
-from cvt.errors import DivergedError, InputError
+from cvt.errors import DivergedError, InputError, StoppedError
+from cvt.fast.training import TrainingForm
 from cvt.train import loop
 from cvt.train.recipe import OptimConfig, Recipe
+from cvt.train.state import lock_run
 from cvt.weights.tensors import read_tensors
 from cvt.zoo import load_model
 
-FILES = {"config.json", "recipe.yaml", "best.safetensors", "last.safetensors", "state.pt",
-         "metrics.csv", "metrics.jsonl", "metrics.json", "report.html", "tensorboard"}
+FILES = {"config.json", "recipe.yaml", "best.safetensors", "last.safetensors", "checkpoints",
+         ".lock", "metrics.csv", "metrics.jsonl", "metrics.json", "report.html", "tensorboard"}
 
 
 @pytest.fixture
@@ -51,15 +57,18 @@ def test_a_run_leaves_weights_that_load_and_figures_that_agree(recipe, tmp_path)
 
 
 def test_the_network_learns(recipe, tmp_path):
-    plain = dataclasses.replace(recipe, epochs=4, ema=0.0, batch_size=32, augment=AugmentConfig())
+    plain = dataclasses.replace(recipe, epochs=6, ema=0.0, batch_size=32, augment=AugmentConfig())
     evaluation = loop.train(plain, tmp_path / "run", quiet=True)
     assert evaluation.top1.value > 0.5
 
 
-def test_a_resumed_run_ends_as_the_uninterrupted_one(recipe, tmp_path, monkeypatch):
+@pytest.mark.parametrize("steps", [0, 4, 13, 22])
+def test_a_resumed_run_ends_as_the_uninterrupted_one(recipe, tmp_path, monkeypatch, steps):
+    """Of 22 steps, 11 an epoch; with a checkpoint at every fourth."""
+    recipe = dataclasses.replace(recipe, save_every=4)
     loop.train(recipe, tmp_path / "whole", quiet=True)
-    stop_after_one_epoch(monkeypatch)
-    with pytest.raises(KeyboardInterrupt):
+    die_after(steps, monkeypatch)
+    with pytest.raises(SystemExit):
         loop.train(recipe, tmp_path / "cut", quiet=True)
     monkeypatch.undo()
     loop.resume(tmp_path / "cut", quiet=True)
@@ -72,17 +81,157 @@ def test_a_resumed_run_ends_as_the_uninterrupted_one(recipe, tmp_path, monkeypat
     assert whole == cut
 
 
-def stop_after_one_epoch(monkeypatch):
-    """Interrupt training as Ctrl-C would, in the second epoch."""
+def die_after(steps, monkeypatch):
+    """End as a process does that is killed: nothing is cleared away."""
     step = loop.Engine.step
-    calls = iter(range(1000))
 
-    def interrupted(self, batch, lr):
-        if next(calls) == 15:  # 11 steps an epoch
-            raise KeyboardInterrupt
-        return step(self, batch, lr)
+    def dying(self, batch, lr, number):
+        if number == steps:
+            raise SystemExit
+        return step(self, batch, lr, number)
 
-    monkeypatch.setattr(loop.Engine, "step", interrupted)
+    monkeypatch.setattr(loop.Engine, "step", dying)
+    monkeypatch.setattr(loop, "_finish", lambda *_: sys.exit())
+    monkeypatch.setattr(loop, "clear_run", lambda _: None)
+
+
+def test_best_weights_that_are_damaged_come_from_their_checkpoint(recipe, tmp_path, monkeypatch):
+    loop.train(recipe, tmp_path / "whole", quiet=True)
+    die_after(22, monkeypatch)
+    with pytest.raises(SystemExit):
+        loop.train(recipe, tmp_path / "cut", quiet=True)
+    monkeypatch.undo()
+    content = bytearray((tmp_path / "cut/best.safetensors").read_bytes())
+    content[-3] ^= 4
+    (tmp_path / "cut/best.safetensors").write_bytes(content)
+    loop.resume(tmp_path / "cut", quiet=True)
+    whole, cut = (read_tensors(tmp_path / run / "best.safetensors") for run in ("whole", "cut"))
+    assert all(torch.equal(whole[key], cut[key]) for key in whole)
+
+
+@pytest.mark.parametrize(("name", "code"), [("SIGTERM", 143), ("SIGINT", 130), ("SIGUSR1", 138)])
+def test_a_signal_saves_and_ends_the_run(recipe, tmp_path, monkeypatch, name, code):
+    loop.train(recipe, tmp_path / "whole", quiet=True)
+    step = loop.Engine.step
+
+    def signalled(self, batch, lr, number):
+        if number == 5:
+            os.kill(os.getpid(), getattr(signal, name))
+        return step(self, batch, lr, number)
+
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    monkeypatch.setattr(loop.Engine, "step", signalled)
+    with pytest.raises(StoppedError, match=f"stopped by {name} after step 6, .*--resume") as stop:
+        loop.train(recipe, tmp_path / "run", quiet=True)
+    assert stop.value.code == code
+    assert signal.signal(signal.SIGINT, before) is signal.default_int_handler
+    monkeypatch.undo()
+    loop.resume(tmp_path / "run", quiet=True)
+    whole, cut = (read_tensors(tmp_path / run / "last.safetensors") for run in ("whole", "run"))
+    assert all(torch.equal(whole[key], cut[key]) for key in whole)
+
+
+def test_sigusr1_queues_a_job_of_slurm_again(recipe, tmp_path, monkeypatch):
+    scontrol = tmp_path / "scontrol"
+    scontrol.write_text(f"#!/bin/sh\necho $@ > {tmp_path}/said\n")
+    scontrol.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    monkeypatch.setenv("SLURM_JOB_ID", "4711")
+    step = loop.Engine.step
+
+    def signalled(self, *args):
+        os.kill(os.getpid(), signal.SIGUSR1)
+        return step(self, *args)
+
+    monkeypatch.setattr(loop.Engine, "step", signalled)
+    with pytest.raises(StoppedError, match="job 4711 is queued again") as stop:
+        loop.train(recipe, tmp_path / "run", quiet=True)
+    assert stop.value.code == 0
+    assert (tmp_path / "said").read_text() == "requeue 4711\n"
+
+
+def test_two_processes_do_not_train_in_one_directory(recipe, tmp_path):
+    (tmp_path / "run").mkdir()
+    lock = lock_run(tmp_path / "run")
+    with pytest.raises(InputError, match="another process trains in"):
+        loop.train(recipe, tmp_path / "run", quiet=True)
+    lock.release()
+    assert loop.train(recipe, tmp_path / "run", quiet=True).n == 360
+
+
+def hurt(monkeypatch, steps, how):
+    """Make the images of certain steps, each time they come, not finite."""
+    step, times = loop.Engine.step, dict(steps)
+
+    def hurting(self, batch, lr, number):
+        if times.get(number, 0):
+            times[number] -= 1
+            batch = (torch.full_like(batch[0], how), batch[1])
+        return step(self, batch, lr, number)
+
+    monkeypatch.setattr(loop.Engine, "step", hurting)
+
+
+@pytest.mark.parametrize("how", [math.nan, math.inf])
+def test_a_batch_that_is_not_finite_is_skipped(recipe, tmp_path, monkeypatch, how, capfd):
+    hurt(monkeypatch, {3: 1, 14: 1}, how)
+    loop.train(recipe, tmp_path / "run")
+    error = capfd.readouterr().err
+    assert "step 4: loss nan, gradient norm nan; the batch is skipped (1 of at most 3)" in error
+    weights = read_tensors(tmp_path / "run/last.safetensors")  # BatchNorm's statistics among them
+    assert all(t.isfinite().all() for t in weights.values())
+    assert [row["train_loss"] > 0 for row in history(tmp_path / "run")] == [True, True]
+
+
+def test_too_many_of_them_go_back_to_the_last_checkpoint_once(recipe, tmp_path, monkeypatch, capfd):
+    recipe = dataclasses.replace(recipe, save_every=4, skip_nonfinite=1)
+    loop.train(recipe, tmp_path / "whole", quiet=True)
+    hurt(monkeypatch, {9: 1, 10: 1}, math.nan)  # as from a fault of the machine
+    loop.train(recipe, tmp_path / "run")
+    assert "back to step 8, with the learning rate as it was" in capfd.readouterr().err
+    whole, run = (read_tensors(tmp_path / name / "last.safetensors") for name in ("whole", "run"))
+    assert all(torch.equal(whole[key], run[key]) for key in whole)
+
+
+def test_where_that_does_not_help_the_run_ends_and_leaves_the_batch(recipe, tmp_path, monkeypatch):
+    recipe = dataclasses.replace(recipe, save_every=4, skip_nonfinite=0)
+    hurt(monkeypatch, {9: 9}, math.nan)
+    with pytest.raises(DivergedError, match=r"epoch 1, step 10, .*the batch is in .*diverged"):
+        loop.train(recipe, tmp_path / "run", quiet=True)
+    dumped = read_tensors(next((tmp_path / "run/diverged").iterdir()))
+    assert dumped["images"].shape == (128, 3, 8, 8)
+    assert dumped["labels"].shape == (128,)
+    monkeypatch.undo()
+    assert loop.resume(tmp_path / "run", quiet=True).n == 360  # from step 8
+
+
+def out_of_memory_above(pictures, monkeypatch):
+    """A network that finds no memory for more pictures at a time."""
+    forward = TrainingForm.forward
+
+    def failing(self, x):
+        if len(x) > pictures:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return forward(self, x)
+
+    monkeypatch.setattr(TrainingForm, "forward", failing)
+
+
+def test_where_memory_runs_out_the_batch_is_split(recipe, tmp_path, monkeypatch, capfd):
+    recipe = dataclasses.replace(recipe, epochs=1)
+    split = dataclasses.replace(recipe, optim=dataclasses.replace(recipe.optim, accumulate=2))
+    loop.train(split, tmp_path / "split", quiet=True)
+    out_of_memory_above(64, monkeypatch)
+    loop.train(recipe, tmp_path / "run")
+    assert "out of memory: from step 1 on a batch is computed in 2 parts" in capfd.readouterr().err
+    one, other = (read_tensors(tmp_path / n / "last.safetensors") for n in ("split", "run"))
+    assert all(torch.equal(one[key], other[key]) for key in one)
+
+
+def test_where_that_is_not_enough_it_says_what_to_do(recipe, tmp_path, monkeypatch):
+    out_of_memory_above(10, monkeypatch)
+    with pytest.raises(InputError, match="out of memory with 64 pictures at a time; make"):
+        loop.train(recipe, tmp_path / "run", quiet=True)
 
 
 def test_the_same_seed_gives_the_same_weights_and_another_others(recipe, tmp_path):
@@ -131,7 +280,9 @@ def test_a_loss_that_is_not_finite_ends_the_run_and_says_where(recipe, tmp_path)
         loop.train(wild, tmp_path / "run", quiet=True)
     assert "epoch 1" in str(caught.value)
     assert "--optim.lr" in str(caught.value)
-    assert not (tmp_path / "run").exists()
+    assert [path.name for path in (tmp_path / "run").iterdir()] == ["diverged"]
+    loop.train(dataclasses.replace(recipe, epochs=1), tmp_path / "run", quiet=True)
+    assert not (tmp_path / "run/diverged").exists()
 
 
 def test_a_run_is_not_overwritten_unasked(recipe, tmp_path):
@@ -152,12 +303,23 @@ def test_a_complete_run_is_not_resumed(recipe, tmp_path):
         loop.resume(tmp_path / "run", quiet=True)
 
 
-def test_a_damaged_state_is_named(recipe, tmp_path):
-    loop.train(dataclasses.replace(recipe, epochs=1), tmp_path / "run", quiet=True)
+def test_a_damaged_checkpoint_is_named_and_passed_over(recipe, tmp_path, capfd):
+    loop.train(recipe, tmp_path / "run", quiet=True)
+    whole = read_tensors(tmp_path / "run/last.safetensors")
     (tmp_path / "run/metrics.json").unlink()
-    (tmp_path / "run/state.pt").write_bytes(b"PK\x03\x04 cut off")
-    with pytest.raises(InputError, match=r"state\.pt"):
-        loop.resume(tmp_path / "run", quiet=True)
+    newest = tmp_path / "run/checkpoints/step-00000022"
+    (newest / "optimizer.safetensors").write_bytes(b"cut off")
+    loop.resume(tmp_path / "run")
+    error = capfd.readouterr().err
+    assert "step-00000022 is damaged: optimizer.safetensors is not what was written" in error
+    assert "it is set aside as damaged-step-00000022" in error
+    again = read_tensors(tmp_path / "run/last.safetensors")
+    assert all(torch.equal(whole[key], again[key]) for key in whole)
+
+
+def test_fp16_on_a_cpu_is_refused(recipe, tmp_path):
+    with pytest.raises(InputError, match="a CPU has bf16"):
+        loop.train(dataclasses.replace(recipe, precision="fp16", device="cpu"), tmp_path / "run")
 
 
 def test_what_cannot_be_trained_leaves_nothing_behind(recipe, tmp_path):
@@ -172,7 +334,6 @@ def test_a_validation_loss_that_is_not_finite_ends_the_run(recipe, tmp_path):
                                optim=OptimConfig(lr=1e37, warmup_lr=1e37, warmup_epochs=0))
     with pytest.raises(DivergedError, match=r"step 1,"):
         loop.train(blow, tmp_path / "run", quiet=True)
-    assert not (tmp_path / "run").exists()
 
 
 def test_a_run_stopped_in_its_first_epoch_is_not_in_the_way(recipe, tmp_path, monkeypatch):

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from importlib import import_module
 
 from cvt import __version__
-from cvt.errors import DivergedError, InputError, did_you_mean
+from cvt.errors import DivergedError, InputError, StoppedError, did_you_mean
 
 COMMANDS = {
     "train": "train a CvT on digits, Fashion-MNIST or your own folder",
@@ -23,7 +23,10 @@ COMMANDS = {
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a command; the exit code: 0 done, 1 failed, 2 a wrong call, 130 interrupted."""
+    """Run a command; the exit code.
+
+    0 done, 1 failed, 2 a wrong call, 5 a loss that is not finite, 128 + N stopped by signal N.
+    """
     args = list(sys.argv[1:] if argv is None else argv)
     if not args or args[0] in ("-h", "--help"):
         print(_help(), file=sys.stdout if args else sys.stderr)
@@ -40,9 +43,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         return code
     except SystemExit as stop:  # the parser's: 0 after --help, 2 for a wrong call
         return int(stop.code or 0)
-    except (InputError, DivergedError) as error:
+    except (InputError, DivergedError, StoppedError) as error:
         print(f"cvt {name}: {error}", file=sys.stderr)
-        return 1
+        if isinstance(error, StoppedError):
+            return error.code
+        return 5 if isinstance(error, DivergedError) else 1
     except ModuleNotFoundError as error:
         if error.name not in ("torch", "torchvision"):
             raise
@@ -58,9 +63,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"cvt {name}: {what}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print(f"cvt {name}: interrupted"
-              + ("; if an epoch was finished, go on with cvt train --resume DIR"
-                 if name == "train" else ""), file=sys.stderr)
+        print(f"cvt {name}: interrupted", file=sys.stderr)
         return 130
 
 

@@ -21,8 +21,8 @@ def main(args: Sequence[str]) -> int:
     parser.add_argument("--output", metavar="DIR", help="where the run goes "
                         "(default: runs/MODEL_DATASET)")
     parser.add_argument("--overwrite", action="store_true", help="replace a run that is there")
-    parser.add_argument("--resume", metavar="DIR", help="go on with the run in DIR after its last "
-                        "whole epoch, with its saved configuration; takes no other option but "
+    parser.add_argument("--resume", metavar="DIR", help="go on with the run in DIR from its newest "
+                        "checkpoint, with its saved configuration; takes no other option but "
                         "--quiet")
     parser.add_argument("--quiet", action="store_true", help="no progress on the standard error")
     chosen = parser.read(args)
@@ -42,5 +42,6 @@ def main(args: Sequence[str]) -> int:
     else:
         run = Path(chosen.output or f"runs/{Path(recipe.model).stem}_{recipe.data.name}")
         evaluation = loop.train(recipe, run, overwrite=chosen.overwrite, quiet=chosen.quiet)
-    print(f"{evaluation.headline()}\nreport: {run / 'report.html'}")
+    if evaluation:  # else this is not the main process
+        print(f"{evaluation.headline()}\nreport: {run / 'report.html'}")
     return 0

@@ -1,58 +1,261 @@
-"""Where and in which precision a step is computed."""
+"""Where, by how many processes and in which precision a step is computed.
+
+One process, or as many as `torchrun` starts: they hold the same weights, each computes its share of
+every batch, and their gradients are averaged. Nothing else of this package knows of the others.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import math
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+from types import TracebackType
+from typing import Self, TypeVar
 
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
+from accelerate.utils import InitProcessGroupKwargs
 from timm.data import Mixup
 from torch import Tensor, nn
 
 from cvt.data.config import AugmentConfig
 from cvt.data.loader import Batch
-from cvt.device import autocast
+from cvt.data.randomness import seed_all
+from cvt.device import pick_device
+from cvt.errors import InputError
+from cvt.fast.training import TrainingForm
 from cvt.model import CvT
+from cvt.surgery import swap
+from cvt.train.heartbeat import Heartbeat
 from cvt.train.recipe import Recipe
+from cvt.train.sync import SyncedBatchNorm2d
+
+_T = TypeVar("_T")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Step:
+    """What became of one optimiser step."""
+
+    loss: float
+    """Mean over the batch of all processes, before the update."""
+    norm: float
+    """Of the whole gradient, before it is clipped."""
+    updated: bool
+    """Whether the weights moved: not where loss or gradient are infinite or NaN."""
 
 
 class Engine:
-    """One optimiser step on one device: mix, forward, backward, clip, update."""
+    """The processes of a run, and one optimiser step of theirs: mix, forward, backward, update.
 
-    def __init__(self, recipe: Recipe, model: CvT, optimizer: torch.optim.Optimizer) -> None:
+    device: where this process computes. rank, world: its number, and how many there are.
+    """
+
+    def __init__(self, recipe: Recipe) -> None:
         self.recipe = recipe
-        self.device = next(model.parameters()).device
-        self.optimizer = optimizer
-        self.parameters = list(model.parameters())
-        self.mix = _mix(recipe.augment, model.config.num_classes)
-        self.network: Callable[[Tensor], Tensor] = torch.compile(model) if recipe.compile else model
+        self.world = int(os.environ.get("WORLD_SIZE", "1"))
+        if recipe.batch_size % (self.world * recipe.optim.accumulate * (
+                2 if recipe.augment.mixes else 1)):
+            raise InputError(f"batch_size={recipe.batch_size} is shared by {self.world} processes "
+                             f"in {recipe.optim.accumulate} parts each"
+                             + (", in pairs to mix" if recipe.augment.mixes else "")
+                             + "; make it a multiple of their product")
+        device = pick_device(recipe.device)
+        if recipe.precision == "fp16" and device.type == "cpu":
+            raise InputError("precision='fp16' is for GPUs; a CPU has bf16")
+        if self.world > 1 and device.index is not None:
+            raise InputError(f"device={recipe.device!r} cannot be shared by {self.world} processes;"
+                             f" say {device.type}, and the launcher gives each its own")
+        if self.world == 1:  # else the launcher says which of its devices is this process's
+            os.environ["ACCELERATE_TORCH_DEVICE"] = str(device)
+        try:
+            self._accelerator = Accelerator(
+                mixed_precision="no" if recipe.precision == "fp32" else recipe.precision,
+                cpu=device.type == "cpu", kwargs_handlers=[InitProcessGroupKwargs(
+                    timeout=timedelta(seconds=recipe.timeout))])
+        finally:
+            os.environ.pop("ACCELERATE_TORCH_DEVICE", None)
+        self.device: torch.device = self._accelerator.device
+        self.rank: int = self._accelerator.process_index
+        self._heartbeat = Heartbeat(self.rank, self.world)
+        self._turns = 0
 
-    def step(self, batch: Batch, lr: float) -> float:
-        """Update the weights with learning rate `lr`; the loss before the update.
+    @property
+    def main(self) -> bool:
+        """Whether this is the process that writes and talks."""
+        return self.rank == 0
 
-        A loss that is not finite is returned without an update.
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None,
+                 trace: TracebackType | None) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Let go of the other processes; without it the next engine would be of the same kind."""
+        self._heartbeat.stop()
+        if dist.is_initialized():
+            dist.destroy_process_group()
+        AcceleratorState._reset_state(reset_partial_state=True)
+
+    def prepare(self, model: CvT, optimizer: torch.optim.Optimizer) -> None:
+        """Train `model` with `optimizer`, which are on this engine's device."""
+        recipe = self.recipe
+        if recipe.sync_batchnorm and self.world > 1:
+            swap(model, nn.BatchNorm2d, SyncedBatchNorm2d.of)
+        model.set_grad_checkpointing(recipe.grad_checkpointing)
+        self.model, self._parts = model, recipe.optim.accumulate
+        self._parameters = [p for p in model.parameters() if p.requires_grad]
+        self._buffers = list(model.buffers())
+        self._mix = _mix(recipe.augment, model.config.num_classes)
+        form: nn.Module = TrainingForm(model)
+        if recipe.compile:
+            form = torch.compile(form)  # type: ignore[assignment]
+        self._network, self._optimizer = self._accelerator.prepare(form, optimizer)
+
+    def step(self, batch: Batch, lr: float, step: int) -> Step:
+        """Update the weights with learning rate `lr`, from this process's share of the batch.
+
+        Its randomness is a function of the recipe's seed and of `step`. Where memory runs out the
+        batch is computed once more, in twice as many parts, and so are those after it; where that
+        is not possible either, InputError.
         """
-        images, labels = (t.to(self.device, non_blocking=True) for t in batch)
-        images, targets = self.mix(images, labels)
-        parts = self.recipe.optim.accumulate
+        before = [buffer.clone() for buffer in self._buffers]
+        done = self._attempt(batch, lr, step)
+        if done is None and self._may_split(len(batch[0])):
+            self._parts *= 2
+            self._restore(before)
+            self._optimizer.zero_grad()
+            if self.device.type == "cuda":
+                torch.cuda.empty_cache()
+            done = self._attempt(batch, lr, step)
+        if done is None:
+            raise InputError(
+                f"out of memory with {len(batch[0]) // self._parts} pictures at a time; make "
+                "batch_size smaller or optim.accumulate larger, or set grad_checkpointing")
+        if not done.updated:
+            self._restore(before)  # BatchNorm has averaged what was not finite
+        return done
+
+    @property
+    def parts(self) -> int:
+        """In how many parts a process computes its share of a batch."""
+        return self._parts
+
+    @parts.setter
+    def parts(self, parts: int) -> None:
+        self._parts = parts
+
+    def scales(self, step: Step) -> bool:
+        """Whether fp16's scale was too large for a step: it shrinks, which is no fault."""
+        return self._accelerator.scaler is not None and math.isfinite(step.loss)
+
+    def any(self, flag: bool) -> bool:
+        """Whether `flag` is set in any process."""
+        return self.sums([float(flag)])[0] > 0
+
+    def sums(self, values: Sequence[float]) -> list[float]:
+        """Each value summed over the processes."""
+        if self.world == 1:
+            return list(values)
+        total = torch.tensor(values, dtype=torch.float64, device=self.device)
+        dist.all_reduce(total)
+        return [float(v) for v in total.tolist()]
+
+    def on_main(self, action: Callable[[], _T]) -> _T | None:
+        """What `action` returns, called in the main process alone; the others wait, however long.
+
+        They wait beside the network's collectives, whose patience is for steps.
+        """
+        if self.world == 1:
+            return action()
+        self._turns += 1
+        with self._heartbeat.turn(self._turns):
+            return action() if self.main else None
+
+    def state(self) -> dict[str, float]:
+        """What the gradient scaler of fp16 must remember; empty in other precisions."""
+        scaler = self._accelerator.scaler
+        return dict(scaler.state_dict()) if scaler is not None else {}
+
+    def load_state(self, state: dict[str, float]) -> None:
+        """Go on with what `state` gave."""
+        if state and self._accelerator.scaler is not None:
+            self._accelerator.scaler.load_state_dict(state)
+
+    def _attempt(self, batch: Batch, lr: float, step: int) -> Step | None:
+        """The step, or None where memory ran out."""
+        try:
+            return self._compute(batch, lr, step)
+        except RuntimeError as error:
+            if not out_of_memory(error):
+                raise
+            return None  # and the traceback, which holds the tensors, is gone
+
+    def _may_split(self, pictures: int) -> bool:
+        """Once, and with one process: others would wait for gradients that do not come."""
+        return (self.world == 1 and self._parts == self.recipe.optim.accumulate
+                and pictures % (2 * self._parts) == 0)
+
+    def _compute(self, batch: Batch, lr: float, step: int) -> Step:
+        seed_all(self.recipe.seed, step)  # of mixup, and then of dropout and stochastic depth
+        # A copy, for mixing is done in place, and the batch may be needed again.
+        images, labels = (t.to(self.device, non_blocking=True, copy=True) for t in batch)
+        images, targets = self._mix(images, labels)
+        if self.rank:
+            seed_all(self.recipe.seed, step, self.rank)
         total = torch.zeros((), device=self.device)
-        for x, target in zip(images.chunk(parts), targets.chunk(parts), strict=True):
-            with autocast(self.device, self.recipe.precision):
-                logits = self.network(x)
-            loss = F.cross_entropy(logits.float(), target,
-                                   label_smoothing=self.recipe.augment.label_smoothing) / parts
-            loss.backward()
+        parts = list(zip(images.chunk(self._parts), targets.chunk(self._parts), strict=True))
+        for i, (x, target) in enumerate(parts, 1):
+            with self._unsynchronised(i < len(parts)):
+                logits = self._network(x)
+                loss = F.cross_entropy(logits.float(), target,
+                                       label_smoothing=self.recipe.augment.label_smoothing)
+                loss = loss / len(parts)
+                self._accelerator.backward(loss)
             total += loss.detach()
-        value = total.item()  # waits for the device, so once a step
-        if math.isfinite(value):
-            if self.recipe.optim.clip_grad:
-                nn.utils.clip_grad_norm_(self.parameters, self.recipe.optim.clip_grad)
-            for group in self.optimizer.param_groups:
-                group["lr"] = lr
-            self.optimizer.step()
-        self.optimizer.zero_grad()
-        return value
+        self._accelerator.unscale_gradients(self._optimizer)
+        norm = nn.utils.get_total_norm([p.grad for p in self._parameters if p.grad is not None])
+        value, length = self._means(total, norm)
+        updated = math.isfinite(value) and math.isfinite(length)
+        if updated and self.recipe.optim.clip_grad:
+            nn.utils.clip_grads_with_norm_(self._parameters, self.recipe.optim.clip_grad, norm)
+        for group in self._optimizer.param_groups:
+            group["lr"] = lr
+        if updated or self._accelerator.scaler is not None:  # which skips the update itself
+            self._optimizer.step()
+        self._optimizer.zero_grad()
+        return Step(loss=value, norm=length, updated=updated)
+
+    def _means(self, loss: Tensor, norm: Tensor) -> tuple[float, float]:
+        """Loss over all processes, and the gradient's norm, which is theirs already."""
+        both = torch.stack([loss.double(), norm.double()])
+        if self.world > 1:
+            dist.all_reduce(both)
+            both /= self.world
+        value, length = both.tolist()  # waits for the device, so once a step
+        return value, length
+
+    def _unsynchronised(self, yes: bool) -> contextlib.AbstractContextManager[None]:
+        return self._accelerator.no_sync(self._network) if yes else contextlib.nullcontext()
+
+    @torch.no_grad()
+    def _restore(self, before: list[Tensor]) -> None:
+        for buffer, was in zip(self._buffers, before, strict=True):
+            buffer.copy_(was)
+
+
+def out_of_memory(error: RuntimeError) -> bool:
+    """Whether PyTorch says so of an accelerator or of the machine."""
+    return isinstance(error, torch.OutOfMemoryError) or (
+        "DefaultCPUAllocator: can't allocate memory" in str(error))
 
 
 def _mix(augment: AugmentConfig, num_classes: int) -> Callable[[Tensor, Tensor], Batch]:

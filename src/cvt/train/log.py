@@ -9,34 +9,36 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 
+from rich import progress as bars
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch.utils.tensorboard import SummaryWriter
 
 from cvt.atomic import replace_file
-from cvt.train.state import CSV, JSONL, TENSORBOARD
+from cvt.train.state import CSV, JSONL, TENSORBOARD, Progress
 
 Row = Mapping[str, float]
 
 
 class Log:
-    """The log of a run of `epochs` epochs of `steps` steps, of which `history` are done.
+    """The log of a run of `epochs` epochs of `steps` steps, from where `progress` is.
 
-    A bar and a line an epoch go to the standard error, unless `quiet`; the files go to `run`.
+    A bar and a line an epoch go to the standard error, unless `quiet`; the files go to `run`. With
+    no `run`, as in all processes but the main one, it says and writes nothing.
     """
 
-    def __init__(self, run: Path, *, epochs: int, steps: int, history: Sequence[Row],
+    def __init__(self, run: Path | None, *, epochs: int, steps: int, progress: Progress,
                  quiet: bool) -> None:
         self._run, self._epochs, self._steps = run, epochs, steps
+        quiet = quiet or run is None
         self._console = Console(stderr=True, quiet=quiet)
-        self._bar = Progress(TextColumn("epoch {task.fields[epoch]}/" + str(epochs)), BarColumn(),
-                             MofNCompleteColumn(), TextColumn("loss {task.fields[loss]:.3f}"),
-                             TimeRemainingColumn(), console=self._console, transient=True,
-                             disable=quiet or not self._console.is_terminal)
-        done = len(history) * steps
-        self._task = self._bar.add_task("", total=epochs * steps, completed=done, loss=0.0,
-                                        epoch=len(history) + 1)
-        self._board = SummaryWriter(run / TENSORBOARD, purge_step=done)
+        self._bar = bars.Progress(
+            bars.TextColumn("epoch {task.fields[epoch]}/" + str(epochs)), bars.BarColumn(),
+            bars.MofNCompleteColumn(), bars.TextColumn("loss {task.fields[loss]:.3f}"),
+            bars.TimeRemainingColumn(), console=self._console, transient=True,
+            disable=quiet or not self._console.is_terminal)
+        self._task = self._bar.add_task("", total=epochs * steps, completed=progress.step, loss=0.0,
+                                        epoch=progress.step // steps + 1)
+        self._board = SummaryWriter(run / TENSORBOARD, purge_step=progress.step) if run else None
 
     def __enter__(self) -> Log:
         self._bar.start()
@@ -45,16 +47,28 @@ class Log:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None,
                  trace: TracebackType | None) -> None:
         self._bar.stop()
-        self._board.close()
+        if self._board:
+            self._board.close()
 
     def step(self, step: int, loss: float, lr: float) -> None:
         """Step `step` (from 0 over the whole run) had this loss, with this learning rate."""
         self._bar.update(self._task, advance=1, loss=loss, epoch=step // self._steps + 1)
-        self._board.add_scalar("train/step_loss", loss, step)
-        self._board.add_scalar("train/lr", lr, step)
+        if self._board:
+            self._board.add_scalar("train/step_loss", loss, step)
+            self._board.add_scalar("train/lr", lr, step)
+
+    def warn(self, what: str) -> None:
+        """Something went wrong, and the run goes on."""
+        self._console.print(what, highlight=False, markup=False, soft_wrap=True)
+
+    def back_to(self, progress: Progress) -> None:
+        """The run goes on from an earlier step."""
+        self._bar.update(self._task, completed=progress.step)
 
     def epoch(self, history: Sequence[Row]) -> None:
         """The last row of `history` is new; the files are written anew, so they never differ."""
+        if not self._run or not self._board:
+            return
         row = history[-1]
         width = len(str(self._epochs))
         self._console.print(

@@ -2,154 +2,257 @@
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
 import math
+import signal
 import time
 from pathlib import Path
 
 import torch
+import torch.nn.functional as F
 from timm.utils import ModelEmaV3
 
-from cvt.card import ModelCard
+from cvt.card import CONFIG, ModelCard
 from cvt.data.augment import training_transform
 from cvt.data.datasets import Dataset, load_dataset
-from cvt.data.loader import TrainLoader, evaluation_batches
+from cvt.data.loader import Batch, TrainLoader, evaluation_batches
 from cvt.data.randomness import seed_all
-from cvt.device import device_name, pick_device
-from cvt.errors import DivergedError, InputError
+from cvt.device import device_name
+from cvt.errors import DivergedError, InputError, StoppedError
 from cvt.evaluate.metrics import Evaluation
 from cvt.evaluate.report import write_report
 from cvt.evaluate.run import METRICS, RECIPE, REPORT, classify, evaluate
 from cvt.machine import describe_machine
 from cvt.model import CvT
 from cvt.schema import write_mapping
-from cvt.train.engine import Engine
+from cvt.train.engine import Engine, Step
 from cvt.train.log import Log
 from cvt.train.optim import build_optimizer, learning_rate
 from cvt.train.recipe import Recipe
-from cvt.train.state import LAST, STATE, State, clear_run, open_run
+from cvt.train.state import (
+    CHECKPOINTS,
+    DIVERGED,
+    LAST,
+    Progress,
+    Weights,
+    clear_run,
+    lock_run,
+    open_run,
+)
+from cvt.train.stop import Stop, requeue
+from cvt.train.store import Store
 from cvt.weights.native import BEST
 from cvt.weights.tensors import write_tensors
 from cvt.zoo import load_model
 
 
 def train(recipe: Recipe, output: str | Path, *, overwrite: bool = False, quiet: bool = False
-          ) -> Evaluation:
+          ) -> Evaluation | None:
     """Train as `recipe` says; the evaluation of the best weights on the validation pictures.
 
     The directory `output` gets config.json, best.safetensors and last.safetensors, recipe.yaml,
-    state.pt (for `resume`), metrics.csv, metrics.jsonl and tensorboard/ (a row an epoch),
-    metrics.json and report.html. Raises InputError where the recipe cannot be carried out or
-    `output` holds a run already, unless `overwrite`; DivergedError where the loss stops being
-    finite.
+    checkpoints/ (for `resume`), metrics.csv, metrics.jsonl and tensorboard/ (a row an epoch),
+    metrics.json and report.html. Under torchrun every process calls it; the main one writes, and
+    the others get None. Raises InputError where the recipe cannot be carried out or `output` holds
+    a run already, unless `overwrite`; DivergedError where the loss stops being finite; StoppedError
+    after a signal.
     """
     run = Path(output)
-    dataset = load_dataset(recipe.data)  # before anything is written
-    setting = _Setting(recipe, dataset)
-    open_run(run, overwrite)
-    try:
-        recipe.save(run / RECIPE)
-        setting.card.save(run)
-        return _train(setting, run, None, quiet)
-    except BaseException:
-        if not (run / STATE).exists():  # nothing to go on from, so nothing is left in the way
-            clear_run(run)
-        raise
+    with Engine(recipe) as engine:
+        setting = _Setting(recipe, load_dataset(recipe.data), engine)  # before anything is written
+        lock = engine.on_main(lambda: open_run(run, overwrite))
+        try:
+            if engine.main:
+                recipe.save(run / RECIPE)
+                setting.card.save(run)
+            return _train(setting, run, quiet)
+        except BaseException:
+            # With nothing to go on from, nothing is left in the way.
+            if engine.main and not (run / CHECKPOINTS).exists():
+                clear_run(run)
+            raise
+        finally:
+            if lock:
+                lock.release()
 
 
-def resume(output: str | Path, *, quiet: bool = False) -> Evaluation:
-    """Go on with the run in `output`, with its saved recipe, after its last whole epoch.
+def resume(output: str | Path, *, quiet: bool = False) -> Evaluation | None:
+    """Go on with the run in `output`, with its saved recipe, from its newest whole checkpoint.
 
     On a CPU the weights are those of a run without the interruption, bit for bit. Raises InputError
-    where there is nothing to go on from, or the pictures have other classes than before.
+    where there is nothing to go on from, or the pictures have other classes than before; else as
+    `train`.
     """
     run = Path(output)
     if not (run / RECIPE).is_file():
         raise InputError(f"{run} has no {RECIPE}; give the --output of an earlier run")
-    recipe, state = Recipe.load(run / RECIPE), State.load(run)
-    if len(state.history) >= recipe.epochs and (run / METRICS).is_file():
+    recipe = Recipe.load(run / RECIPE)
+    if (run / METRICS).is_file():
         raise InputError(f"the run in {run} is complete ({recipe.epochs} epochs); start another "
                          "with --output")
-    setting, card = _Setting(recipe, load_dataset(recipe.data)), ModelCard.load(run)
-    if setting.card != card:
-        was, now = card.classes, setting.card.classes
-        what = f"the classes were {', '.join(was)} and are {', '.join(now)}" if was != now else (
-            f"{recipe.model} or the preprocessing of {recipe.data.name} is not what it was")
-        raise InputError(f"the run in {run} cannot go on: {what}. Put them back as they were, or "
-                         "start another run with --output")
-    return _train(setting, run, state, quiet)
+    with Engine(recipe) as engine:
+        setting = _Setting(recipe, load_dataset(recipe.data), engine)
+        lock = engine.on_main(lambda: lock_run(run))
+        try:
+            _check_same(setting.card, run, recipe)
+            return _train(setting, run, quiet)
+        finally:
+            if lock:
+                lock.release()
 
 
 class _Setting:
     """What a recipe comes to on a dataset; refuses what cannot be trained."""
 
-    def __init__(self, recipe: Recipe, dataset: Dataset) -> None:
-        self.recipe, self.dataset = recipe, dataset
-        self.device = pick_device(recipe.device)
+    def __init__(self, recipe: Recipe, dataset: Dataset, engine: Engine) -> None:
+        self.recipe, self.dataset, self.engine = recipe, dataset, engine
         preprocess = recipe.preprocess(dataset.preprocess)
         classes = dataset.train.classes
         self.card = ModelCard(model=recipe.config(len(classes), preprocess.size),
                               preprocess=preprocess, classes=classes)
         self.loader = TrainLoader(dataset.train, training_transform(preprocess, recipe.augment),
                                   batch_size=recipe.batch_size, seed=recipe.seed,
-                                  workers=recipe.data.workers)
+                                  workers=recipe.data.workers, rank=engine.rank,
+                                  world=engine.world)
 
 
-def _train(setting: _Setting, run: Path, state: State | None, quiet: bool) -> Evaluation:
-    recipe, card, loader = setting.recipe, setting.card, setting.loader
+def _check_same(card: ModelCard, run: Path, recipe: Recipe) -> None:
+    if not (run / CONFIG).exists():  # it was killed while it wrote its first files
+        return
+    before = ModelCard.load(run)
+    if before != card:
+        was, now = before.classes, card.classes
+        what = f"the classes were {', '.join(was)} and are {', '.join(now)}" if was != now else (
+            f"{recipe.model} or the preprocessing of {recipe.data.name} is not what it was")
+        raise InputError(f"the run in {run} cannot go on: {what}. Put them back as they were, or "
+                         "start another run with --output")
+
+
+def _train(setting: _Setting, run: Path, quiet: bool) -> Evaluation | None:
+    recipe, engine, loader = setting.recipe, setting.engine, setting.loader
     seed_all(recipe.seed)
-    model = CvT(card.model).to(setting.device)
-    model.set_grad_checkpointing(recipe.grad_checkpointing)
+    model = CvT(setting.card.model).to(engine.device)
     ema = ModelEmaV3(model, decay=recipe.ema, use_warmup=True) if recipe.ema else None
-    kept = ema.module if ema else model  # what is evaluated and written
     optimizer = build_optimizer(model, recipe.optim)
-    if state:
-        model.load_state_dict(state.model)
-        optimizer.load_state_dict(state.optimizer)
-        if state.ema:
-            kept.load_state_dict(state.ema)
-    history = list(state.history) if state else []
-    engine = Engine(recipe, model, optimizer)
+    weights = Weights(model=model, ema=ema.module if ema else None, optimizer=optimizer)
+    engine.prepare(model, optimizer)
+    store = Store(run / CHECKPOINTS, recipe.keep)
     steps = recipe.epochs * len(loader)
+    progress, complaints = _restore(store, weights, engine)
+    rolled_back = -1
 
-    with Log(run, epochs=recipe.epochs, steps=len(loader), history=history, quiet=quiet) as log:
-        for epoch in range(len(history), recipe.epochs):
-            start, losses = time.perf_counter(), []
-            model.train()
-            for step, batch in enumerate(loader.epoch(epoch), epoch * len(loader)):
-                lr = learning_rate(recipe.optim, step, steps, len(loader))
-                seed_all(recipe.seed, step)  # of mixup, dropout and stochastic depth
-                loss = engine.step(batch, lr)
-                if not math.isfinite(loss):
-                    raise DivergedError(_diverged(loss, epoch, step, lr, recipe, run))
+    with Stop() as stop, Log(run if engine.main else None, epochs=recipe.epochs, steps=len(loader),
+                             progress=progress, quiet=quiet) as log:
+        for complaint in complaints:
+            log.warn(complaint)
+        while len(progress.history) < recipe.epochs:
+            try:
+                _epoch(progress, setting, weights, ema, steps, store, stop, log, run)
+            except _NotFiniteError as error:
+                if error.step == rolled_back or store.empty():
+                    _dump(error, run, engine)
+                    raise DivergedError(_diverged(error, recipe, len(loader), run)) from None
+                rolled_back = error.step
+                progress, _ = _restore(store, weights, engine)
+                log.warn(f"{recipe.skip_nonfinite + 1} batches were not finite; back to step "
+                         f"{progress.step}, with the learning rate as it was")
+                log.back_to(progress)
+
+    return engine.on_main(lambda: _finish(setting, run, progress, store))
+
+
+def _epoch(progress: Progress, setting: _Setting, weights: Weights, ema: ModelEmaV3 | None,
+           steps: int, store: Store, stop: Stop, log: Log, run: Path) -> None:
+    """The rest of an epoch; `progress` moves with it."""
+    recipe, engine, loader = setting.recipe, setting.engine, setting.loader
+    epoch, start = len(progress.history), time.perf_counter() - progress.seconds
+    weights.model.train()
+    with contextlib.closing(loader.epoch(epoch, progress.step - epoch * len(loader))) as batches:
+        for batch in batches:
+            step = progress.step
+            lr = learning_rate(recipe.optim, step, steps, len(loader))
+            parts = engine.parts
+            done = engine.step(batch, lr, step)
+            progress.step += 1
+            if engine.parts > parts:
+                log.warn(f"out of memory: from step {step + 1} on a batch is computed in "
+                         f"{engine.parts} parts, of which BatchNorm sees one at a time")
+            if done.updated:
                 if ema:
-                    ema.update(model, step=step)
-                losses.append(loss)
-                log.step(step, loss, lr)
+                    ema.update(weights.model, step=step)
+                progress.loss += done.loss
+                progress.losses += 1
+                log.step(step, done.loss, lr)
+            elif not engine.scales(done):
+                progress.skipped += 1
+                if progress.skipped > recipe.skip_nonfinite:
+                    raise _NotFiniteError(step, done, lr, batch)
+                log.warn(f"step {step + 1}: loss {done.loss}, gradient norm {done.norm}; the batch "
+                         f"is skipped ({progress.skipped} of at most {recipe.skip_nonfinite})")
+            progress.seconds = time.perf_counter() - start
+            if engine.any(stop.asked is not None):
+                _save(progress, weights, engine, store)
+                _stopped(stop, progress, run)
+            if recipe.save_every and progress.step % recipe.save_every == 0:
+                _save(progress, weights, engine, store)
 
-            val_loss, val_top1 = _validate(kept, setting)
-            if not math.isfinite(val_loss):
-                raise DivergedError(_diverged(val_loss, epoch, step, lr, recipe, run))
-            history.append({"epoch": epoch + 1, "train_loss": sum(losses) / len(losses),
-                            "val_loss": val_loss, "val_top1": val_top1, "lr": lr,
-                            "seconds": time.perf_counter() - start})
-            for name in (LAST, BEST) if _best(history) is history[-1] else (LAST,):
-                write_tensors(kept.state_dict(), run / name)
-            # The state comes last: what it tells of is then on the disk.
-            State(model=model.state_dict(), ema=kept.state_dict() if ema else None,
-                  optimizer=optimizer.state_dict(), history=history).save(run)
-            log.epoch(history)
-
-    return _finish(setting, run, history)
+    lr = learning_rate(recipe.optim, progress.step - 1, steps, len(loader))
+    val_loss, val_top1 = _validate(weights.kept, setting)
+    if not math.isfinite(val_loss):
+        done = Step(loss=val_loss, norm=math.nan, updated=False)
+        raise _NotFiniteError(progress.step - 1, done, lr, None)
+    progress.history.append({
+        "epoch": epoch + 1, "train_loss": progress.loss / max(1, progress.losses),
+        "val_loss": val_loss, "val_top1": val_top1, "lr": lr,
+        "seconds": time.perf_counter() - start})
+    progress.loss, progress.losses, progress.seconds = 0.0, 0, 0.0
+    engine.on_main(lambda: _write_weights(progress, weights, run))
+    _save(progress, weights, engine, store)
+    log.epoch(progress.history)
+    if engine.any(stop.asked is not None) and len(progress.history) < recipe.epochs:
+        _stopped(stop, progress, run)
 
 
 def _validate(model: torch.nn.Module, setting: _Setting) -> tuple[float, float]:
-    """Cross entropy and top-1 on the validation pictures."""
-    recipe = setting.recipe
-    batches = evaluation_batches(setting.dataset.val, setting.card.preprocess,
-                                 batch_size=recipe.batch_size, workers=recipe.data.workers)
-    logits, labels = classify(model, batches, precision=recipe.precision)
-    loss = torch.nn.functional.cross_entropy(logits, labels).item()
-    return loss, (logits.argmax(1) == labels).double().mean().item()
+    """Cross entropy and top-1 on the validation pictures, each looked at by one process."""
+    recipe, engine = setting.recipe, setting.engine
+    loss = right = n = 0.0
+    if engine.rank < len(setting.dataset.val):
+        logits, labels = classify(model, evaluation_batches(
+            setting.dataset.val, setting.card.preprocess, workers=recipe.data.workers,
+            batch_size=max(1, recipe.batch_size // engine.world), rank=engine.rank,
+            world=engine.world), precision=recipe.precision)
+        loss = F.cross_entropy(logits.double(), labels, reduction="sum").item()
+        right, n = (logits.argmax(1) == labels).sum().item(), len(labels)
+    loss, right, n = engine.sums([loss, right, n])
+    return loss / n, right / n
+
+
+def _restore(store: Store, weights: Weights, engine: Engine) -> tuple[Progress, list[str]]:
+    """Where the newest whole checkpoint leaves off, and what is wrong with newer ones."""
+    complaints = engine.on_main(store.repair) or []
+    checkpoint = store.newest()
+    if checkpoint is None:
+        return Progress(parts=engine.parts), complaints
+    progress = weights.restore(checkpoint)
+    engine.parts = progress.parts
+    engine.load_state(progress.scaler)
+    return progress, complaints
+
+
+def _save(progress: Progress, weights: Weights, engine: Engine, store: Store) -> None:
+    progress.skipped, progress.parts, progress.scaler = 0, engine.parts, engine.state()
+    engine.on_main(lambda: store.save(weights.checkpoint(progress), progress.best.get("step")))
+
+
+def _write_weights(progress: Progress, weights: Weights, run: Path) -> None:
+    """The weights of the last epoch and, if it is that, of the best."""
+    tensors = weights.kept.state_dict()
+    write_tensors(tensors, run / LAST)
+    if _best(progress.history) is progress.history[-1]:
+        write_tensors(tensors, run / BEST)
+        progress.best = {"step": progress.step, "sha256": _hash(run / BEST)}
 
 
 def _best(history: list[dict[str, float]]) -> dict[str, float]:
@@ -157,14 +260,27 @@ def _best(history: list[dict[str, float]]) -> dict[str, float]:
     return max(history, key=lambda row: (row["val_top1"], -row["val_loss"]))
 
 
-def _finish(setting: _Setting, run: Path, history: list[dict[str, float]]) -> Evaluation:
+def _stopped(stop: Stop, progress: Progress, run: Path) -> None:
+    """Raise StoppedError, after a signal that some process got."""
+    number = stop.asked or signal.SIGTERM
+    job = requeue() if stop.asked is not None and stop.asked.name == "SIGUSR1" else None
+    raise StoppedError(
+        f"stopped by {number.name} after step {progress.step}, which is saved; "
+        + (f"job {job} is queued again" if job else f"go on with cvt train --resume {run}"),
+        0 if job else 128 + number)
+
+
+def _finish(setting: _Setting, run: Path, progress: Progress, store: Store) -> Evaluation:
     """Evaluate the best weights as anyone would who loads them, and write metrics and report."""
-    recipe, val = setting.recipe, setting.dataset.val
+    recipe, val, history = setting.recipe, setting.dataset.val, progress.history
+    if not (run / BEST).is_file() or _hash(run / BEST) != progress.best["sha256"]:
+        kept = store.read(progress.best["step"]).tensors
+        write_tensors(kept.get("ema", kept["model"]), run / BEST)
     model, card = load_model(run)
-    evaluation = evaluate(model.to(setting.device), card, val, batch_size=recipe.batch_size,
+    evaluation = evaluate(model.to(setting.engine.device), card, val, batch_size=recipe.batch_size,
                           workers=recipe.data.workers, precision=recipe.precision)
     seconds = sum(row["seconds"] for row in history)
-    facts = {**describe_machine(), "device": device_name(setting.device),
+    facts = {**describe_machine(), "device": device_name(setting.engine.device),
              "precision": recipe.precision,
              "training time": f"{seconds:.0f} s for {len(history)} epochs",
              "training pictures": f"{len(setting.dataset.train):,}",
@@ -178,9 +294,38 @@ def _finish(setting: _Setting, run: Path, history: list[dict[str, float]]) -> Ev
     return evaluation
 
 
-def _diverged(loss: float, epoch: int, step: int, lr: float, recipe: Recipe, run: Path) -> str:
-    kept = (f"the weights of epoch {epoch} are in {run / LAST}" if epoch
-            else "no epoch was finished, so no weights were written")
-    return (f"the loss became {loss} in epoch {epoch + 1}, step {step + 1}, at a learning rate of "
-            f"{lr:.2g}; {kept}. Try a smaller --optim.lr than {recipe.optim.lr:g}, "
-            "--optim.clip_grad 1 or more --optim.warmup_epochs")
+class _NotFiniteError(Exception):
+    """More batches than may be skipped had a loss or a gradient that is not finite."""
+
+    def __init__(self, step: int, done: Step, lr: float, batch: Batch | None) -> None:
+        super().__init__(step)
+        self.step, self.done, self.lr, self.batch = step, done, lr, batch
+
+
+def _dump(error: _NotFiniteError, run: Path, engine: Engine) -> Path | None:
+    """This process's share of the batch that failed, for whoever looks for the cause."""
+    if error.batch is None:
+        return None
+    path = run / DIVERGED / f"step-{error.step + 1:08d}-process-{engine.rank}.safetensors"
+    path.parent.mkdir(exist_ok=True)
+    write_tensors(dict(zip(("images", "labels"), error.batch, strict=True)), path)
+    return path
+
+
+def _diverged(error: _NotFiniteError, recipe: Recipe, steps: int, run: Path) -> str:
+    epoch, done = error.step // steps, error.done
+    kept = f"the weights of epoch {epoch} are in {run / LAST}" if epoch else (
+        "no epoch was finished, so no weights were written")
+    what, dumped = f"the validation loss became {done.loss}", ""
+    if error.batch is not None:
+        what = f"the loss became {done.loss} and the gradient's norm {done.norm}"
+        dumped = f"; the batch is in {run / DIVERGED}"
+    return (f"{what} in epoch {epoch + 1}, step "
+            f"{error.step + 1}, at a learning rate of {error.lr:.2g}; {kept}{dumped}. Try a "
+            f"smaller --optim.lr than {recipe.optim.lr:g}, --optim.clip_grad 1 or more "
+            "--optim.warmup_epochs")
+
+
+def _hash(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -81,12 +81,24 @@ class Recipe:
     ema: float = 0.0
     """Decay of the moving average of the weights, which is then what is evaluated and kept; 0 for
     none. It is smaller during the first steps."""
-    precision: Literal["fp32", "bf16"] = "fp32"
-    """bf16 runs matrix products and convolutions under autocast."""
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    """bf16 and fp16 run matrix products and convolutions under autocast; fp16, which scales the
+    loss, is for GPUs that lack bf16."""
     grad_checkpointing: bool = False
     """Compute activations again in the backward pass: less memory, more time, the same result."""
     compile: bool = False
     """Compile the network with torch.compile; on a CPU this needs a C++ compiler."""
+    sync_batchnorm: bool = False
+    """With several processes, let BatchNorm see the batch of all of them, not each its share."""
+    save_every: int = 0
+    """Optimiser steps from one checkpoint to the next; 0 for none but that after each epoch."""
+    keep: int = 2
+    """How many of the newest checkpoints stay; that of the best epoch stays besides."""
+    skip_nonfinite: int = 3
+    """Batches that may be skipped between two checkpoints because loss or gradient are not finite.
+    With one more the run goes back to the last checkpoint, once; the next time it ends."""
+    timeout: int = 600
+    """Seconds that one of several processes may keep the others waiting for a step."""
     device: str = "auto"
     """auto (CUDA where there is one, else the CPU), cpu, cuda, cuda:1, ..."""
     seed: int = 0
@@ -94,7 +106,7 @@ class Recipe:
 
     def __post_init__(self) -> None:
         check_types(self)
-        for name in ("epochs", "batch_size"):
+        for name in ("epochs", "batch_size", "keep", "timeout"):
             check(getattr(self, name) >= 1, f"{name}={getattr(self, name)} must be at least 1")
         check(self.optim.warmup_epochs < self.epochs,
               f"optim.warmup_epochs={self.optim.warmup_epochs} leaves nothing of epochs="
@@ -103,7 +115,8 @@ class Recipe:
               "not go together, for a compiled network decides itself what to compute again; "
               "choose one")
         check(0 <= self.ema < 1, f"ema={self.ema} must be in [0, 1)")
-        check(self.seed >= 0, f"seed={self.seed} must not be negative")
+        for name in ("seed", "save_every", "skip_nonfinite"):
+            check(getattr(self, name) >= 0, f"{name}={getattr(self, name)} must not be negative")
         check(self.batch_size % self.optim.accumulate == 0,
               f"batch_size={self.batch_size} cannot be passed in optim.accumulate="
               f"{self.optim.accumulate} equal parts; choose a divisor")

@@ -1,76 +1,145 @@
-"""A run on disk: the names of its files, and the state from which it goes on."""
+"""A run on disk and in memory: the names of its files, how far it is, what a checkpoint holds."""
 
 from __future__ import annotations
 
+import dataclasses
 import shutil
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
+from filelock import FileLock, Timeout
+from torch import Tensor, nn
 
-from cvt.atomic import replace_file
 from cvt.card import CONFIG
 from cvt.errors import InputError
 from cvt.evaluate.run import EVALUATION, METRICS, RECIPE, REPORT
+from cvt.train.store import Checkpoint
 from cvt.weights.native import BEST
-from cvt.weights.tensors import read_pickled
 
 LAST = "last.safetensors"
-STATE = "state.pt"
+CHECKPOINTS = "checkpoints"
 CSV = "metrics.csv"
 JSONL = "metrics.jsonl"
 TENSORBOARD = "tensorboard"
+DIVERGED = "diverged"
+LOCK = ".lock"
 
 
 @dataclass(kw_only=True)
-class State:
-    """What a run needs, beside its recipe, to go on after the epochs in `history`."""
+class Progress:
+    """How far a run is; plain values, so that JSON keeps them bit for bit."""
 
-    model: dict[str, torch.Tensor]
-    ema: dict[str, torch.Tensor] | None
-    optimizer: dict[str, Any]
-    history: list[dict[str, float]]
-    """A row an epoch; what the log and the curves show."""
+    step: int = 0
+    """Optimiser steps that are done, skipped ones included."""
+    history: list[dict[str, float]] = field(default_factory=list)
+    """A row a finished epoch; what the log and the curves show."""
+    loss: float = 0.0
+    """Sum of the losses of this epoch's steps."""
+    losses: int = 0
+    """How many those are: a skipped batch has none."""
+    seconds: float = 0.0
+    """Spent on this epoch by earlier processes."""
+    skipped: int = 0
+    """Batches skipped since the last checkpoint, for loss or gradient were not finite."""
+    parts: int = 1
+    """In how many parts a process computes its share of a batch."""
+    best: dict[str, Any] = field(default_factory=dict)
+    """Step and SHA-256 of best.safetensors."""
+    scaler: dict[str, float] = field(default_factory=dict)
+    """The gradient scaler's, in fp16."""
 
-    def save(self, run: Path) -> None:
-        """Write the state; the one before stays until this one is whole."""
-        replace_file(run / STATE, lambda part: torch.save(vars(self), part))
 
-    @classmethod
-    def load(cls, run: Path) -> State:
-        """Read the state of a run. Raises InputError where there is none or it is damaged."""
-        if not (run / STATE).is_file():
-            raise InputError(f"{run} has no {STATE} to go on from; give the --output of a run that "
-                             "finished at least one epoch")
-        data = read_pickled(run / STATE)
+@dataclass(frozen=True, kw_only=True)
+class Weights:
+    """The tensors that training moves."""
+
+    model: nn.Module
+    ema: nn.Module | None
+    optimizer: torch.optim.Optimizer
+
+    @property
+    def kept(self) -> nn.Module:
+        """What is evaluated and written: the moving average, where there is one."""
+        return self.ema or self.model
+
+    def checkpoint(self, progress: Progress) -> Checkpoint:
+        """All that a run needs to go on from here."""
+        saved = self.optimizer.state_dict()
+        moments = {f"{index}.{name}": value for index, state in saved["state"].items()
+                   for name, value in state.items()}
+        plain = {name: value for name, value in moments.items() if not isinstance(value, Tensor)}
+        tensors: dict[str, Mapping[str, Tensor]] = {
+            "model": self.model.state_dict(),
+            "optimizer": {name: v for name, v in moments.items() if name not in plain}}
+        if self.ema is not None:
+            tensors["ema"] = self.ema.state_dict()
+        return Checkpoint(step=progress.step, tensors=tensors, state={
+            "progress": dataclasses.asdict(progress), "optimizer": plain,
+            "groups": saved["param_groups"]})
+
+    def restore(self, checkpoint: Checkpoint) -> Progress:
+        """Put back what `checkpoint` gave. Raises InputError where it is of another network."""
+        state: dict[int, dict[str, Any]] = {}
         try:
-            return cls(**data)
-        except TypeError:
-            raise InputError(f"{run / STATE} is not the state of a training run") from None
+            self.model.load_state_dict(checkpoint.tensors["model"])
+            if self.ema is not None:
+                self.ema.load_state_dict(checkpoint.tensors["ema"])
+            for name, value in (*checkpoint.tensors["optimizer"].items(),
+                                *checkpoint.state["optimizer"].items()):
+                index, _, key = name.partition(".")
+                state.setdefault(int(index), {})[key] = value
+            self.optimizer.load_state_dict({"state": state, "param_groups": [
+                {**group, "betas": tuple(group["betas"])} if "betas" in group else group
+                for group in checkpoint.state["groups"]]})
+            return Progress(**checkpoint.state["progress"])
+        except (RuntimeError, LookupError, ValueError, TypeError) as error:
+            raise InputError(f"the checkpoint of step {checkpoint.step} is not of this run: "
+                             f"{str(error).splitlines()[0]}") from None
 
 
-def open_run(run: Path, overwrite: bool) -> None:
-    """Make the directory of a new run. Raises InputError where one is there, unless `overwrite`."""
+def open_run(run: Path, overwrite: bool) -> FileLock:
+    """Make the directory of a new run; its lock. Raises InputError where one is there already."""
     if run.exists() and not run.is_dir():
         raise InputError(f"--output {run} is a file; give a directory")
     there = _files(run)
     if there and not overwrite:
         raise InputError(f"{run} already holds a run ({there[0].name}); continue it with --resume "
                          f"{run}, replace it with --overwrite, or give another --output")
-    clear_run(run)
     run.mkdir(parents=True, exist_ok=True)
+    lock = lock_run(run)
+    for path in there:
+        _remove(path)
+    _remove(run / DIVERGED)
+    return lock
+
+
+def lock_run(run: Path) -> FileLock:
+    """Hold the run for this process, until it ends. Raises InputError where another holds it."""
+    lock = FileLock(run / LOCK, timeout=0)
+    try:
+        lock.acquire()
+    except Timeout:
+        raise InputError(f"another process trains in {run}; wait for it or end it, or give another "
+                         "--output") from None
+    return lock
 
 
 def clear_run(run: Path) -> None:
-    """Take away what a run wrote, and its directory if nothing else is in it."""
-    for path in _files(run):
-        shutil.rmtree(path) if path.is_dir() else path.unlink()
+    """Take away what a run wrote, but for a batch that it failed on, and an empty directory."""
+    for path in (*_files(run), run / LOCK):
+        _remove(path)
     if run.is_dir() and not any(run.iterdir()):
         run.rmdir()
 
 
 def _files(run: Path) -> list[Path]:
-    names = (STATE, CONFIG, BEST, LAST, RECIPE, METRICS, REPORT, CSV, JSONL, TENSORBOARD,
+    names = (CHECKPOINTS, CONFIG, BEST, LAST, RECIPE, METRICS, REPORT, CSV, JSONL, TENSORBOARD,
              EVALUATION)
     return [run / name for name in names if (run / name).exists()]
+
+
+def _remove(path: Path) -> None:
+    shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)

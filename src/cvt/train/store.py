@@ -1,0 +1,219 @@
+"""The checkpoints of a run: whole, verified, and nothing in them that can execute.
+
+    checkpoints/step-00001200/
+        model.safetensors, optimizer.safetensors, [ema.safetensors]
+        state.json       plain values: schedule, history, counters
+        manifest.json    size and SHA-256 of every other file, and of itself
+
+A checkpoint is written under a hidden name, synced to the disk and renamed, so a directory called
+step-N is whole unless the disk has damaged it since. That is seen by its hashes before it is used.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import save_file
+from torch import Tensor
+
+from cvt.errors import InputError
+from cvt.weights.tensors import read_tensors
+
+FORMAT = 1
+MANIFEST = "manifest.json"
+STATE = "state.json"
+
+_WHOLE, _DAMAGED = "step-", "damaged-"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Checkpoint:
+    """What a run needs to go on from a step as if it had never stopped."""
+
+    step: int
+    """Optimiser steps that are done."""
+    tensors: Mapping[str, Mapping[str, Tensor]]
+    """Dicts of tensors by name: `model`, `optimizer` and, where there is one, `ema`."""
+    state: Mapping[str, Any]
+    """Plain values, as JSON has them; floats come back bit for bit."""
+
+
+class Store:
+    """The checkpoints in `directory`: the last `keep`, and one more that a caller protects."""
+
+    def __init__(self, directory: Path, keep: int = 2) -> None:
+        self.directory, self.keep = directory, keep
+
+    def save(self, checkpoint: Checkpoint, protect: int | None = None) -> Path:
+        """Write a checkpoint; then those that are neither recent nor of step `protect` go.
+
+        Raises OSError where the disk is full or fails; what was there before is then still there.
+        """
+        self.directory.mkdir(parents=True, exist_ok=True)
+        place = self.directory / _name(checkpoint.step)
+        self._sweep()
+        part = Path(tempfile.mkdtemp(prefix=f".{place.name}.", dir=self.directory))
+        try:
+            part.chmod(0o777 & ~_umask())  # mkdtemp keeps its directory to the owner
+            for name, tensors in checkpoint.tensors.items():
+                save_file({k: t.detach().contiguous() for k, t in tensors.items()},
+                          part / f"{name}.safetensors")
+            (part / STATE).write_bytes(_json(checkpoint.state))
+            for path in part.iterdir():
+                _sync(path)
+            (part / MANIFEST).write_bytes(_manifest(part, checkpoint.step))
+            _sync(part / MANIFEST)
+            _sync(part)
+            if place.exists():  # of a run that was rolled back behind it, or damaged
+                self._remove(place)
+            part.rename(place)
+            _sync(self.directory)
+        except BaseException:
+            shutil.rmtree(part, ignore_errors=True)
+            raise
+        kept = {step for step, _ in self._found()[:self.keep]} | {protect}
+        for step, path in self._found():
+            if step not in kept:
+                self._remove(path)
+        return place
+
+    def repair(self) -> list[str]:
+        """Set aside every checkpoint that is newer than the newest whole one; a sentence for each.
+
+        It gets the name damaged-step-N. Raises InputError where all of them, and any, are damaged.
+        """
+        self._sweep()
+        complaints: list[str] = []
+        for _, path in self._found():
+            try:
+                _verify(path)
+                return complaints
+            except InputError as error:
+                aside = path.with_name(f"{_DAMAGED}{path.name}")
+                if aside.exists():
+                    shutil.rmtree(aside)
+                path.rename(aside)
+                complaints.append(f"{error}; it is set aside as {aside.name}")
+        if complaints:
+            raise InputError(f"no checkpoint in {self.directory} is whole: "
+                             + "; ".join(complaints))
+        return complaints
+
+    def newest(self) -> Checkpoint | None:
+        """The newest checkpoint, None where there is none. Raises InputError if it is damaged."""
+        found = self._found()
+        return self._read(found[0][1]) if found else None
+
+    def empty(self) -> bool:
+        """Whether there is no checkpoint to go on from."""
+        return not self._found()
+
+    def read(self, step: int) -> Checkpoint:
+        """The checkpoint of one step. Raises InputError where it is missing or damaged."""
+        return self._read(self.directory / _name(step))
+
+    def _read(self, path: Path) -> Checkpoint:
+        manifest = _verify(path)
+        with _damage_named(path):
+            tensors = {Path(name).stem: read_tensors(path / name) for name in manifest["files"]
+                       if name.endswith(".safetensors")}
+            return Checkpoint(step=manifest["step"], tensors=tensors,
+                              state=json.loads((path / STATE).read_bytes()))
+
+    def _found(self) -> list[tuple[int, Path]]:
+        """Steps and directories, the newest first."""
+        if not self.directory.is_dir():
+            return []
+        found = [(int(path.name.removeprefix(_WHOLE)), path)
+                 for path in self.directory.glob(f"{_WHOLE}*")
+                 if path.name.removeprefix(_WHOLE).isdecimal()]
+        return sorted(found, reverse=True)
+
+    def _remove(self, path: Path) -> None:
+        """Under a hidden name first, so that one that is half gone is never taken for whole."""
+        hidden = Path(tempfile.mkdtemp(prefix=".old.", dir=self.directory))
+        path.rename(hidden / path.name)
+        shutil.rmtree(hidden, ignore_errors=True)
+
+    def _sweep(self) -> None:
+        """What an earlier process was writing or taking away when it was killed."""
+        for path in self.directory.glob(".*"):
+            shutil.rmtree(path, ignore_errors=True)
+
+
+def _name(step: int) -> str:
+    return f"{_WHOLE}{step:08d}"
+
+
+def _verify(path: Path) -> dict[str, Any]:
+    """The manifest of a checkpoint. Raises InputError unless every file is as it was written."""
+    with _damage_named(path):
+        written = (path / MANIFEST).read_bytes()
+        manifest: dict[str, Any] = json.loads(written)
+        names = sorted(manifest["files"])
+        if manifest["format"] != FORMAT:
+            raise InputError(f"{path} has format {manifest['format']}, and this version reads "
+                             f"{FORMAT}; go on with the version that wrote it")
+        there = sorted(p.name for p in path.iterdir() if p.name != MANIFEST)
+        for name in sorted({*names, *there}):
+            if name not in there:
+                raise InputError(f"{path} is damaged: {name} is missing")
+            if name not in names:
+                raise InputError(f"{path} is damaged: {name} does not belong to it")
+            if manifest["files"][name] != _entry(path / name):
+                raise InputError(f"{path} is damaged: {name} is not what was written")
+        if written != _manifest(path, manifest["step"]):
+            raise InputError(f"{path} is damaged: {MANIFEST} is not what was written")
+        if path.name != _name(manifest["step"]):
+            raise InputError(f"{path} is damaged: it holds step {manifest['step']}")
+        return manifest
+
+
+def _manifest(path: Path, step: int) -> bytes:
+    body = {"format": FORMAT, "step": step,
+            "files": {p.name: _entry(p) for p in sorted(path.iterdir()) if p.name != MANIFEST}}
+    return _json({**body, "sha256": hashlib.sha256(_json(body)).hexdigest()})
+
+
+def _entry(path: Path) -> dict[str, Any]:
+    with path.open("rb") as file:
+        return {"bytes": path.stat().st_size, "sha256": hashlib.file_digest(file, "sha256")
+                .hexdigest()}
+
+
+def _json(data: Mapping[str, Any]) -> bytes:
+    return json.dumps(data, indent=1, sort_keys=True).encode() + b"\n"
+
+
+@contextlib.contextmanager
+def _damage_named(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
+        if isinstance(error, InputError):
+            raise
+        raise InputError(f"{path} is damaged: {error}") from None
+
+
+def _sync(path: Path) -> None:
+    """Onto the disk: a file's contents, or a directory's names."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask

@@ -1,0 +1,144 @@
+import json
+import os
+import shutil
+
+import pytest
+import torch
+
+from cvt.errors import InputError
+from cvt.train.store import Checkpoint, Store
+
+
+def checkpoint(step, value=0.1):
+    generator = torch.Generator().manual_seed(step)
+    return Checkpoint(step=step, tensors={
+        "model": {"w": torch.randn(3, 4, generator=generator), "n": torch.tensor(step)},
+        "optimizer": {"0.exp_avg": torch.randn(3, generator=generator)}},
+        state={"progress": {"step": step, "loss": value, "history": [{"lr": 1e-3}]}})
+
+
+@pytest.fixture
+def store(tmp_path):
+    store = Store(tmp_path / "checkpoints", keep=3)
+    for step in (10, 20, 30):
+        store.save(checkpoint(step))
+    return store
+
+
+def same(one, other):
+    return (one.step == other.step and one.state == other.state
+            and one.tensors.keys() == other.tensors.keys()
+            and all(torch.equal(one.tensors[kind][name], tensor)
+                    for kind, tensors in other.tensors.items() for name, tensor in tensors.items()))
+
+
+def test_what_is_saved_comes_back_bit_for_bit(tmp_path):
+    store = Store(tmp_path / "new" / "checkpoints")
+    value = 0.1 + 0.2  # no short decimal
+    store.save(checkpoint(7, value))
+    assert store.repair() == []
+    assert same(store.newest(), checkpoint(7, value))
+    assert store.newest().state["progress"]["loss"] == value
+
+
+def test_the_last_few_and_the_protected_one_are_kept(tmp_path):
+    store = Store(tmp_path, keep=2)
+    for step in range(1, 7):
+        store.save(checkpoint(step), protect=2)
+    assert sorted(p.name for p in tmp_path.iterdir()) == [
+        "step-00000002", "step-00000005", "step-00000006"]
+    assert same(store.read(2), checkpoint(2))
+
+
+def test_an_empty_store_has_nothing_to_go_on_from(tmp_path):
+    store = Store(tmp_path / "none")
+    assert store.repair() == []
+    assert store.newest() is None
+    assert store.empty()
+
+
+def test_a_checkpoint_replaces_that_of_the_same_step(store):
+    store.save(checkpoint(30, 5.0))
+    assert store.newest().state["progress"]["loss"] == 5.0
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "optimizer.safetensors", "state.json",
+                                  "manifest.json"])
+@pytest.mark.parametrize("harm", ["cut", "gone", "empty", "swapped", "longer"])
+def test_damage_is_named_set_aside_and_passed_over(store, name, harm):
+    file = store.directory / "step-00000030" / name
+    if harm == "gone":
+        file.unlink()
+    elif harm == "swapped":
+        shutil.copy(store.directory / "step-00000020" / name, file)
+    else:
+        data = file.read_bytes()
+        file.write_bytes({"cut": data[:len(data) // 2], "empty": b"", "longer": data + b" "}[harm])
+
+    complaints = store.repair()
+
+    assert len(complaints) == 1
+    assert "step-00000030 is damaged" in complaints[0]
+    assert "set aside as damaged-step-00000030" in complaints[0]
+    assert (store.directory / "damaged-step-00000030").is_dir()
+    assert same(store.newest(), checkpoint(20))
+
+
+def test_every_flipped_bit_is_seen(store):
+    place = store.directory / "step-00000030"
+    generator = torch.Generator().manual_seed(0)
+    files = sorted(place.iterdir())
+    for _ in range(60):
+        file = files[int(torch.randint(len(files), (1,), generator=generator))]
+        data = bytearray(whole := file.read_bytes())
+        bit = int(torch.randint(8 * len(data), (1,), generator=generator))
+        data[bit // 8] ^= 1 << bit % 8
+        file.write_bytes(data)
+        with pytest.raises(InputError, match=r"damaged|format"):
+            store.read(30)
+        file.write_bytes(whole)
+    assert same(store.read(30), checkpoint(30))
+
+
+def test_a_directory_under_another_step_is_not_taken_for_it(store):
+    (store.directory / "step-00000030").rename(store.directory / "step-00000040")
+    complaints = store.repair()
+    assert "holds step 30" in complaints[0]
+    assert same(store.newest(), checkpoint(20))
+
+
+def test_where_all_are_damaged_nothing_is_loaded(store):
+    for path in store.directory.iterdir():
+        (path / "model.safetensors").unlink()
+    with pytest.raises(InputError, match=r"no checkpoint in .* is whole: .*step-00000030.*"):
+        store.repair()
+
+
+def test_a_later_format_is_refused_by_name(store):
+    path = store.directory / "step-00000030" / "manifest.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "format": 2}))
+    with pytest.raises(InputError, match="has format 2, and this version reads 1"):
+        store.read(30)
+
+
+@pytest.mark.parametrize("call", ["save_file", "_sync", "_manifest"])
+@pytest.mark.parametrize("number", [28, 5, 13])
+def test_a_failing_disk_leaves_what_was_there(store, monkeypatch, call, number):
+    def fail(*_):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(f"cvt.train.store.{call}", fail)
+    with pytest.raises(OSError, match=os.strerror(number)):
+        store.save(checkpoint(40))
+    monkeypatch.undo()
+    assert sorted(p.name for p in store.directory.iterdir()) == [
+        f"step-000000{step}" for step in (10, 20, 30)]
+    assert same(store.newest(), checkpoint(30))
+
+
+def test_what_a_killed_process_left_is_swept_away(store):
+    (store.directory / ".step-00000040.x").mkdir()
+    (store.directory / ".step-00000040.x" / "model.safetensors").write_bytes(b"half")
+    store.repair()
+    assert not list(store.directory.glob(".*"))
+    assert store.newest().step == 30
