@@ -17,8 +17,8 @@ import torch
 from cvt.complexity import multiply_adds
 from cvt.config import VARIANTS, CvTConfig
 from cvt.data.augment import training_transform
+from cvt.data.builtin import fashion_mnist
 from cvt.data.config import AugmentConfig
-from cvt.data.datasets import fashion_mnist
 from cvt.data.loader import TrainLoader, evaluation_batches
 from cvt.data.randomness import seed_all
 from cvt.evaluate.run import classify

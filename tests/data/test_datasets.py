@@ -5,8 +5,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from cvt.data.builtin import digits, fashion_mnist
 from cvt.data.config import DataConfig
-from cvt.data.datasets import digits, fashion_mnist, folder, load_dataset
+from cvt.data.datasets import load_dataset
+from cvt.data.folder import folder
 from cvt.errors import InputError
 
 

@@ -1,7 +1,6 @@
 import dataclasses
 import pickle
 import random
-from functools import partial
 
 import numpy as np
 import pytest
@@ -10,10 +9,11 @@ from PIL import Image
 
 from cvt.config import Preprocess
 from cvt.data.augment import training_transform
+from cvt.data.builtin import digits
 from cvt.data.config import AugmentConfig
-from cvt.data.datasets import Pictures, digits
-from cvt.data.images import read_image
-from cvt.data.loader import TrainLoader, evaluation_batches
+from cvt.data.folder import files
+from cvt.data.loader import TrainLoader, Unreadable, evaluation_batches
+from cvt.data.pictures import Pictures
 from cvt.data.randomness import seed_all
 from cvt.errors import InputError
 
@@ -27,12 +27,14 @@ def pictures(n=10, broken=()):
         return Image.new("RGB", (8, 8), (i, i, i))
 
     return Pictures(classes=("even", "odd"), labels=tuple(i % 2 for i in range(n)),
-                    names=[str(i) for i in range(n)], read=read)
+                    names=[str(i) for i in range(n)], fetch=read)
 
 
-def loader(workers=0, seed=0, augment=None, **kwargs):
+def loader(workers=0, seed=0, augment=None, repeats=1, balanced=False, max_unreadable=0.0,
+           **kwargs):
     transform = training_transform(PREPROCESS, augment or AugmentConfig())
-    return TrainLoader(pictures(**kwargs), transform, batch_size=4, seed=seed, workers=workers)
+    return TrainLoader(pictures(**kwargs), transform, batch_size=4, seed=seed, workers=workers,
+                       repeats=repeats, balanced=balanced, max_unreadable=max_unreadable)
 
 
 def which(batches):
@@ -94,9 +96,57 @@ def test_an_unreadable_picture_raises_its_own_one_line(workers):
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize("workers", [0, 1])
+def test_another_picture_takes_the_place_of_one_that_cannot_be_read(workers):
+    some = loader(n=40, broken={3, 17}, max_unreadable=0.05, workers=workers)
+    batches = list(some.epoch(0))
+    assert all(len(images) == 4 for images, _ in batches)
+    seen = which(batches)
+    assert {3, 17}.isdisjoint(seen)
+    for shade, label in zip(seen, torch.cat([labels for _, labels in batches]), strict=True):
+        assert label == shade % 2
+    whole = which(loader(n=40).epoch(0))
+    assert [i for i, j in zip(whole, seen, strict=True) if i != j] == [
+        i for i in whole if i in (3, 17)]
+    assert some.unreadable.rows() == [(i, f"picture {i} is damaged") for i in ("3", "17")]
+
+
+def test_more_of_them_than_allowed_end_the_run():
+    with pytest.raises(InputError, match=r"3 of 40 pictures cannot be read, more than "
+                                         r"data\.max_unreadable=0\.05 allows; the last: picture"):
+        list(loader(n=40, broken={3, 17, 20}, max_unreadable=0.05).epoch(0))
+
+
+def test_evaluation_leaves_them_out_and_names_them():
+    some = pictures(broken={0, 1, 2, 3, 9})
+    unreadable = Unreadable(some, 0.5)
+    batches = evaluation_batches(some, PREPROCESS, batch_size=4, unreadable=unreadable)
+    assert which(batches) == [4, 5, 6, 7, 8]
+    assert [name for name, _ in unreadable.rows()] == ["0", "1", "2", "3", "9"]
+
+
+def test_balanced_draws_show_each_class_as_often():
+    rare = dataclasses.replace(pictures(n=400), labels=(1,) * 20 + (0,) * 380)
+    transform = training_transform(PREPROCESS, AugmentConfig())
+    some = TrainLoader(rare, transform, batch_size=400, seed=0, balanced=True)
+    (_, labels), = some.epoch(0)
+    assert 160 < labels.sum() < 240
+
+
+def test_repeats_vary_a_picture_anew_and_keep_the_length_of_an_epoch():
+    augment = AugmentConfig(crop="shift")
+    images = torch.cat([images for images, _ in loader(n=36, repeats=3, augment=augment).epoch(0)])
+    assert len(images) == 36
+    shades = images.amax((1, 2, 3)).view(12, 3)
+    assert torch.equal(shades, shades[:, :1].expand(12, 3))
+    assert len(shades[:, 0].unique()) == 12
+    erased = AugmentConfig(erasing=1.0)
+    one, other, _ = next(loader(n=36, repeats=3, augment=erased).epoch(0))[0][:3]
+    assert not torch.equal(one, other)
+
+
 def test_a_file_that_has_gone_is_named(tmp_path):
-    gone = dataclasses.replace(pictures(), read=partial(read_image, tmp_path / "gone.png"),
-                               names=["gone.png"] * 10)
+    gone = files(("a", "b"), [tmp_path / "gone.png"], [0])
     with pytest.raises(InputError, match=r"gone\.png: No such file"):
         list(evaluation_batches(gone, PREPROCESS, batch_size=4))
 

@@ -14,30 +14,52 @@ from cvt.schema import check, check_types
 class DataConfig:
     """A dataset and its split into training and validation pictures."""
 
-    name: Literal["digits", "fashion_mnist", "folder"] = "digits"
+    name: Literal["digits", "fashion_mnist", "folder", "manifest", "huggingface",
+                  "shards"] = "digits"
     """digits: 1,797 handwritten digits inside scikit-learn, no download. fashion_mnist: 60,000
-    training and 10,000 test pictures of clothes. folder: your own, see root."""
+    training and 10,000 test pictures of clothes. Your own, see root: folder, manifest (a table),
+    huggingface (the library `datasets`), shards (tar archives)."""
     root: str | None = None
     """folder: a directory with train/ and val/, or with one sub-directory for each class, split by
-    val_fraction. fashion_mnist: where the IDX files are or shall be downloaded to; by default where
-    Debian's package dataset-fashion-mnist puts them, else data/fashion_mnist."""
+    val_fraction. manifest: a CSV or Parquet file with the columns path, label and maybe split.
+    huggingface: a name on the hub or a directory. shards: a directory with train-*.tar and
+    val-*.tar in WebDataset's layout. fashion_mnist: where the IDX files are or shall be downloaded
+    to; by default where Debian's package dataset-fashion-mnist puts them, else
+    data/fashion_mnist."""
     val_fraction: float = 0.2
     """Fraction of each class held out for validation, in (0, 1), where the dataset has no split of
-    its own (digits, a folder without val/)."""
+    its own."""
     split_seed: int = 0
     """Seed of that split; it does not depend on the training seed."""
+    subset: str | None = None
+    """huggingface: which configuration of the dataset, where it has several."""
+    image_column: str | None = None
+    """huggingface: the column of pictures, where it has several."""
+    label_column: str | None = None
+    """huggingface: the column of class labels, where it has several."""
+    val_split: str | None = None
+    """huggingface: the split to validate on; by default validation, else test."""
+    max_unreadable: float = 0.05
+    """Fraction of the pictures that may be unreadable, in [0, 1]. They are listed; in training
+    others take their places, in validation they count as wrong. With more the run ends."""
     workers: int = 0
     """Processes that read and augment pictures beside the training process; 0 for none."""
 
     def __post_init__(self) -> None:
         check_types(self)
         check(0 < self.val_fraction < 1, f"val_fraction={self.val_fraction} must be in (0, 1)")
+        check(0 <= self.max_unreadable <= 1,
+              f"max_unreadable={self.max_unreadable} must be in [0, 1]")
         check(self.workers >= 0, f"workers={self.workers} must not be negative")
-        if self.name == "folder" and self.root is None:
-            raise InputError("data.name=folder needs data.root, the directory with the pictures")
+        if self.name not in ("digits", "fashion_mnist") and self.root is None:
+            raise InputError(f"data.name={self.name} needs data.root, where the pictures are")
         if self.name == "digits" and self.root is not None:
             raise InputError(f"data.root={self.root} means nothing to digits, which are part of "
                              "scikit-learn; for your own pictures set data.name=folder")
+        for name in ("subset", "image_column", "label_column", "val_split"):
+            if self.name != "huggingface" and getattr(self, name) is not None:
+                raise InputError(f"data.{name}={getattr(self, name)} is for "
+                                 f"data.name=huggingface, not {self.name}")
 
     @property
     def path(self) -> Path | None:
@@ -74,6 +96,9 @@ class AugmentConfig:
     """Beta parameter of CutMix (Yun et al., 2019); 0 for none. With both, each batch draws one."""
     mix_prob: float = 1.0
     """Probability that a batch is mixed at all."""
+    repeats: int = 1
+    """Times that a picture comes in a row, each time varied anew (Hoffer et al., 2020); an epoch
+    then has as many fewer pictures."""
     label_smoothing: float = 0.0
     """Share of the target spread evenly over all classes, in [0, 1)."""
 
@@ -83,6 +108,7 @@ class AugmentConfig:
             check(0 <= getattr(self, name) <= 1, f"{name}={getattr(self, name)} must be in [0, 1]")
         for name in ("color_jitter", "mixup", "cutmix"):
             check(getattr(self, name) >= 0, f"{name}={getattr(self, name)} must not be negative")
+        check(self.repeats >= 1, f"repeats={self.repeats} must be at least 1")
         check(0 <= self.label_smoothing < 1,
               f"label_smoothing={self.label_smoothing} must be in [0, 1)")
         check(len(self.scale) == 2 and 0 < self.scale[0] <= self.scale[1] <= 1,

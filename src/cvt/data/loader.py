@@ -4,6 +4,7 @@ neither the number of workers nor an interruption changes what the network sees.
 from __future__ import annotations
 
 import signal
+from collections import UserDict
 from collections.abc import Generator, Iterator
 from typing import Any
 
@@ -13,33 +14,68 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler, default_collate
 
 from cvt.config import Preprocess
-from cvt.data.datasets import Pictures
+from cvt.data.pictures import Pictures
 from cvt.data.randomness import randomness_restored, seed_all
 from cvt.data.transforms import Transform, evaluation_transform
 from cvt.errors import InputError
 
 Batch = tuple[Tensor, Tensor]  # images (B, C, size, size) float32, labels (B,) int64
-_Key = tuple[int, int]  # epoch, index
+_Key = tuple[int, int, int]  # epoch, index, how many times it came before in the epoch
+_Sample = tuple[Tensor | None, int, list[tuple[int, str]]]  # image, label, unreadable pictures
+_Loaded = tuple[Tensor | None, Tensor | None, list[tuple[int, str]]]
+
+# Draws of another picture for one that cannot be read, before it is given up.
+_DRAWS = 100
+
+
+class Unreadable(UserDict[int, str]):
+    """Why pictures could not be read, by their index.
+
+    At most `fraction` of the pictures, in [0, 1], may be; one more is refused with InputError.
+    """
+
+    def __init__(self, pictures: Pictures, fraction: float) -> None:
+        super().__init__()
+        self._pictures, self._fraction = pictures, fraction
+
+    def __setitem__(self, index: int, reason: str) -> None:
+        super().__setitem__(index, reason)
+        n = len(self._pictures)
+        if len(self) > self._fraction * n:
+            raise InputError(reason if self._fraction == 0 else
+                             f"{len(self)} of {n:,} pictures cannot be read, more than "
+                             f"data.max_unreadable={self._fraction:g} allows; the last: {reason}")
+
+    def rows(self) -> list[tuple[str, str]]:
+        """Name and reason of each, in the dataset's order."""
+        return [(self._pictures.names[i], self[i]) for i in sorted(self)]
 
 
 class TrainLoader:
     """Shuffled, augmented batches of full size; what does not fill one waits for another epoch.
 
     batch_size: pictures of an optimiser step. Each of `world` processes gets its share of every
-    batch, that of number `rank`; which pictures a batch has does not depend on either.
+    batch, that of number `rank`; which pictures a batch has does not depend on either. repeats: how
+    many times in a row a picture comes, each time varied anew; an epoch, which keeps its length,
+    then has as many fewer of them. balanced: every picture of an epoch is drawn with replacement,
+    each class as often as any other. Of a picture that cannot be read another takes the place,
+    drawn from (seed, epoch, index) too; `unreadable` has them.
     """
 
     def __init__(self, pictures: Pictures, transform: Transform, *, batch_size: int, seed: int,
-                 workers: int = 0, rank: int = 0, world: int = 1) -> None:
+                 workers: int = 0, rank: int = 0, world: int = 1, repeats: int = 1,
+                 balanced: bool = False, max_unreadable: float = 0.0) -> None:
         if len(pictures) < batch_size:
             raise InputError(f"batch_size={batch_size} is more than the {len(pictures)} training "
                              "pictures; make it smaller")
-        self._order = _EpochOrder(len(pictures), batch_size, seed, rank, world)
+        self.unreadable = Unreadable(pictures, max_unreadable)
+        self._order = _EpochOrder(pictures, batch_size, seed, rank, world, repeats, balanced)
         # A generator of its own keeps DataLoader from drawing from the global one.
-        self._batches: DataLoader[Batch] = DataLoader(
-            _Samples(pictures, transform, seed), batch_sampler=self._order, num_workers=workers,
-            collate_fn=_collate, persistent_workers=workers > 0, worker_init_fn=_on_their_own,
-            pin_memory=torch.cuda.is_available(), generator=torch.Generator())
+        self._batches: DataLoader[_Loaded] = DataLoader(
+            _Samples(pictures, transform, seed, others=True), batch_sampler=self._order,
+            num_workers=workers, collate_fn=_collate, persistent_workers=workers > 0,
+            worker_init_fn=_on_their_own, pin_memory=torch.cuda.is_available(),
+            generator=torch.Generator())
 
     def __len__(self) -> int:
         """Batches in an epoch."""
@@ -48,25 +84,27 @@ class TrainLoader:
     def epoch(self, epoch: int, start: int = 0) -> Generator[Batch]:
         """The batches of one epoch, numbered from 0, without the first `start`.
 
-        Raises InputError for an unreadable file.
+        Raises InputError where more pictures than `max_unreadable` cannot be read.
         """
         self._order.epoch, self._order.start = epoch, start
-        yield from _checked(self._batches)
+        yield from _checked(self._batches, self.unreadable)
 
 
 def evaluation_batches(pictures: Pictures, preprocess: Preprocess, *, batch_size: int,
-                       workers: int = 0, rank: int = 0, world: int = 1) -> Iterator[Batch]:
+                       workers: int = 0, rank: int = 0, world: int = 1,
+                       unreadable: Unreadable | None = None) -> Iterator[Batch]:
     """Every picture once, in order, prepared by `preprocess`; the last batch may be smaller.
 
-    Of `world` processes each gets every world-th picture, from that of number `rank`. Raises
-    InputError for an unreadable file.
+    Of `world` processes each gets every world-th picture, from that of number `rank`. Pictures that
+    cannot be read are left out and put into `unreadable`; without it, the first is an InputError.
     """
-    keys = [(0, i) for i in range(rank, len(pictures), world)]
+    keys = [(0, i, 0) for i in range(rank, len(pictures), world)]
     chunks = [keys[i:i + batch_size] for i in range(0, len(keys), batch_size)]
     yield from _checked(DataLoader(
-        _Samples(pictures, evaluation_transform(preprocess), 0), batch_sampler=chunks,
-        num_workers=workers, collate_fn=_collate, pin_memory=torch.cuda.is_available(),
-        worker_init_fn=_on_their_own, generator=torch.Generator()))
+        _Samples(pictures, evaluation_transform(preprocess), 0, others=False),
+        batch_sampler=chunks, num_workers=workers, collate_fn=_collate,
+        pin_memory=torch.cuda.is_available(), worker_init_fn=_on_their_own,
+        generator=torch.Generator()), Unreadable(pictures, 0) if unreadable is None else unreadable)
 
 
 class _EpochOrder(Sampler[list[_Key]]):
@@ -76,8 +114,15 @@ class _EpochOrder(Sampler[list[_Key]]):
     mixup makes, first with last, are the same for any number of processes.
     """
 
-    def __init__(self, n: int, batch_size: int, seed: int, rank: int, world: int) -> None:
-        self.n, self.batch_size, self.seed, self.epoch, self.start = n, batch_size, seed, 0, 0
+    def __init__(self, pictures: Pictures, batch_size: int, seed: int, rank: int, world: int,
+                 repeats: int, balanced: bool) -> None:
+        self.n, self.batch_size, self.seed, self.repeats = len(pictures), batch_size, seed, repeats
+        self.epoch = self.start = 0
+        self.share: np.ndarray | None = None  # of all draws, for each picture
+        if balanced:
+            labels = np.array(pictures.labels)
+            share = 1 / np.bincount(labels)[labels]
+            self.share = share / share.sum()
         places = np.arange(batch_size)
         if world > 1:
             size = batch_size // world
@@ -90,38 +135,75 @@ class _EpochOrder(Sampler[list[_Key]]):
         return self.n // self.batch_size
 
     def __iter__(self) -> Iterator[list[_Key]]:
-        order = np.random.default_rng((self.seed, self.epoch)).permutation(self.n)
+        rng = np.random.default_rng((self.seed, self.epoch))
+        order = rng.permutation(self.n) if self.share is None else (
+            rng.choice(self.n, self.n, p=self.share))
+        order = order.repeat(self.repeats)[:self.n]
+        again = _times_before(order)
         for batch in range(self.start, len(self)):
-            yield [(self.epoch, int(i)) for i in order[batch * self.batch_size + self.places]]
+            places = batch * self.batch_size + self.places
+            yield [(self.epoch, int(i), int(time)) for i, time in
+                   zip(order[places], again[places], strict=True)]
+
+
+def _times_before(order: np.ndarray) -> np.ndarray:
+    """How many times each entry stands earlier in `order`."""
+    place = order.argsort(kind="stable")
+    run = np.arange(len(order))
+    new = np.r_[True, np.diff(order[place]) != 0]
+    counts = np.empty_like(run)
+    counts[place] = run - np.maximum.accumulate(np.where(new, run, 0))
+    return counts
 
 
 class _Samples(Dataset[Any]):
-    """Pictures as tensors, each drawn from (seed, epoch, index)."""
+    """Pictures as tensors, each drawn from (seed, epoch, index).
 
-    def __init__(self, pictures: Pictures, transform: Transform, seed: int) -> None:
+    others: whether another takes the place of one that cannot be read.
+    """
+
+    def __init__(self, pictures: Pictures, transform: Transform, seed: int, *, others: bool
+                 ) -> None:
         self.pictures, self.transform, self.seed = pictures, transform, seed
+        self.draws = _DRAWS if others else 0
 
-    def __getitems__(self, keys: list[_Key]) -> list[tuple[Tensor, int] | InputError]:
+    def __getitems__(self, keys: list[_Key]) -> list[_Sample | InputError]:
         with randomness_restored():
-            return [self._sample(epoch, index) for epoch, index in keys]
+            return [self._sample(key) for key in keys]
 
-    def _sample(self, epoch: int, index: int) -> tuple[Tensor, int] | InputError:
-        try:
-            image = self.pictures.read(index)
-            seed_all(self.seed, epoch, index)
-            return self.transform(image), self.pictures.labels[index]
-        except InputError as error:
-            return error  # raised by the reader of the batch: a worker would wrap it in a traceback
-        except OSError as error:
-            return InputError(f"{self.pictures.names[index]}: {error.strerror or error}")
+    def _sample(self, key: _Key) -> _Sample | InputError:
+        epoch, index, again = key
+        place = (self.seed, epoch, index, again) if again else (self.seed, epoch, index)
+        faults: list[tuple[int, str]] = []
+        for draw in range(1 + self.draws):
+            if draw:
+                rng = np.random.default_rng((self.seed, epoch, key[1], again, draw))
+                index = int(rng.integers(len(self.pictures)))
+            try:
+                image = self.pictures.read(index)
+                seed_all(*place)
+                return self.transform(image), self.pictures.labels[index], faults
+            except InputError as error:
+                faults.append((index, str(error)))
+            except OSError as error:
+                faults.append((index, f"{self.pictures.names[index]}: {error.strerror or error}"))
+        if self.draws:  # raised by the reader of the batch: a worker would wrap it in a traceback
+            return InputError(f"{len(faults)} pictures in a row cannot be read; the last: "
+                              f"{faults[-1][1]}")
+        return None, self.pictures.labels[index], faults
 
 
-def _collate(samples: list[tuple[Tensor, int] | InputError]) -> Batch | InputError:
+def _collate(samples: list[_Sample | InputError]) -> _Loaded | InputError:
+    found, faults = [], []
     for sample in samples:
         if isinstance(sample, InputError):
             return sample
-    images, labels = default_collate(samples)
-    return images, labels
+        image, label, unreadable = sample
+        faults += unreadable
+        if image is not None:
+            found.append((image, label))
+    images, labels = default_collate(found) if found else (None, None)
+    return images, labels, faults
 
 
 def _on_their_own(_: int) -> None:
@@ -130,11 +212,11 @@ def _on_their_own(_: int) -> None:
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
-def _checked(batches: DataLoader[Batch]) -> Iterator[Batch]:
+def _checked(batches: DataLoader[_Loaded], unreadable: Unreadable) -> Iterator[Batch]:
     found = iter(batches)
     while True:
         try:
-            batch: Batch | InputError = next(found)
+            batch: _Loaded | InputError = next(found)
         except StopIteration:
             return
         except RuntimeError as error:  # DataLoader's, which names the process
@@ -145,4 +227,8 @@ def _checked(batches: DataLoader[Batch]) -> Iterator[Batch]:
                              ) from None
         if isinstance(batch, InputError):
             raise batch
-        yield batch
+        images, labels, faults = batch
+        for index, reason in faults:
+            unreadable[index] = reason
+        if images is not None and labels is not None:
+            yield images, labels

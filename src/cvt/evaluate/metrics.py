@@ -6,7 +6,7 @@ Letters: n pictures, K classes. Fractions are in [0, 1]; the loss is in nats.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, NamedTuple
 
@@ -82,17 +82,24 @@ class Mistake:
     """Probability of the predicted class."""
 
 
+class Unreadable(NamedTuple):
+    """A picture that could not be read."""
+
+    name: str
+    reason: str
+
+
 @dataclass(frozen=True, kw_only=True)
 class Evaluation:
     """Everything that `score` measures."""
 
     classes: tuple[str, ...]
     n: int
-    """Pictures scored."""
+    """Pictures scored, those that could not be read among them."""
     loss: float
     """Mean cross entropy, nats."""
     top1: Proportion
-    """Pictures whose most probable class is right."""
+    """Pictures whose most probable class is right; one that could not be read is not."""
     top5: Proportion | None
     """Pictures whose class is among the five most probable; None where that says nothing, with
     five classes or fewer."""
@@ -107,13 +114,18 @@ class Evaluation:
     """The bins of the calibration error, from confidence (0, 1/15] to (14/15, 1]."""
     mistakes: tuple[Mistake, ...]
     """The most confident first, at most 48."""
+    unreadable: tuple[Unreadable, ...]
+    """Pictures that count as wrong in top-1 and top-5, and nowhere else."""
 
     def headline(self) -> str:
         """The main figures in one line."""
         top5 = f", top-5 {self.top5.value:.2%}" if self.top5 else ""
+        wrong = (f", {len(self.unreadable)} of them unreadable and counted as wrong"
+                 if self.unreadable else "")
         return (f"top-1 {self.top1.value:.2%} (95 % interval {self.top1.low:.2%} to "
-                f"{self.top1.high:.2%}, n = {self.n:,}){top5}, macro F1 {self.macro_f1:.3f}, "
-                f"calibration error {self.ece:.3f}, loss {self.loss:.4f}")
+                f"{self.top1.high:.2%}, n = {self.n:,}{wrong}){top5}, "
+                f"macro F1 {self.macro_f1:.3f}, calibration error {self.ece:.3f}, "
+                f"loss {self.loss:.4f}")
 
     def to_dict(self) -> dict[str, Any]:
         """Plain dicts, lists, numbers and strings, as JSON has them."""
@@ -121,21 +133,25 @@ class Evaluation:
                 "per_class": [asdict(c) for c in self.per_class],
                 "confusion": [list(row) for row in self.confusion],
                 "reliability": [b._asdict() for b in self.reliability],
-                "mistakes": [asdict(m) for m in self.mistakes]}
+                "mistakes": [asdict(m) for m in self.mistakes],
+                "unreadable": [u._asdict() for u in self.unreadable]}
 
 
 def score(probs: Tensor, labels: Tensor, names: Sequence[str], classes: tuple[str, ...],
-          loss: float) -> Evaluation:
+          loss: float, unreadable: Mapping[int, str] = {}) -> Evaluation:
     """Compare `probs` (n, K), rows that sum to 1, with `labels` (n,) int64, both on the CPU.
 
-    `names` are the n pictures' names, `classes` the K classes', `loss` the mean cross entropy in
-    nats, which is more exact from logits than from probabilities and so is handed through. Where
-    two classes are equally probable, the first counts as predicted. Raises InputError for no
+    `names` are the pictures' names, `classes` the K classes', `loss` the mean cross entropy in
+    nats, which is more exact from logits than from probabilities and so is handed through.
+    `unreadable` has the places in `names` of pictures that are not among the n, and why: they count
+    as wrong in top-1 and top-5. Where two classes are equally probable, the first counts as
+    predicted. Raises InputError for no
     pictures, fewer than two classes, sizes that do not match, labels outside [0, K) and rows that
     are no probabilities. Precision, recall, F1 and the confusion matrix are torchmetrics'.
     """
     k = len(classes)
-    _check(probs, labels, names, k, loss)
+    read = [i for i in range(len(names)) if i not in unreadable]
+    _check(probs, labels, len(read), k, loss)
     confidence, predicted = probs.max(1)  # (n,), (n,)
     confidence = confidence.double().clamp(max=1)
     right = predicted == labels
@@ -143,9 +159,9 @@ def score(probs: Tensor, labels: Tensor, names: Sequence[str], classes: tuple[st
     confusion = multiclass_confusion_matrix(predicted, labels, k)  # (K, K)
     reliability = _reliability(confidence, right)
     return Evaluation(
-        classes=classes, n=n, loss=loss,
-        top1=Proportion.of(hits, n),
-        top5=_top5(probs, labels) if k > 5 else None,
+        classes=classes, n=len(names), loss=loss,
+        top1=Proportion.of(hits, len(names)),
+        top5=_top5(probs, labels, len(names)) if k > 5 else None,
         # From the bins that the reliability diagram shows. torchmetrics' own function counts a
         # confidence of exactly 1, common in float32, in a sixteenth bin.
         ece=sum(b.n / n * abs(b.accuracy - b.confidence) for b in reliability),
@@ -153,15 +169,16 @@ def score(probs: Tensor, labels: Tensor, names: Sequence[str], classes: tuple[st
         per_class=_per_class(predicted, labels, classes, confusion),
         confusion=tuple(tuple(row) for row in confusion.tolist()),
         reliability=reliability,
-        mistakes=_mistakes(confidence, predicted, labels, names))
+        mistakes=_mistakes(confidence, predicted, labels, names, read),
+        unreadable=tuple(Unreadable(names[i], unreadable[i]) for i in sorted(unreadable)))
 
 
-def _check(probs: Tensor, labels: Tensor, names: Sequence[str], k: int, loss: float) -> None:
+def _check(probs: Tensor, labels: Tensor, names: int, k: int, loss: float) -> None:
     check(k >= 2, f"{k} class names; classifying takes at least two classes")
     check(labels.numel() > 0, "there are no pictures to score; give at least one")
     n = len(labels)
-    check(probs.shape == (n, k) and labels.shape == (n,) and len(names) == n,
-          f"probabilities {tuple(probs.shape)}, labels {tuple(labels.shape)} and {len(names)} "
+    check(probs.shape == (n, k) and labels.shape == (n,) and names == n,
+          f"probabilities {tuple(probs.shape)}, labels {tuple(labels.shape)} and {names} "
           f"names do not match for {k} classes; give shapes (n, {k}), (n,) and n names")
     for label in (int(labels.min()), int(labels.max())):
         check(0 <= label < k, f"label {label} is outside 0 to {k - 1}, the {k} classes; give "
@@ -174,9 +191,9 @@ def _check(probs: Tensor, labels: Tensor, names: Sequence[str], k: int, loss: fl
           "first")
 
 
-def _top5(probs: Tensor, labels: Tensor) -> Proportion:
+def _top5(probs: Tensor, labels: Tensor, n: int) -> Proportion:
     among = (probs.topk(5).indices == labels[:, None]).any(1)
-    return Proportion.of(int(among.sum()), len(labels))
+    return Proportion.of(int(among.sum()), n)
 
 
 def _per_class(predicted: Tensor, labels: Tensor, classes: tuple[str, ...], confusion: Tensor
@@ -197,12 +214,13 @@ def _reliability(confidence: Tensor, right: Tensor) -> tuple[Bin, ...]:
                  for c, s, h in zip(counts, confidences, hits, strict=True))
 
 
-def _mistakes(confidence: Tensor, predicted: Tensor, labels: Tensor, names: Sequence[str]
-              ) -> tuple[Mistake, ...]:
+def _mistakes(confidence: Tensor, predicted: Tensor, labels: Tensor, names: Sequence[str],
+              read: Sequence[int]) -> tuple[Mistake, ...]:
     wrong = (predicted != labels).nonzero().flatten()
     order = confidence[wrong].argsort(descending=True, stable=True)[:MOST_MISTAKES]
-    return tuple(Mistake(index=i, name=names[i], label=int(labels[i]), predicted=int(predicted[i]),
-                         confidence=float(confidence[i])) for i in wrong[order].tolist())
+    return tuple(Mistake(index=read[i], name=names[read[i]], label=int(labels[i]),
+                         predicted=int(predicted[i]), confidence=float(confidence[i]))
+                 for i in wrong[order].tolist())
 
 
 def _digits(values: Tensor) -> list[float]:

@@ -40,7 +40,7 @@ def write_report(path: str | Path, *, title: str, evaluation: Evaluation,
         title=title, e=evaluation, facts=facts, config=_yaml(config), curves=_curves(history),
         pairs=_pairs(evaluation), matrix=_matrix(evaluation), calibration=_calibration(evaluation),
         mistakes=[_mistake(m, evaluation.classes, read) for m in evaluation.mistakes],
-        wrong=evaluation.n - _hits(evaluation), rows=_rows(evaluation),
+        wrong=_read(evaluation) - _hits(evaluation), rows=_rows(evaluation),
         many=len(evaluation.classes) > TABLE_CLASSES)
     # A file name need not be UTF-8; Python then holds its odd bytes as surrogates.
     replace_file(path, lambda part: part.write_text(html, encoding="utf-8", errors="replace"))
@@ -92,6 +92,10 @@ def _heat(share: float) -> str:
     return f"{math.sqrt(share):.2f}"
 
 
+def _read(e: Evaluation) -> int:
+    return e.n - len(e.unreadable)
+
+
 def _hits(e: Evaluation) -> int:
     return sum(e.confusion[i][i] for i in range(len(e.classes)))
 
@@ -132,9 +136,9 @@ def _pairs(e: Evaluation) -> list[_Pair]:
 
 
 def _calibration(e: Evaluation) -> dict[str, Any]:
-    confidence = sum(b.n * b.confidence for b in e.reliability) / e.n
+    confidence = sum(b.n * b.confidence for b in e.reliability) / _read(e)
     return {"chart": Markup(reliability_chart(e.reliability)), "confidence": confidence,
-            "gap": confidence - e.top1.value}
+            "gap": confidence - _hits(e) / _read(e)}
 
 
 def _rows(e: Evaluation) -> list[dict[str, Any]]:

@@ -13,8 +13,9 @@ from torch import Tensor, nn
 
 from cvt.card import ModelCard
 from cvt.data.config import DataConfig
-from cvt.data.datasets import Pictures, load_dataset, relabel
-from cvt.data.loader import Batch, evaluation_batches
+from cvt.data.datasets import load_dataset
+from cvt.data.loader import Batch, Unreadable, evaluation_batches
+from cvt.data.pictures import Pictures, relabel
 from cvt.device import autocast, device_name, pick_device
 from cvt.errors import InputError
 from cvt.evaluate.metrics import Evaluation, score
@@ -28,17 +29,23 @@ METRICS, REPORT, RECIPE, EVALUATION = "metrics.json", "report.html", "recipe.yam
 
 
 def evaluate(model: nn.Module, card: ModelCard, pictures: Pictures, *, batch_size: int = 64,
-             workers: int = 0, precision: str = "fp32") -> Evaluation:
+             workers: int = 0, precision: str = "fp32", max_unreadable: float = 0.0) -> Evaluation:
     """Score `model` on `pictures`, prepared as its card says, on the device it is on.
 
-    Raises InputError where the pictures have a class that the model does not know, or a file cannot
-    be read.
+    Pictures that cannot be read count as wrong, as `score` has it. Raises InputError where more
+    than the fraction `max_unreadable` cannot be, or the pictures have a class that the model does
+    not know.
     """
     pictures = relabel(pictures, card.classes)
-    batches = evaluation_batches(pictures, card.preprocess, batch_size=batch_size, workers=workers)
+    unreadable = Unreadable(pictures, max_unreadable)
+    batches = evaluation_batches(pictures, card.preprocess, batch_size=batch_size, workers=workers,
+                                 unreadable=unreadable)
     logits, labels = classify(model, batches, precision=precision)
+    if not len(labels):
+        raise InputError(f"none of {len(pictures)} pictures can be read; the first: "
+                         f"{unreadable[0]}")
     loss = F.cross_entropy(logits, labels).item()
-    return score(logits.softmax(1), labels, pictures.names, card.classes, loss)
+    return score(logits.softmax(1), labels, pictures.names, card.classes, loss, unreadable)
 
 
 def classify(model: nn.Module, batches: Iterable[Batch], *,
@@ -47,7 +54,7 @@ def classify(model: nn.Module, batches: Iterable[Batch], *,
     device = next(model.parameters()).device
     was_training = model.training
     model.eval()
-    logits, labels = [], []
+    logits, labels = [torch.empty(0)], [torch.empty(0, dtype=torch.int64)]
     with torch.inference_mode(), autocast(device, precision):
         for images, target in batches:
             logits.append(model(images.to(device, non_blocking=True)).float().cpu())
@@ -74,7 +81,8 @@ def evaluate_model(model: str | Path, *, output: Path | None = None, data: DataC
     pictures: Pictures = getattr(dataset, split)
     place = pick_device(device)
     evaluation = evaluate(network.to(place), card, pictures, batch_size=batch_size,
-                          workers=data.workers, precision=precision)
+                          workers=data.workers, precision=precision,
+                          max_unreadable=data.max_unreadable)
     output = output or home / EVALUATION
     output.mkdir(parents=True, exist_ok=True)
     facts = {**describe_machine(), "device": device_name(place), "precision": precision}

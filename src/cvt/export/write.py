@@ -7,21 +7,21 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterable, Sequence
-from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor, nn
 
 from cvt.card import ModelCard
 from cvt.data.config import DataConfig
-from cvt.data.datasets import Dataset, Pictures, load_dataset, relabel
-from cvt.data.images import list_images, read_image
+from cvt.data.datasets import load_dataset
+from cvt.data.folder import files
+from cvt.data.images import list_images
 from cvt.data.loader import Batch, evaluation_batches
+from cvt.data.pictures import Dataset, Pictures, relabel
 from cvt.errors import InputError
 from cvt.export.graphs import (
     GRAPHS,
@@ -127,25 +127,13 @@ def _pictures(names: Sequence[str | Path]) -> Pictures:
         if not found:
             raise InputError(f"{path} has no pictures in it or below it")
         paths += found
-    return Pictures(classes=("",), labels=(0,) * len(paths), names=[str(p) for p in paths],
-                    read=partial(_read, paths))
-
-
-def _read(paths: Sequence[Path], index: int) -> Image.Image:
-    return read_image(paths[index])
+    return files(("",), paths, (0,) * len(paths))
 
 
 def _some(pictures: Pictures, most: int) -> Pictures:
     """At most `most` of the pictures, evenly spread, for folders are sorted by class."""
     n = min(most, len(pictures))
-    chosen = [i * len(pictures) // n for i in range(n)]
-    return Pictures(classes=pictures.classes, labels=tuple(pictures.labels[i] for i in chosen),
-                    names=[pictures.names[i] for i in chosen],
-                    read=partial(_read_chosen, pictures, chosen))
-
-
-def _read_chosen(pictures: Pictures, chosen: Sequence[int], index: int) -> Image.Image:
-    return pictures.read(chosen[index])
+    return pictures.choose([i * len(pictures) // n for i in range(n)])
 
 
 def _calibration(card: ModelCard, own: Pictures | None, dataset: Dataset | None

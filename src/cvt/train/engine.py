@@ -169,6 +169,14 @@ class Engine:
         dist.all_reduce(total)
         return [float(v) for v in total.tolist()]
 
+    def gathered(self, values: list[_T]) -> list[_T]:
+        """The values of all processes, in their order."""
+        if self.world == 1:
+            return values
+        each: list[list[_T]] = [[] for _ in range(self.world)]
+        dist.all_gather_object(each, values)
+        return [value for part in each for value in part]
+
     def on_main(self, action: Callable[[], _T]) -> _T | None:
         """What `action` returns, called in the main process alone; the others wait, however long.
 

@@ -14,7 +14,7 @@ from rich.console import Console
 from torch.utils.tensorboard import SummaryWriter
 
 from cvt.atomic import replace_file
-from cvt.train.state import CSV, JSONL, TENSORBOARD, Progress
+from cvt.train.state import CSV, JSONL, TENSORBOARD, UNREADABLE, Progress
 
 Row = Mapping[str, float]
 
@@ -38,6 +38,7 @@ class Log:
             disable=quiet or not self._console.is_terminal)
         self._task = self._bar.add_task("", total=epochs * steps, completed=progress.step, loss=0.0,
                                         epoch=progress.step // steps + 1)
+        self._unreadable: dict[tuple[str, str], str] = {}
         self._board = SummaryWriter(run / TENSORBOARD, purge_step=progress.step) if run else None
 
     def __enter__(self) -> Log:
@@ -60,6 +61,26 @@ class Log:
     def warn(self, what: str) -> None:
         """Something went wrong, and the run goes on."""
         self._console.print(what, highlight=False, markup=False, soft_wrap=True)
+
+    def unreadable(self, rows: Sequence[tuple[str, str, str]]) -> None:
+        """Half, name and reason of pictures that could not be read; the file has all, once."""
+        new = {(half, name): why for half, name, why in rows
+               if (half, name) not in self._unreadable}
+        if not new or not self._run:
+            return
+        path = self._run / UNREADABLE
+        if path.is_file():  # of the processes before this one
+            with path.open(newline="", encoding="utf-8") as file:
+                new = {(half, name): why for half, name, why in list(csv.reader(file))[1:]} | new
+        self._unreadable |= new
+        self.warn(f"{len(self._unreadable)} pictures could not be read, such as "
+                  f"{next(reversed(new.values()))}; {path} lists them")
+        table = io.StringIO()
+        csv.writer(table, lineterminator="\n").writerows(
+            [("split", "picture", "reason"), *((*key, why) for key, why in
+                                               sorted(self._unreadable.items()))])
+        replace_file(path, lambda part: part.write_text(table.getvalue(), encoding="utf-8",
+                                                        errors="replace"))
 
     def back_to(self, progress: Progress) -> None:
         """The run goes on from an earlier step."""

@@ -15,8 +15,9 @@ from timm.utils import ModelEmaV3
 
 from cvt.card import CONFIG, ModelCard
 from cvt.data.augment import training_transform
-from cvt.data.datasets import Dataset, load_dataset
-from cvt.data.loader import Batch, TrainLoader, evaluation_batches
+from cvt.data.datasets import load_dataset
+from cvt.data.loader import Batch, TrainLoader, Unreadable, evaluation_batches
+from cvt.data.pictures import Dataset
 from cvt.data.randomness import seed_all
 from cvt.device import device_name
 from cvt.errors import DivergedError, InputError, StoppedError
@@ -114,7 +115,9 @@ class _Setting:
         self.loader = TrainLoader(dataset.train, training_transform(preprocess, recipe.augment),
                                   batch_size=recipe.batch_size, seed=recipe.seed,
                                   workers=recipe.data.workers, rank=engine.rank,
-                                  world=engine.world)
+                                  world=engine.world, repeats=recipe.augment.repeats,
+                                  max_unreadable=recipe.data.max_unreadable)
+        self.unreadable = Unreadable(dataset.val, recipe.data.max_unreadable)
 
 
 def _check_same(card: ModelCard, run: Path, recipe: Recipe) -> None:
@@ -207,6 +210,9 @@ def _epoch(progress: Progress, setting: _Setting, weights: Weights, ema: ModelEm
         "val_loss": val_loss, "val_top1": val_top1, "lr": lr,
         "seconds": time.perf_counter() - start})
     progress.loss, progress.losses, progress.seconds = 0.0, 0, 0.0
+    log.unreadable(engine.gathered([
+        (half, *row) for half, found in (("train", loader.unreadable), ("val", setting.unreadable))
+        for row in found.rows()]))
     engine.on_main(lambda: _write_weights(progress, weights, run))
     _save(progress, weights, engine, store)
     log.epoch(progress.history)
@@ -215,18 +221,21 @@ def _epoch(progress: Progress, setting: _Setting, weights: Weights, ema: ModelEm
 
 
 def _validate(model: torch.nn.Module, setting: _Setting) -> tuple[float, float]:
-    """Cross entropy and top-1 on the validation pictures, each looked at by one process."""
+    """Cross entropy and top-1 on the validation pictures, each looked at by one process.
+
+    One that cannot be read counts as wrong.
+    """
     recipe, engine = setting.recipe, setting.engine
     loss = right = n = 0.0
     if engine.rank < len(setting.dataset.val):
         logits, labels = classify(model, evaluation_batches(
             setting.dataset.val, setting.card.preprocess, workers=recipe.data.workers,
             batch_size=max(1, recipe.batch_size // engine.world), rank=engine.rank,
-            world=engine.world), precision=recipe.precision)
+            world=engine.world, unreadable=setting.unreadable), precision=recipe.precision)
         loss = F.cross_entropy(logits.double(), labels, reduction="sum").item()
         right, n = (logits.argmax(1) == labels).sum().item(), len(labels)
     loss, right, n = engine.sums([loss, right, n])
-    return loss / n, right / n
+    return loss / max(1, n), right / len(setting.dataset.val)
 
 
 def _restore(store: Store, weights: Weights, engine: Engine) -> tuple[Progress, list[str]]:
@@ -278,7 +287,8 @@ def _finish(setting: _Setting, run: Path, progress: Progress, store: Store) -> E
         write_tensors(kept.get("ema", kept["model"]), run / BEST)
     model, card = load_model(run)
     evaluation = evaluate(model.to(setting.engine.device), card, val, batch_size=recipe.batch_size,
-                          workers=recipe.data.workers, precision=recipe.precision)
+                          workers=recipe.data.workers, precision=recipe.precision,
+                          max_unreadable=recipe.data.max_unreadable)
     seconds = sum(row["seconds"] for row in history)
     facts = {**describe_machine(), "device": device_name(setting.engine.device),
              "precision": recipe.precision,

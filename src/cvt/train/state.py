@@ -24,6 +24,7 @@ CHECKPOINTS = "checkpoints"
 CSV = "metrics.csv"
 JSONL = "metrics.jsonl"
 TENSORBOARD = "tensorboard"
+UNREADABLE = "unreadable.csv"
 DIVERGED = "diverged"
 LOCK = ".lock"
 
@@ -137,7 +138,7 @@ def clear_run(run: Path) -> None:
 
 def _files(run: Path) -> list[Path]:
     names = (CHECKPOINTS, CONFIG, BEST, LAST, RECIPE, METRICS, REPORT, CSV, JSONL, TENSORBOARD,
-             EVALUATION)
+             EVALUATION, UNREADABLE)
     return [run / name for name in names if (run / name).exists()]
 
 

@@ -1,0 +1,99 @@
+"""Datasets that are part of a package: scikit-learn's digits and Fashion-MNIST."""
+
+from __future__ import annotations
+
+import gzip
+import math
+import zlib
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+from sklearn.datasets import load_digits
+from torchvision.datasets import FashionMNIST
+
+from cvt.config import Preprocess
+from cvt.data.pictures import Dataset, Pictures, split_indices
+from cvt.errors import InputError
+
+FASHION_MNIST_CLASSES = ("T-shirt", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt",
+                         "Sneaker", "Bag", "Ankle boot")
+# Where Debian's package dataset-fashion-mnist puts its files.
+DEBIAN_FASHION_MNIST = Path("/usr/share/datasets/fashion-mnist")
+DOWNLOADS = Path("data/fashion_mnist")
+
+
+def digits(val_fraction: float = 0.2, seed: int = 0) -> Dataset:
+    """The 1,797 handwritten digits of scikit-learn: 10 classes, 8x8 gray, seen at 32x32."""
+    data = load_digits()
+    pixels = (data.images * (255 / 16)).round().astype(np.uint8)  # samples are 0 to 16
+    classes = tuple(str(name) for name in data.target_names)
+    train, val = split_indices(data.target, val_fraction, seed, "digits")
+    return Dataset(
+        train=_arrays(pixels, data.target, classes, train, "digit"),
+        val=_arrays(pixels, data.target, classes, val, "digit"),
+        # Mean and deviation of the training pictures' samples, as fractions of full scale.
+        preprocess=Preprocess(size=32, crop=1.0, mean=(0.305,) * 3, std=(0.376,) * 3))
+
+
+def fashion_mnist(root: Path | None = None) -> Dataset:
+    """Fashion-MNIST (Xiao et al., 2017): 10 classes of clothes, 28x28 gray, 60,000 and 10,000.
+
+    The IDX files are read from `root`, by default from where Debian's package dataset-fashion-mnist
+    puts them, else from data/fashion_mnist; where they are not, torchvision downloads them and
+    checks their hashes. Raises InputError where that fails.
+    """
+    home = root or (DEBIAN_FASHION_MNIST if DEBIAN_FASHION_MNIST.is_dir() else DOWNLOADS)
+    if not any(home.glob("train-images-idx3-ubyte*")):
+        try:
+            FashionMNIST(home, download=True)
+        except (RuntimeError, OSError) as error:
+            raise InputError(f"Fashion-MNIST could not be downloaded to {home}: {error}; put its "
+                             "four IDX files there yourself, or install Debian's package "
+                             "dataset-fashion-mnist") from None
+        home = home / "FashionMNIST" / "raw"  # where torchvision puts them
+    train, val = _idx_pair(home, "train"), _idx_pair(home, "t10k")
+    return Dataset(
+        train=_arrays(*train, FASHION_MNIST_CLASSES, np.arange(len(train[1])), "train"),
+        val=_arrays(*val, FASHION_MNIST_CLASSES, np.arange(len(val[1])), "test"),
+        # Mean and deviation of the training pictures' samples.
+        preprocess=Preprocess(size=28, crop=1.0, mean=(0.2860,) * 3, std=(0.3530,) * 3))
+
+
+def _arrays(pixels: np.ndarray, labels: np.ndarray, classes: tuple[str, ...], indices: np.ndarray,
+            word: str) -> Pictures:
+    return Pictures(classes=classes, labels=tuple(int(label) for label in labels[indices]),
+                    names=[f"{word} {i}" for i in indices],
+                    fetch=partial(_fetch, pixels[indices]))
+
+
+# A module function, not a closure: pictures travel to worker processes, which pickle them.
+def _fetch(pixels: np.ndarray, index: int) -> Image.Image:
+    return Image.fromarray(pixels[index]).convert("RGB")
+
+
+def _idx_pair(home: Path, name: str) -> tuple[np.ndarray, np.ndarray]:
+    """Pictures (n, H, W) and labels (n,), uint8, of one half of a dataset in IDX format."""
+    images = _idx(home / f"{name}-images-idx3-ubyte", 3)
+    labels = _idx(home / f"{name}-labels-idx1-ubyte", 1)
+    if len(images) != len(labels):
+        raise InputError(f"{home} has {len(images)} {name} pictures but {len(labels)} labels; copy "
+                         "its IDX files again")
+    return images, labels
+
+
+def _idx(path: Path, ndim: int) -> np.ndarray:
+    """An IDX file of unsigned bytes in `ndim` dimensions, gzipped or not."""
+    packed = path.with_name(path.name + ".gz")
+    try:
+        data = path.read_bytes() if path.is_file() else gzip.decompress(packed.read_bytes())
+    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
+        raise InputError(f"{packed} is damaged ({error}); copy it again") from None
+    shape = tuple(int(n) for n in np.frombuffer(data, ">i4", ndim, offset=4)
+                  ) if len(data) >= 4 + 4 * ndim else ()
+    # The first word is two zero bytes, 8 for unsigned bytes, and the number of dimensions.
+    if data[:4] != bytes((0, 0, 8, ndim)) or len(data) != 4 + 4 * ndim + math.prod(shape):
+        raise InputError(f"{path} is not an IDX file of bytes in {ndim} dimensions, or is cut off; "
+                         "copy it again")
+    return np.frombuffer(data, np.uint8, offset=4 + 4 * ndim).reshape(shape)

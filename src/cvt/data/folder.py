@@ -1,0 +1,67 @@
+"""Pictures sorted into one directory for each class."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+
+from cvt.data.images import list_images
+from cvt.data.pictures import AS_IMAGENET, Dataset, Pictures, split
+from cvt.errors import InputError
+
+
+def folder(root: Path, val_fraction: float = 0.2, seed: int = 0) -> Dataset:
+    """Pictures sorted into one directory for each class.
+
+    With `root`/train and `root`/val the split is yours; otherwise a `val_fraction` of each class is
+    held out, the same pictures for the same `seed`.
+    """
+    if not root.is_dir():
+        raise InputError(f"data.root={root} is not a directory; give one with train/ and val/, or "
+                         "with one sub-directory for each class")
+    halves = [name for name in ("train", "val") if (root / name).is_dir()]
+    if len(halves) == 1:
+        other = "val" if halves == ["train"] else "train"
+        raise InputError(f"{root} has {halves[0]}/ but no {other}/; add it, or give a directory "
+                         "with one sub-directory for each class, to be split by data.val_fraction")
+    if halves:
+        classes, paths, labels = _scan(root / "train")
+        val_classes, val_paths, val_labels = _scan(root / "val", least=1)
+        extra = sorted(set(val_classes) - set(classes))
+        if extra:
+            raise InputError(f"{root / 'val'} has the class {extra[0]!r}, which {root / 'train'} "
+                             "lacks; add training pictures of it or move it away")
+        place = [classes.index(name) for name in val_classes]
+        return Dataset(train=files(classes, paths, labels),
+                       val=files(classes, val_paths, [place[label] for label in val_labels]),
+                       preprocess=AS_IMAGENET)
+    return split(files(*_scan(root)), val_fraction, seed, str(root))
+
+
+def files(classes: tuple[str, ...], paths: Sequence[Path], labels: Sequence[int]) -> Pictures:
+    """Pictures that are files."""
+    return Pictures(classes=classes, labels=tuple(labels), names=[str(p) for p in paths],
+                    fetch=partial(_fetch, paths))
+
+
+# A module function, not a closure: pictures travel to worker processes, which pickle them.
+def _fetch(paths: Sequence[Path], index: int) -> bytes:
+    return paths[index].read_bytes()
+
+
+def _scan(root: Path, least: int = 2) -> tuple[tuple[str, ...], list[Path], list[int]]:
+    """The classes of a directory, at least `least`, its pictures, and their labels."""
+    found = {d.name: list_images(d) for d in sorted(root.iterdir())
+             if d.is_dir() and not d.name.startswith(".")}
+    found = {name: paths for name, paths in found.items() if paths}
+    if not found:
+        raise InputError(f"{root} has no pictures in sub-directories; make one sub-directory for "
+                         "each class and put its pictures there")
+    if len(found) < least:
+        raise InputError(f"{root} has the one class {next(iter(found))!r}; classifying takes at "
+                         "least two sub-directories with pictures")
+    classes = tuple(found)
+    paths = [path for name in classes for path in found[name]]
+    labels = [label for label, name in enumerate(classes) for _ in found[name]]
+    return classes, paths, labels

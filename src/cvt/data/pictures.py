@@ -1,0 +1,116 @@
+"""Labelled pictures, wherever they come from."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+
+import numpy as np
+from PIL import Image
+from sklearn.model_selection import train_test_split
+
+from cvt.config import IMAGENET_MEAN, IMAGENET_STD, Preprocess
+from cvt.data.images import read_image
+from cvt.errors import InputError
+
+# How pictures of unknown statistics are seen: as the published weights see ImageNet's.
+AS_IMAGENET = Preprocess(mean=IMAGENET_MEAN, std=IMAGENET_STD)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pictures:
+    """Labelled pictures, read when asked for."""
+
+    classes: tuple[str, ...]
+    """The name of each label."""
+    labels: tuple[int, ...]
+    """One label a picture, an index into classes."""
+    names: Sequence[str]
+    """What to call each picture: a path, or a number in the dataset."""
+    fetch: Callable[[int], bytes | Image.Image]
+    """The file of the picture at an index, or the picture where it never was a file. Raises OSError
+    where it is not there."""
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def read(self, index: int) -> Image.Image:
+        """The picture at an index, RGB. Raises InputError where it cannot be read."""
+        found = self.fetch(index)
+        return found if isinstance(found, Image.Image) else read_image(found, self.names[index])
+
+    def choose(self, indices: Sequence[int]) -> Pictures:
+        """Those at `indices`, in that order."""
+        return replace(self, labels=tuple(self.labels[i] for i in indices),
+                       names=[self.names[i] for i in indices],
+                       fetch=partial(_fetch_chosen, self, indices))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Dataset:
+    """A dataset, split, and the preprocessing that suits it."""
+
+    train: Pictures
+    val: Pictures
+    preprocess: Preprocess
+
+    @property
+    def all(self) -> Pictures:
+        """Both halves together."""
+        one, other = self.train, self.val
+        return Pictures(classes=one.classes, labels=one.labels + other.labels,
+                        names=[*one.names, *other.names], fetch=partial(_fetch_either, one, other))
+
+
+def split(pictures: Pictures, val_fraction: float, seed: int, name: str) -> Dataset:
+    """The same fraction of each class held out, the same pictures for the same `seed`.
+
+    Raises InputError, in which the dataset is called `name`, for a class of a single picture.
+    """
+    train, val = split_indices(np.array(pictures.labels), val_fraction, seed, name)
+    return Dataset(train=pictures.choose(train.tolist()), val=pictures.choose(val.tolist()),
+                   preprocess=AS_IMAGENET)
+
+
+def relabel(pictures: Pictures, classes: tuple[str, ...]) -> Pictures:
+    """The same pictures with labels that count in `classes`, matched by name.
+
+    Raises InputError for a class that is not in `classes`.
+    """
+    if pictures.classes == classes:
+        return pictures
+    unknown = [name for name in pictures.classes if name not in classes]
+    if unknown:
+        raise InputError(f"the pictures have the class {unknown[0]!r}, which the model was not "
+                         f"trained on; it knows {', '.join(classes[:10])}"
+                         + (", ..." if len(classes) > 10 else ""))
+    place = [classes.index(name) for name in pictures.classes]
+    return replace(pictures, classes=classes,
+                   labels=tuple(place[label] for label in pictures.labels))
+
+
+def split_indices(labels: np.ndarray, val_fraction: float, seed: int,
+                  name: str) -> tuple[np.ndarray, np.ndarray]:
+    """Sorted indices of the training and held-out pictures, the same fraction of each class."""
+    few = [int(label) for label, n in zip(*np.unique(labels, return_counts=True), strict=True)
+           if n < 2]
+    if few:
+        raise InputError(f"{name} has a class (number {few[0]}) with one picture, which cannot be "
+                         "both trained on and held out; add pictures, or make train/ and val/")
+    try:
+        train, val = train_test_split(np.arange(len(labels)), test_size=val_fraction,
+                                      random_state=seed, stratify=labels)
+    except ValueError as error:
+        raise InputError(f"{name} cannot be split with data.val_fraction={val_fraction}: {error}"
+                         ) from None
+    return np.sort(train), np.sort(val)
+
+
+# Module functions, not closures: pictures travel to worker processes, which pickle them.
+def _fetch_chosen(pictures: Pictures, indices: Sequence[int], index: int) -> bytes | Image.Image:
+    return pictures.fetch(indices[index])
+
+
+def _fetch_either(one: Pictures, other: Pictures, index: int) -> bytes | Image.Image:
+    return one.fetch(index) if index < len(one) else other.fetch(index - len(one))

@@ -1,0 +1,84 @@
+import numpy as np
+import pytest
+from PIL import Image
+
+from cvt.data.config import DataConfig
+from cvt.data.datasets import load_dataset
+from cvt.data.huggingface import huggingface
+from cvt.errors import InputError
+
+datasets = pytest.importorskip("datasets")
+
+
+def half(n, start=0, **columns):
+    shades = [Image.fromarray(np.full((8, 8, 3), start + i, np.uint8)) for i in range(n)]
+    features = {"image": datasets.Image(), "label": datasets.ClassLabel(names=["even", "odd"])}
+    rows = {"image": shades, "label": [(start + i) % 2 for i in range(n)], **columns}
+    kinds = {name: features.get(name, datasets.ClassLabel(names=["a", "b"])) for name in rows}
+    return datasets.Dataset.from_dict(rows, features=datasets.Features(kinds))
+
+
+@pytest.fixture(autouse=True)
+def _cache(tmp_path, monkeypatch):
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    datasets.disable_progress_bars()
+
+
+def test_a_saved_dataset_is_read_with_its_splits(tmp_path):
+    datasets.DatasetDict(train=half(10), test=half(4, 20)).save_to_disk(tmp_path / "set")
+    data = load_dataset(DataConfig(name="huggingface", root=str(tmp_path / "set")))
+    assert data.train.classes == ("even", "odd")
+    assert (len(data.train), len(data.val)) == (10, 4)
+    assert data.train.read(7).getpixel((0, 0)) == (7, 7, 7)
+    assert data.val.read(3).getpixel((0, 0)) == (23, 23, 23)
+    assert data.val.labels[3] == 1
+
+
+def test_parquet_files_in_a_directory_are_read_and_split(tmp_path):
+    (tmp_path / "set").mkdir()
+    half(20).to_parquet(tmp_path / "set/train.parquet")
+    data = huggingface(str(tmp_path / "set"), val_fraction=0.3)
+    assert sorted(data.val.labels) == [0, 0, 0, 1, 1, 1]
+    for i, name in enumerate(data.val.names):
+        assert name == f"train {data.val.read(i).getpixel((0, 0))[0]}"
+
+
+def test_columns_are_chosen_where_there_are_several(tmp_path):
+    half(10, coarse=[0] * 10).save_to_disk(tmp_path / "set")
+    root = str(tmp_path / "set")
+    with pytest.raises(InputError, match=r"2 columns of ClassLabel .* with data\.label_column"):
+        huggingface(root)
+    with pytest.raises(InputError, match="no column 'lable'; did you mean label"):
+        huggingface(root, label_column="lable")
+    with pytest.raises(InputError, match=r"'image'.*data\.label_column takes ClassLabel"):
+        huggingface(root, label_column="image")
+    assert huggingface(root, label_column="label").train.classes == ("even", "odd")
+
+
+def test_a_split_is_chosen_by_name(tmp_path):
+    datasets.DatasetDict(train=half(10), one=half(2), two=half(3)).save_to_disk(tmp_path / "set")
+    assert len(huggingface(str(tmp_path / "set"), val_split="two").val) == 3
+    with pytest.raises(InputError, match="no split 'three'"):
+        huggingface(str(tmp_path / "set"), val_split="three")
+
+
+def test_a_hidden_test_set_is_refused(tmp_path):
+    hidden = half(4).to_dict() | {"label": [-1] * 4}
+    test = datasets.Dataset.from_dict(hidden, features=half(1).features)
+    datasets.DatasetDict(train=half(10), test=test).save_to_disk(tmp_path / "set")
+    with pytest.raises(InputError, match="the split test has pictures without a label"):
+        huggingface(str(tmp_path / "set"))
+
+
+def test_what_is_no_dataset_says_why(tmp_path):
+    (tmp_path / "set").mkdir()
+    with pytest.raises(InputError, match="cannot be had as a dataset: "):
+        huggingface(str(tmp_path / "set"))
+    datasets.DatasetDict(test=half(4)).save_to_disk(tmp_path / "only")
+    with pytest.raises(InputError, match=r"the splits test; one must be train"):
+        huggingface(str(tmp_path / "only"))
+
+
+def test_settings_of_another_source_are_refused():
+    with pytest.raises(InputError, match=r"data\.subset=x is for data\.name=huggingface"):
+        DataConfig(subset="x")

@@ -1,0 +1,101 @@
+import pytest
+from PIL import Image
+
+from cvt.data.config import DataConfig
+from cvt.data.datasets import load_dataset
+from cvt.data.manifest import manifest
+from cvt.errors import InputError
+
+
+def table(home, text, name="list.csv"):
+    (home / name).write_text(text)
+    return home / name
+
+
+def paint(home, *names):
+    for i, name in enumerate(names):
+        (home / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (8, 8), (i, i, i)).save(home / name)
+
+
+SPLIT = """path,label,split
+a/1.png,cat,train
+a/2.png,dog,train
+/tmp/3.png,dog,Validation
+a/4.png,dog,test
+"""
+
+
+def test_a_table_names_pictures_classes_and_split(tmp_path):
+    paint(tmp_path, "a/1.png", "a/2.png")
+    data = manifest(table(tmp_path, SPLIT))
+    assert data.train.classes == ("cat", "dog")
+    assert data.train.labels == (0, 1)
+    assert data.val.names == ["/tmp/3.png"]
+    assert data.train.read(1).getpixel((0, 0)) == (1, 1, 1)
+
+
+def test_parquet_says_the_same(tmp_path):
+    parquet = pytest.importorskip("pyarrow.parquet")
+    csv = pytest.importorskip("pyarrow.csv")
+    parquet.write_table(csv.read_csv(table(tmp_path, SPLIT)), tmp_path / "list.parquet")
+    one, other = (manifest(tmp_path / name) for name in ("list.csv", "list.parquet"))
+    assert (one.train.names, one.train.labels) == (other.train.names, other.train.labels)
+    assert one.val.names == other.val.names
+
+
+def test_without_a_split_a_fraction_of_each_class_is_held_out(tmp_path):
+    rows = "".join(f"{i}.png,{i % 2}\n" for i in range(20))
+    path = table(tmp_path, "path,label\n" + rows)
+    data = load_dataset(DataConfig(name="manifest", root=str(path), val_fraction=0.3))
+    assert sorted(data.val.labels) == [0, 0, 0, 1, 1, 1]
+    assert len({*data.train.names, *data.val.names}) == 20
+
+
+def test_numbers_are_classes_by_value(tmp_path):
+    rows = "".join(f"{i}-{j}.png,{i}\n" for i in (10, 9, 2) for j in (0, 1))
+    assert manifest(table(tmp_path, "path,label\n" + rows), 0.5).train.classes == ("2", "9", "10")
+
+
+@pytest.mark.parametrize("split", [True, False])
+def test_what_cannot_be_read_is_left_out_of_training_and_kept_in_validation(tmp_path, split):
+    rows = [(f"{i}.png", "ab"[i % 2], ("train", "val")[i // 10], "damaged" if i in (3, 13) else "")
+            for i in range(20)]
+    text = "path,label,split,unreadable\n" if split else "path,label,unreadable\n"
+    for path, label, half, why in rows:
+        text += ",".join([path, label, half, why] if split else [path, label, why]) + "\n"
+    data = manifest(table(tmp_path, text), 0.5)
+    bad = {str(tmp_path / "3.png"), str(tmp_path / "13.png")}
+    assert bad.isdisjoint(data.train.names)
+    held_out = bad & set(data.val.names)
+    assert len(data.train) + len(data.val) == 18 + len(held_out)
+    if split:
+        assert held_out == {str(tmp_path / "13.png")}
+
+
+@pytest.mark.parametrize(("text", "message"), [
+    ("", "one must be path"),
+    ("path,label\n", "0 pictures of 0 classes"),
+    ("path\na.png\n", "one must be label"),
+    ("path,label,colour\na,b,c\n", "the column 'colour'; choose from path, label"),
+    ("path,lable\na,b\n", "the column 'lable'; did you mean label"),
+    ("path,label\na.png,x\nb.png,\n", "row 2 after the heading: label is empty"),
+    ("path,label\na.png\n", "row 1 after the heading: 1 cells for 2 columns"),
+    ("path,label\na.png,x\nb.png,x\n", "2 pictures of 1 classes"),
+    ("path,label,split\na.png,x,train\nb.png,y,held\n", "split is 'held'; write train, val"),
+    ("path,label,split\na.png,x,train\nb.png,y,train\n", "no picture whose split is val"),
+    ("path,label,split\na.png,x,train\nb.png,y,val\n", "the class 'y' in val but not in train"),
+    ('path,label\n"a.png,x\n', "is not a CSV file"),
+])
+def test_a_table_that_cannot_be_used_says_why(tmp_path, text, message):
+    with pytest.raises(InputError, match=message):
+        manifest(table(tmp_path, text))
+
+
+def test_other_files_are_refused(tmp_path):
+    with pytest.raises(InputError, match="is not a file"):
+        manifest(tmp_path / "gone.csv")
+    with pytest.raises(InputError, match=r"suffix '\.xlsx'"):
+        manifest(table(tmp_path, "x", "list.xlsx"))
+    with pytest.raises(InputError, match="is not a Parquet file"):
+        manifest(table(tmp_path, "x", "list.parquet"))

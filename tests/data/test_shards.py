@@ -1,0 +1,118 @@
+import io
+import tarfile
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from cvt.data.config import DataConfig
+from cvt.data.datasets import load_dataset
+from cvt.data.shards import INDEX, shards
+from cvt.errors import InputError
+
+
+def png(shade):
+    file = io.BytesIO()
+    Image.new("RGB", (8, 8), (shade, shade, shade)).save(file, format="PNG")
+    return file.getvalue()
+
+
+def pack(path, *members):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tarfile.open(path, "w") as archive:
+        for name, data in members:
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            archive.addfile(info, io.BytesIO(data))
+
+
+def samples(shades, kind="cls"):
+    for shade in shades:
+        yield f"{shade:04}.png", png(shade)
+        text = str(shade % 2)
+        yield f"{shade:04}.{kind}", (f'{{"label": {text}}}' if kind == "json" else text).encode()
+
+
+def test_pictures_are_reached_alone_in_any_order(tmp_path):
+    pack(tmp_path / "train-000000.tar", *samples(range(6)))
+    pack(tmp_path / "train-000001.tar", *samples(range(6, 9), "json"))
+    pack(tmp_path / "val-000000.tar", *samples((20, 21)))
+    (tmp_path / "classes.txt").write_text("even\nodd\n")
+    data = shards(tmp_path)
+    assert data.train.classes == ("even", "odd")
+    assert (len(data.train), len(data.val)) == (9, 2)
+    for i in (8, 0, 5):
+        assert data.train.read(i).getpixel((0, 0))[0] == i
+        assert data.train.labels[i] == i % 2
+    assert data.val.read(1).getpixel((0, 0))[0] == 21
+    assert data.train.names[7] == f"{tmp_path / 'train-000001.tar'}:0007.png"
+
+
+def test_the_index_is_kept_and_made_anew_for_other_archives(tmp_path):
+    pack(tmp_path / "a.tar", *samples(range(20)))
+    first = load_dataset(DataConfig(name="shards", root=str(tmp_path)))
+    kept = (tmp_path / INDEX).stat().st_mtime_ns
+    again = load_dataset(DataConfig(name="shards", root=str(tmp_path)))
+    assert (tmp_path / INDEX).stat().st_mtime_ns == kept
+    assert again.val.names == first.val.names
+    assert again.train.read(3).tobytes() == first.train.read(3).tobytes()
+    pack(tmp_path / "a.tar", *samples(range(30)))
+    assert len(shards(tmp_path).all) == 30
+    (tmp_path / INDEX).write_bytes(b"damaged")
+    assert len(shards(tmp_path).all) == 30
+
+
+def test_an_index_that_would_run_code_is_not_believed(tmp_path):
+    pack(tmp_path / "a.tar", *samples(range(20)))
+    np.savez(tmp_path / INDEX, archives=np.array([{"an": "object"}], dtype=object))
+    assert len(shards(tmp_path).all) == 20
+
+
+def test_a_directory_that_cannot_be_written_does_without_an_index(tmp_path, monkeypatch):
+    pack(tmp_path / "a.tar", *samples(range(20)))
+
+    def refuse(*_):
+        raise PermissionError
+
+    monkeypatch.setattr("cvt.data.shards.replace_file", refuse)
+    assert len(shards(tmp_path).all) == 20
+
+
+def test_an_archive_cut_off_later_is_an_unreadable_picture(tmp_path):
+    pack(tmp_path / "a.tar", *samples(range(20)))
+    data = shards(tmp_path)
+    whole = (tmp_path / "a.tar").read_bytes()
+    (tmp_path / "a.tar").write_bytes(whole[:9000])
+    last = max(range(len(data.train)), key=lambda i: data.train.names[i])
+    with pytest.raises(InputError, match=r"a\.tar:0019\.png is empty"):
+        data.train.read(last)
+
+
+@pytest.mark.parametrize(("members", "message"), [
+    ([], "hold no pictures"),
+    ([("1.png", png(1)), ("1.txt", b"x")], r"1\.png has no class; it takes 1\.cls"),
+    ([("1.png", png(1)), ("1.json", b"{}")], r"1\.png has no class"),
+    ([("1.png", png(1)), ("1.jpg", png(1)), ("1.cls", b"0")], "two pictures called 1"),
+    ([("1.png", png(1)), ("1.cls", b"0")], "the one class '0'"),
+])
+def test_archives_that_cannot_be_trained_on_say_why(tmp_path, members, message):
+    pack(tmp_path / "a.tar", *members)
+    with pytest.raises(InputError, match=message):
+        shards(tmp_path)
+
+
+def test_directories_that_cannot_be_trained_on_say_why(tmp_path):
+    with pytest.raises(InputError, match="is not a directory"):
+        shards(tmp_path / "gone")
+    with pytest.raises(InputError, match=r"no \.tar archives; compressed ones must be unpacked"):
+        shards(tmp_path)
+    pack(tmp_path / "train-0.tar", *samples(range(4)))
+    with pytest.raises(InputError, match="archives for train but none for val"):
+        shards(tmp_path)
+    pack(tmp_path / "val-0.tar", *samples(range(4)))
+    (tmp_path / "classes.txt").write_text("only\n")
+    with pytest.raises(InputError, match=r"the class '1', and classes\.txt has 1 names"):
+        shards(tmp_path)
+    (tmp_path / "val-0.tar").write_bytes(b"\x1f\x8b" + bytes(600))
+    with pytest.raises(InputError, match="is not a whole tar archive without compression"):
+        shards(tmp_path)
