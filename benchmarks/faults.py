@@ -31,7 +31,8 @@ import cvt.train.store as store_module
 from cvt.config import CvTConfig, StageConfig
 from cvt.data.config import AugmentConfig
 from cvt.train import loop
-from cvt.train.recipe import OptimConfig, Recipe
+from cvt.train.config import OptimConfig
+from cvt.train.recipe import Recipe
 from cvt.train.state import CHECKPOINTS, LAST
 from cvt.train.store import Store
 from cvt.weights.native import BEST

@@ -23,9 +23,10 @@ from cvt.data.loader import TrainLoader, evaluation_batches
 from cvt.data.randomness import seed_all
 from cvt.evaluate.run import classify
 from cvt.model import CvT
+from cvt.train.config import OptimConfig
 from cvt.train.engine import Engine
 from cvt.train.optim import build_optimizer, learning_rate
-from cvt.train.recipe import OptimConfig, Recipe
+from cvt.train.recipe import Recipe
 from timing import keep
 
 AUGMENT = AugmentConfig(hflip=0.5)

@@ -89,6 +89,8 @@ def check_types(config: Any) -> None:
 
 
 def _is(value: Any, hint: Any) -> bool:
+    if get_origin(hint) is Literal:
+        return value in get_args(hint)
     if isinstance(hint, UnionType):
         return any(_is(value, choice) for choice in get_args(hint))
     if get_origin(hint) is tuple:

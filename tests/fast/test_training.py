@@ -8,8 +8,8 @@ import torch.nn.functional as F
 
 from cvt.fast.training import TrainingForm
 from cvt.model import CvT
+from cvt.train.config import OptimConfig
 from cvt.train.optim import build_optimizer
-from cvt.train.recipe import OptimConfig
 
 
 def step(network, model, images, labels):

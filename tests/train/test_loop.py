@@ -16,7 +16,8 @@ from cvt.data.config import AugmentConfig, DataConfig
 from cvt.errors import DivergedError, InputError, StoppedError
 from cvt.fast.training import TrainingForm
 from cvt.train import loop
-from cvt.train.recipe import OptimConfig, Recipe
+from cvt.train.config import OptimConfig
+from cvt.train.recipe import Recipe
 from cvt.train.state import lock_run
 from cvt.weights.tensors import read_tensors
 from cvt.zoo import load_model

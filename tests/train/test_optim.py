@@ -6,8 +6,8 @@ import torch
 
 from cvt.config import CvTConfig, StageConfig
 from cvt.model import CvT
+from cvt.train.config import OptimConfig
 from cvt.train.optim import build_optimizer, learning_rate
-from cvt.train.recipe import OptimConfig
 
 
 def model():

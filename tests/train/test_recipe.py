@@ -5,7 +5,8 @@ import yaml
 
 from cvt.config import VARIANTS, Preprocess
 from cvt.errors import InputError
-from cvt.train.recipe import OptimConfig, Recipe
+from cvt.train.config import OptimConfig
+from cvt.train.recipe import Recipe
 
 RECIPES = sorted((Path(__file__).parents[2] / "recipes").glob("*.yaml"))
 

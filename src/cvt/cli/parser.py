@@ -26,7 +26,10 @@ class Parser(ArgumentParser):
 
     def read(self, args: Sequence[str]) -> Namespace:
         """Parse `args` and build their dataclasses; leaves with 2 where a value is refused."""
-        parsed = self.parse_args(list(args))
+        # --dry-run is --dry_run, as a field of a dataclass is called.
+        plain = [re.sub(r"^--[\w.-]+", lambda m: "--" + m[0][2:].replace("-", "_"), arg)
+                 for arg in args]
+        parsed = self.parse_args(plain)
         return self._refusing(lambda: self.instantiate(parsed))
 
     def build(self, kind: type[_T], chosen: Namespace) -> _T:

@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+import json
+import os
 from collections.abc import Sequence
 from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
 
 from cvt.cli.parser import Parser
 from cvt.train.recipe import Recipe
@@ -24,6 +30,11 @@ def main(args: Sequence[str]) -> int:
     parser.add_argument("--resume", metavar="DIR", help="go on with the run in DIR from its newest "
                         "checkpoint, with its saved configuration; takes no other option but "
                         "--quiet")
+    parser.add_argument("--dry_run", action="store_true", help="take a few steps, print what the "
+                        "run would take (time, memory, disk, the batch that fits), write nothing")
+    parser.add_argument("--find_lr", action="store_true", help="let the learning rate rise from "
+                        "step to step, and plot the loss into --output, instead of training")
+    parser.add_argument("--json", action="store_true", help="print the plan of --dry_run as JSON")
     parser.add_argument("--quiet", action="store_true", help="no progress on the standard error")
     chosen = parser.read(args)
     if chosen.resume:
@@ -36,12 +47,73 @@ def main(args: Sequence[str]) -> int:
 
     from cvt.train import loop
 
+    run = Path(chosen.resume or chosen.output
+               or f"runs/{Path(recipe.name).stem}_{recipe.data.name}")
+    if chosen.dry_run:
+        _print_plan(recipe, run, chosen.json)
+        return 0
+    if chosen.find_lr:
+        _print_rate(recipe, run)
+        return 0
     if chosen.resume:
-        run = Path(chosen.resume)
         evaluation = loop.resume(run, quiet=chosen.quiet)
     else:
-        run = Path(chosen.output or f"runs/{Path(recipe.model).stem}_{recipe.data.name}")
         evaluation = loop.train(recipe, run, overwrite=chosen.overwrite, quiet=chosen.quiet)
     if evaluation:  # else this is not the main process
         print(f"{evaluation.headline()}\nreport: {run / 'report.html'}")
     return 0
+
+
+def _print_plan(recipe: Recipe, run: Path, as_json: bool) -> None:
+    from cvt.train.plan import plan
+
+    p = plan(recipe, run)
+    if os.environ.get("RANK", "0") != "0":  # one of torchrun's processes speaks
+        return
+    if as_json:
+        print(json.dumps(p.to_dict()))
+        return
+    rows = {
+        "device": f"{p.device}, {p.processes} process{'es' * (p.processes > 1)}",
+        "network": f"{recipe.name}, {p.parameters:,} parameters"
+                   + (f", {p.trained:,} trained" if p.trained < p.parameters else ""),
+        "pictures": f"{p.train_pictures:,} to train, {p.val_pictures:,} to validate",
+        "steps": f"{p.steps:,}: {p.epochs} epochs of {p.steps_per_epoch:,}",
+        "a step": f"{p.step_seconds:.3g} s, of which {p.waiting_seconds:.2g} s wait for pictures"
+                  + (f" and at most {p.exchange_seconds:.2g} s exchange gradients"
+                     if p.exchange_seconds else ""),
+        "an epoch": f"{_duration(p.epoch_seconds)}, of which {_duration(p.validation_seconds)} "
+                    "validate",
+        "the run": _duration(p.total_seconds),
+        "memory": f"{p.memory / 1e9:.2f} GB at its peak with {p.at_a_time} pictures at a time, of "
+                  f"{p.memory_limit / 1e9:.1f} GB",
+        "what fits": "could not be told" if p.most_at_a_time is None else
+                     f"{p.most_at_a_time} pictures at a time: --optim.accumulate {p.accumulate}",
+        "disk": f"at most {p.disk / 1e9:.2f} GB ({p.checkpoint / 1e9:.2f} a checkpoint), of "
+                f"{p.disk_free / 1e9:.0f} GB free",
+        **{f"on {s.processes} device{'s' * (s.processes > 1)}": f"{_duration(s.seconds)}, "
+           f"{_duration(s.seconds * s.processes)} of device time" for s in p.scaling},
+    }
+    table = Table(show_header=False, box=None)
+    for name, value in rows.items():
+        table.add_row(name, Text(value))
+    Console().print(table)
+    if p.exchange_seconds is None:
+        print("On several devices the exchange of gradients comes on top; a dry run under torchrun "
+              "measures it.")
+
+
+def _print_rate(recipe: Recipe, run: Path) -> None:
+    from cvt.train.lr_finder import PLOT, find_learning_rate
+
+    if found := find_learning_rate(recipe, run):
+        print(f"try --optim.lr {found.steepest:g}, where the loss falls fastest; it is least at "
+              f"{found.least:g}\nplot: {run / PLOT}")
+
+
+def _duration(seconds: float) -> str:
+    """In the unit that suits it."""
+    for unit, length in (("days", 86400), ("h", 3600), ("min", 60)):
+        if seconds >= 2 * length:
+            return f"{seconds / length:.1f} {unit}"
+    return f"{seconds:.3g} s"

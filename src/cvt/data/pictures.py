@@ -73,6 +73,27 @@ def split(pictures: Pictures, val_fraction: float, seed: int, name: str) -> Data
                    preprocess=AS_IMAGENET)
 
 
+def subset(pictures: Pictures, n: int, seed: int) -> Pictures:
+    """`n` of the pictures, the same share of each class, the same for the same `seed`.
+
+    Raises InputError where that leaves a class without one.
+    """
+    if n >= len(pictures):
+        return pictures
+    if n < len(set(pictures.labels)):
+        raise InputError(f"{n} training pictures are too few for {len(set(pictures.labels))} "
+                         "classes; take at least one of each")
+    order = np.random.default_rng(seed).permutation(len(pictures))
+    labels = np.array(pictures.labels)[order]
+    # One of each class first, then in turn those whose share lags the most.
+    rank = np.empty(len(order))
+    for label in np.unique(labels):
+        mine = np.flatnonzero(labels == label)
+        rank[mine] = np.r_[-1, (np.arange(1, len(mine)) + 0.5) / len(mine)]
+    chosen = order[rank.argsort(kind="stable")[:n]]
+    return pictures.choose(np.sort(chosen).tolist())
+
+
 def relabel(pictures: Pictures, classes: tuple[str, ...]) -> Pictures:
     """The same pictures with labels that count in `classes`, matched by name.
 

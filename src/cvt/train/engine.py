@@ -9,15 +9,18 @@ from __future__ import annotations
 import contextlib
 import math
 import os
-from collections.abc import Callable, Sequence
+import time
+import warnings
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
+from pathlib import Path
+from statistics import median
 from types import TracebackType
-from typing import Self, TypeVar
+from typing import Any, Self, TypeVar
 
 import torch
 import torch.distributed as dist
-import torch.nn.functional as F
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from accelerate.utils import InitProcessGroupKwargs
@@ -29,10 +32,13 @@ from cvt.data.loader import Batch
 from cvt.data.randomness import seed_all
 from cvt.device import pick_device
 from cvt.errors import InputError
+from cvt.extras import require
 from cvt.fast.training import TrainingForm
 from cvt.model import CvT
 from cvt.surgery import swap
 from cvt.train.heartbeat import Heartbeat
+from cvt.train.loss import Loss
+from cvt.train.optim import set_learning_rate
 from cvt.train.recipe import Recipe
 from cvt.train.sync import SyncedBatchNorm2d
 
@@ -66,6 +72,8 @@ class Engine:
                              f"in {recipe.optim.accumulate} parts each"
                              + (", in pairs to mix" if recipe.augment.mixes else "")
                              + "; make it a multiple of their product")
+        for tracker in recipe.trackers:
+            require(tracker, tracker)
         device = pick_device(recipe.device)
         if recipe.precision == "fp16" and device.type == "cpu":
             raise InputError("precision='fp16' is for GPUs; a CPU has bf16")
@@ -77,8 +85,8 @@ class Engine:
         try:
             self._accelerator = Accelerator(
                 mixed_precision="no" if recipe.precision == "fp32" else recipe.precision,
-                cpu=device.type == "cpu", kwargs_handlers=[InitProcessGroupKwargs(
-                    timeout=timedelta(seconds=recipe.timeout))])
+                cpu=device.type == "cpu", log_with=list(recipe.trackers) or None, kwargs_handlers=[
+                    InitProcessGroupKwargs(timeout=timedelta(seconds=recipe.timeout))])
         finally:
             os.environ.pop("ACCELERATE_TORCH_DEVICE", None)
         self.device: torch.device = self._accelerator.device
@@ -100,15 +108,24 @@ class Engine:
 
     def close(self) -> None:
         """Let go of the other processes; without it the next engine would be of the same kind."""
+        for tracker in self._accelerator.trackers:
+            with contextlib.suppress(Exception):  # a client's; the run is over
+                tracker.finish()
+        self._accelerator.trackers = []
         self._heartbeat.stop()
         if dist.is_initialized():
             dist.destroy_process_group()
         AcceleratorState._reset_state(reset_partial_state=True)
 
-    def prepare(self, model: CvT, optimizer: torch.optim.Optimizer) -> None:
-        """Train `model` with `optimizer`, which are on this engine's device."""
+    def prepare(self, model: CvT, optimizer: torch.optim.Optimizer, loss: Loss,
+                frozen: Sequence[nn.Module] = ()) -> None:
+        """Train `model` with `optimizer`, which are on this engine's device, to lower `loss`.
+
+        The modules `frozen` stay in evaluation.
+        """
         recipe = self.recipe
-        if recipe.sync_batchnorm and self.world > 1:
+        self._loss, self._frozen = loss.to(self.device), frozen
+        if recipe.sync_batchnorm and self.world > 1 and not recipe.freeze.batchnorm:
             swap(model, nn.BatchNorm2d, SyncedBatchNorm2d.of)
         model.set_grad_checkpointing(recipe.grad_checkpointing)
         self.model, self._parts = model, recipe.optim.accumulate
@@ -118,7 +135,15 @@ class Engine:
         form: nn.Module = TrainingForm(model)
         if recipe.compile:
             form = torch.compile(form)  # type: ignore[assignment]
+        if self.world > 1:  # of depthwise kernels, whose strides may be written in two ways
+            warnings.filterwarnings("ignore", message="Grad strides do not match bucket view")
         self._network, self._optimizer = self._accelerator.prepare(form, optimizer)
+
+    def train_mode(self) -> None:
+        """The network ready to be trained, after it was evaluated."""
+        self.model.train()
+        for module in self._frozen:
+            module.eval()
 
     def step(self, batch: Batch, lr: float, step: int) -> Step:
         """Update the weights with learning rate `lr`, from this process's share of the batch.
@@ -169,6 +194,19 @@ class Engine:
         dist.all_reduce(total)
         return [float(v) for v in total.tolist()]
 
+    def exchange_seconds(self) -> float | None:
+        """Of the sum of all gradients over the processes, alone; None with one process."""
+        if self.world == 1:
+            return None
+        numbers = torch.zeros(sum(p.numel() for p in self._parameters), device=self.device)
+        seconds = []
+        for _ in range(5):
+            start = time.perf_counter()
+            dist.all_reduce(numbers)
+            self.sums([0.0])  # waits for the device
+            seconds.append(time.perf_counter() - start)
+        return median(seconds)
+
     def gathered(self, values: list[_T]) -> list[_T]:
         """The values of all processes, in their order."""
         if self.world == 1:
@@ -176,6 +214,29 @@ class Engine:
         each: list[list[_T]] = [[] for _ in range(self.world)]
         dist.all_gather_object(each, values)
         return [value for part in each for value in part]
+
+    def open_trackers(self, run: Path, config: Mapping[str, Any]) -> None:
+        """Tell the recipe's trackers of a run that begins or goes on; `config` is nested.
+
+        Raises InputError where one does not answer.
+        """
+        if not self.recipe.trackers:
+            return
+        name = {"name": run.name}
+        try:
+            self._accelerator.init_trackers(
+                self.recipe.project, _flat(config),
+                {"wandb": {**name, "dir": str(run)}, "trackio": name,
+                 "mlflow": {"run_name": run.name}})
+        except Exception as error:  # whatever their clients raise
+            reason = " ".join(str(error).split())[:300]
+            raise InputError(f"trackers={','.join(self.recipe.trackers)} cannot be started: "
+                             f"{reason}") from None
+
+    def track(self, values: Mapping[str, float], step: int) -> None:
+        """Give the trackers figures, after `step` steps; the main process's count."""
+        if self.recipe.trackers:
+            self._accelerator.log(dict(values), step=step)
 
     def on_main(self, action: Callable[[], _T]) -> _T | None:
         """What `action` returns, called in the main process alone; the others wait, however long.
@@ -223,10 +284,7 @@ class Engine:
         parts = list(zip(images.chunk(self._parts), targets.chunk(self._parts), strict=True))
         for i, (x, target) in enumerate(parts, 1):
             with self._unsynchronised(i < len(parts)):
-                logits = self._network(x)
-                loss = F.cross_entropy(logits.float(), target,
-                                       label_smoothing=self.recipe.augment.label_smoothing)
-                loss = loss / len(parts)
+                loss = self._loss(x, self._network(x), target) / len(parts)
                 self._accelerator.backward(loss)
             total += loss.detach()
         self._accelerator.unscale_gradients(self._optimizer)
@@ -235,8 +293,7 @@ class Engine:
         updated = math.isfinite(value) and math.isfinite(length)
         if updated and self.recipe.optim.clip_grad:
             nn.utils.clip_grads_with_norm_(self._parameters, self.recipe.optim.clip_grad, norm)
-        for group in self._optimizer.param_groups:
-            group["lr"] = lr
+        set_learning_rate(self._optimizer, lr)
         if updated or self._accelerator.scaler is not None:  # which skips the update itself
             self._optimizer.step()
         self._optimizer.zero_grad()
@@ -258,6 +315,17 @@ class Engine:
     def _restore(self, before: list[Tensor]) -> None:
         for buffer, was in zip(self._buffers, before, strict=True):
             buffer.copy_(was)
+
+
+def _flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, str | int | float | bool]:
+    """`config` with dotted keys and values that every tracker takes."""
+    flat: dict[str, str | int | float | bool] = {}
+    for name, value in config.items():
+        if isinstance(value, Mapping):
+            flat |= _flat(value, f"{prefix}{name}.")
+        else:
+            flat[prefix + name] = value if isinstance(value, (str, int, float)) else str(value)
+    return flat
 
 
 def out_of_memory(error: RuntimeError) -> bool:

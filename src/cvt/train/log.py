@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 
@@ -20,15 +20,16 @@ Row = Mapping[str, float]
 
 
 class Log:
-    """The log of a run of `epochs` epochs of `steps` steps, from where `progress` is.
+    """The log of a run of `epochs` epochs and `total` steps, from where `progress` is.
 
-    A bar and a line an epoch go to the standard error, unless `quiet`; the files go to `run`. With
+    A bar and a line an epoch go to the standard error, unless `quiet`; the files go to `run`, the
+    figures and how many steps were done also to `track`. With
     no `run`, as in all processes but the main one, it says and writes nothing.
     """
 
-    def __init__(self, run: Path | None, *, epochs: int, steps: int, progress: Progress,
-                 quiet: bool) -> None:
-        self._run, self._epochs, self._steps = run, epochs, steps
+    def __init__(self, run: Path | None, *, epochs: int, total: int, progress: Progress,
+                 quiet: bool, track: Callable[[Row, int], None]) -> None:
+        self._run, self._epochs, self._track = run, epochs, track
         quiet = quiet or run is None
         self._console = Console(stderr=True, quiet=quiet)
         self._bar = bars.Progress(
@@ -36,8 +37,9 @@ class Log:
             bars.MofNCompleteColumn(), bars.TextColumn("loss {task.fields[loss]:.3f}"),
             bars.TimeRemainingColumn(), console=self._console, transient=True,
             disable=quiet or not self._console.is_terminal)
-        self._task = self._bar.add_task("", total=epochs * steps, completed=progress.step, loss=0.0,
-                                        epoch=progress.step // steps + 1)
+        self._task = self._bar.add_task("", total=total, completed=progress.step, loss=0.0,
+                                        epoch=len(progress.history) + 1)
+        self._done = len(progress.history)
         self._unreadable: dict[tuple[str, str], str] = {}
         self._board = SummaryWriter(run / TENSORBOARD, purge_step=progress.step) if run else None
 
@@ -53,13 +55,23 @@ class Log:
 
     def step(self, step: int, loss: float, lr: float) -> None:
         """Step `step` (from 0 over the whole run) had this loss, with this learning rate."""
-        self._bar.update(self._task, advance=1, loss=loss, epoch=step // self._steps + 1)
+        self._bar.update(self._task, advance=1, loss=loss, epoch=self._done + 1)
         if self._board:
             self._board.add_scalar("train/step_loss", loss, step)
             self._board.add_scalar("train/lr", lr, step)
+            self._tell({"train/step_loss": loss, "train/lr": lr}, step + 1)
 
-    def warn(self, what: str) -> None:
-        """Something went wrong, and the run goes on."""
+    def _tell(self, figures: Row, step: int) -> None:
+        """Tell the trackers; one that fails must not cost the run."""
+        try:
+            self._track(figures, step)
+        except Exception as error:  # whatever their clients raise
+            self._track = lambda _, __: None
+            self.say(f"the trackers failed after step {step}, and the run goes on without them: "
+                     + " ".join(str(error).split())[:300])
+
+    def say(self, what: str) -> None:
+        """Something that whoever watches should know."""
         self._console.print(what, highlight=False, markup=False, soft_wrap=True)
 
     def unreadable(self, rows: Sequence[tuple[str, str, str]]) -> None:
@@ -73,7 +85,7 @@ class Log:
             with path.open(newline="", encoding="utf-8") as file:
                 new = {(half, name): why for half, name, why in list(csv.reader(file))[1:]} | new
         self._unreadable |= new
-        self.warn(f"{len(self._unreadable)} pictures could not be read, such as "
+        self.say(f"{len(self._unreadable)} pictures could not be read, such as "
                   f"{next(reversed(new.values()))}; {path} lists them")
         table = io.StringIO()
         csv.writer(table, lineterminator="\n").writerows(
@@ -84,10 +96,14 @@ class Log:
 
     def back_to(self, progress: Progress) -> None:
         """The run goes on from an earlier step."""
+        self._done = len(progress.history)
         self._bar.update(self._task, completed=progress.step)
 
-    def epoch(self, history: Sequence[Row]) -> None:
-        """The last row of `history` is new; the files are written anew, so they never differ."""
+    def epoch(self, history: Sequence[Row], step: int) -> None:
+        """The last row of `history` is new, after `step` steps; the files are written anew, so they
+        never differ.
+        """
+        self._done = len(history)
         if not self._run or not self._board:
             return
         row = history[-1]
@@ -96,9 +112,11 @@ class Log:
             f"epoch {row['epoch']:{width}.0f}/{self._epochs}  train loss {row['train_loss']:.4f}  "
             f"val loss {row['val_loss']:.4f}  val top-1 {row['val_top1']:.2%}  "
             f"{row['seconds']:.1f} s", highlight=False)
-        for name in ("train_loss", "val_loss", "val_top1"):
-            self._board.add_scalar(name.replace("_", "/", 1), row[name],
-                                   int(row["epoch"]) * self._steps - 1)
+        figures = {name.replace("_", "/", 1): row[name]
+                   for name in ("train_loss", "val_loss", "val_top1", "val_recall")}
+        for name, value in figures.items():
+            self._board.add_scalar(name, value, step - 1)
+        self._tell(figures, step)
         table = io.StringIO()
         writer = csv.DictWriter(table, list(row), lineterminator="\n")
         writer.writeheader()

@@ -9,28 +9,25 @@ import signal
 import time
 from pathlib import Path
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from timm.utils import ModelEmaV3
 
 from cvt.card import CONFIG, ModelCard
-from cvt.data.augment import training_transform
-from cvt.data.datasets import load_dataset
-from cvt.data.loader import Batch, TrainLoader, Unreadable, evaluation_batches
-from cvt.data.pictures import Dataset
-from cvt.data.randomness import seed_all
+from cvt.data.loader import Batch, evaluation_batches
 from cvt.device import device_name
 from cvt.errors import DivergedError, InputError, StoppedError
 from cvt.evaluate.metrics import Evaluation
 from cvt.evaluate.report import write_report
 from cvt.evaluate.run import METRICS, RECIPE, REPORT, classify, evaluate
 from cvt.machine import describe_machine
-from cvt.model import CvT
 from cvt.schema import write_mapping
 from cvt.train.engine import Engine, Step
 from cvt.train.log import Log
-from cvt.train.optim import build_optimizer, learning_rate
+from cvt.train.optim import learning_rate
 from cvt.train.recipe import Recipe
+from cvt.train.setting import Setting
 from cvt.train.state import (
     CHECKPOINTS,
     DIVERGED,
@@ -61,7 +58,7 @@ def train(recipe: Recipe, output: str | Path, *, overwrite: bool = False, quiet:
     """
     run = Path(output)
     with Engine(recipe) as engine:
-        setting = _Setting(recipe, load_dataset(recipe.data), engine)  # before anything is written
+        setting = Setting(recipe, engine)  # before anything is written
         lock = engine.on_main(lambda: open_run(run, overwrite))
         try:
             if engine.main:
@@ -90,87 +87,77 @@ def resume(output: str | Path, *, quiet: bool = False) -> Evaluation | None:
         raise InputError(f"{run} has no {RECIPE}; give the --output of an earlier run")
     recipe = Recipe.load(run / RECIPE)
     if (run / METRICS).is_file():
-        raise InputError(f"the run in {run} is complete ({recipe.epochs} epochs); start another "
-                         "with --output")
+        raise InputError(f"the run in {run} is complete; start another with --output")
     with Engine(recipe) as engine:
-        setting = _Setting(recipe, load_dataset(recipe.data), engine)
+        begun = recipe.weights and not Store(run / CHECKPOINTS).empty()
+        setting = Setting(recipe, engine, run if begun else None)
         lock = engine.on_main(lambda: lock_run(run))
         try:
-            _check_same(setting.card, run, recipe)
+            _check_same(setting, run)
             return _train(setting, run, quiet)
         finally:
             if lock:
                 lock.release()
 
 
-class _Setting:
-    """What a recipe comes to on a dataset; refuses what cannot be trained."""
-
-    def __init__(self, recipe: Recipe, dataset: Dataset, engine: Engine) -> None:
-        self.recipe, self.dataset, self.engine = recipe, dataset, engine
-        preprocess = recipe.preprocess(dataset.preprocess)
-        classes = dataset.train.classes
-        self.card = ModelCard(model=recipe.config(len(classes), preprocess.size),
-                              preprocess=preprocess, classes=classes)
-        self.loader = TrainLoader(dataset.train, training_transform(preprocess, recipe.augment),
-                                  batch_size=recipe.batch_size, seed=recipe.seed,
-                                  workers=recipe.data.workers, rank=engine.rank,
-                                  world=engine.world, repeats=recipe.augment.repeats,
-                                  max_unreadable=recipe.data.max_unreadable)
-        self.unreadable = Unreadable(dataset.val, recipe.data.max_unreadable)
-
-
-def _check_same(card: ModelCard, run: Path, recipe: Recipe) -> None:
+def _check_same(setting: Setting, run: Path) -> None:
     if not (run / CONFIG).exists():  # it was killed while it wrote its first files
         return
-    before = ModelCard.load(run)
-    if before != card:
-        was, now = before.classes, card.classes
-        what = f"the classes were {', '.join(was)} and are {', '.join(now)}" if was != now else (
-            f"{recipe.model} or the preprocessing of {recipe.data.name} is not what it was")
+    before, now = ModelCard.load(run), setting.dataset.train.classes
+    if before != setting.card or before.classes != now:
+        what = (f"the classes were {', '.join(before.classes)} and are {', '.join(now)}"
+                if before.classes != now else f"{setting.recipe.name} or the preprocessing of "
+                f"{setting.recipe.data.name} is not what it was")
         raise InputError(f"the run in {run} cannot go on: {what}. Put them back as they were, or "
                          "start another run with --output")
 
 
-def _train(setting: _Setting, run: Path, quiet: bool) -> Evaluation | None:
+def _train(setting: Setting, run: Path, quiet: bool) -> Evaluation | None:
     recipe, engine, loader = setting.recipe, setting.engine, setting.loader
-    seed_all(recipe.seed)
-    model = CvT(setting.card.model).to(engine.device)
-    ema = ModelEmaV3(model, decay=recipe.ema, use_warmup=True) if recipe.ema else None
-    optimizer = build_optimizer(model, recipe.optim)
-    weights = Weights(model=model, ema=ema.module if ema else None, optimizer=optimizer)
-    engine.prepare(model, optimizer)
     store = Store(run / CHECKPOINTS, recipe.keep)
-    steps = recipe.epochs * len(loader)
+    weights, ema, started = setting.build()
     progress, complaints = _restore(store, weights, engine)
     rolled_back = -1
 
-    with Stop() as stop, Log(run if engine.main else None, epochs=recipe.epochs, steps=len(loader),
-                             progress=progress, quiet=quiet) as log:
+    with Stop() as stop, Log(run if engine.main else None, epochs=setting.epochs,
+                             total=setting.steps, progress=progress, quiet=quiet,
+                             track=engine.track) as log:
+        engine.open_trackers(run, recipe.to_dict())
+        if started and not progress.step:
+            log.say(str(started))
         for complaint in complaints:
-            log.warn(complaint)
-        while len(progress.history) < recipe.epochs:
+            log.say(complaint)
+        while not _complete(progress, setting):
             try:
-                _epoch(progress, setting, weights, ema, steps, store, stop, log, run)
+                _epoch(progress, setting, weights, ema, store, stop, log, run)
             except _NotFiniteError as error:
                 if error.step == rolled_back or store.empty():
                     _dump(error, run, engine)
                     raise DivergedError(_diverged(error, recipe, len(loader), run)) from None
                 rolled_back = error.step
                 progress, _ = _restore(store, weights, engine)
-                log.warn(f"{recipe.skip_nonfinite + 1} batches were not finite; back to step "
+                log.say(f"{recipe.skip_nonfinite + 1} batches were not finite; back to step "
                          f"{progress.step}, with the learning rate as it was")
                 log.back_to(progress)
 
     return engine.on_main(lambda: _finish(setting, run, progress, store))
 
 
-def _epoch(progress: Progress, setting: _Setting, weights: Weights, ema: ModelEmaV3 | None,
-           steps: int, store: Store, stop: Stop, log: Log, run: Path) -> None:
+def _complete(progress: Progress, setting: Setting) -> bool:
+    """Whether all epochs are done, or too many have passed since the best."""
+    history, patience = progress.history, setting.recipe.patience
+    if len(history) == setting.epochs or not (patience and history):
+        return len(history) == setting.epochs
+    return len(history) - _best(history, setting.recipe)["epoch"] >= patience
+
+
+def _epoch(progress: Progress, setting: Setting, weights: Weights, ema: ModelEmaV3 | None,
+           store: Store, stop: Stop, log: Log, run: Path) -> None:
     """The rest of an epoch; `progress` moves with it."""
     recipe, engine, loader = setting.recipe, setting.engine, setting.loader
+    steps = setting.steps
     epoch, start = len(progress.history), time.perf_counter() - progress.seconds
-    weights.model.train()
+    engine.train_mode()
     with contextlib.closing(loader.epoch(epoch, progress.step - epoch * len(loader))) as batches:
         for batch in batches:
             step = progress.step
@@ -179,7 +166,7 @@ def _epoch(progress: Progress, setting: _Setting, weights: Weights, ema: ModelEm
             done = engine.step(batch, lr, step)
             progress.step += 1
             if engine.parts > parts:
-                log.warn(f"out of memory: from step {step + 1} on a batch is computed in "
+                log.say(f"out of memory: from step {step + 1} on a batch is computed in "
                          f"{engine.parts} parts, of which BatchNorm sees one at a time")
             if done.updated:
                 if ema:
@@ -191,7 +178,7 @@ def _epoch(progress: Progress, setting: _Setting, weights: Weights, ema: ModelEm
                 progress.skipped += 1
                 if progress.skipped > recipe.skip_nonfinite:
                     raise _NotFiniteError(step, done, lr, batch)
-                log.warn(f"step {step + 1}: loss {done.loss}, gradient norm {done.norm}; the batch "
+                log.say(f"step {step + 1}: loss {done.loss}, gradient norm {done.norm}; the batch "
                          f"is skipped ({progress.skipped} of at most {recipe.skip_nonfinite})")
             progress.seconds = time.perf_counter() - start
             if engine.any(stop.asked is not None):
@@ -199,43 +186,49 @@ def _epoch(progress: Progress, setting: _Setting, weights: Weights, ema: ModelEm
                 _stopped(stop, progress, run)
             if recipe.save_every and progress.step % recipe.save_every == 0:
                 _save(progress, weights, engine, store)
+            if progress.step == steps:
+                break
 
     lr = learning_rate(recipe.optim, progress.step - 1, steps, len(loader))
-    val_loss, val_top1 = _validate(weights.kept, setting)
+    val_loss, val_top1, val_recall = _validate(weights.kept, setting)
     if not math.isfinite(val_loss):
         done = Step(loss=val_loss, norm=math.nan, updated=False)
         raise _NotFiniteError(progress.step - 1, done, lr, None)
     progress.history.append({
         "epoch": epoch + 1, "train_loss": progress.loss / max(1, progress.losses),
-        "val_loss": val_loss, "val_top1": val_top1, "lr": lr,
+        "val_loss": val_loss, "val_top1": val_top1, "val_recall": val_recall, "lr": lr,
         "seconds": time.perf_counter() - start})
     progress.loss, progress.losses, progress.seconds = 0.0, 0, 0.0
     log.unreadable(engine.gathered([
         (half, *row) for half, found in (("train", loader.unreadable), ("val", setting.unreadable))
         for row in found.rows()]))
-    engine.on_main(lambda: _write_weights(progress, weights, run))
+    engine.on_main(lambda: _write_weights(progress, weights, recipe, run))
     _save(progress, weights, engine, store)
-    log.epoch(progress.history)
-    if engine.any(stop.asked is not None) and len(progress.history) < recipe.epochs:
+    log.epoch(progress.history, progress.step)
+    if engine.any(stop.asked is not None) and not _complete(progress, setting):
         _stopped(stop, progress, run)
 
 
-def _validate(model: torch.nn.Module, setting: _Setting) -> tuple[float, float]:
-    """Cross entropy and top-1 on the validation pictures, each looked at by one process.
+def _validate(model: torch.nn.Module, setting: Setting) -> tuple[float, float, float]:
+    """Cross entropy, top-1 and mean recall on the validation pictures, each looked at by one
+    process.
 
     One that cannot be read counts as wrong.
     """
-    recipe, engine = setting.recipe, setting.engine
-    loss = right = n = 0.0
-    if engine.rank < len(setting.dataset.val):
+    recipe, engine, val = setting.recipe, setting.engine, setting.dataset.val
+    loss, n, right = 0.0, 0, torch.zeros(len(val.classes), dtype=torch.int64)
+    if engine.rank < len(val):
         logits, labels = classify(model, evaluation_batches(
-            setting.dataset.val, setting.card.preprocess, workers=recipe.data.workers,
+            val, setting.card.preprocess, workers=recipe.data.workers,
             batch_size=max(1, recipe.batch_size // engine.world), rank=engine.rank,
             world=engine.world, unreadable=setting.unreadable), precision=recipe.precision)
-        loss = F.cross_entropy(logits.double(), labels, reduction="sum").item()
-        right, n = (logits.argmax(1) == labels).sum().item(), len(labels)
-    loss, right, n = engine.sums([loss, right, n])
-    return loss / max(1, n), right / len(setting.dataset.val)
+        if n := len(labels):
+            loss = F.cross_entropy(logits.double(), labels, reduction="sum").item()
+            right = labels[logits.argmax(1) == labels].bincount(minlength=len(right))
+    loss, read, *hits = engine.sums([loss, n, *right.tolist()])
+    counts = np.bincount(val.labels, minlength=len(hits))
+    recalls = [hit / count for hit, count in zip(hits, counts.tolist(), strict=True) if count]
+    return loss / max(1, read), sum(hits) / len(val), sum(recalls) / len(recalls)
 
 
 def _restore(store: Store, weights: Weights, engine: Engine) -> tuple[Progress, list[str]]:
@@ -255,18 +248,19 @@ def _save(progress: Progress, weights: Weights, engine: Engine, store: Store) ->
     engine.on_main(lambda: store.save(weights.checkpoint(progress), progress.best.get("step")))
 
 
-def _write_weights(progress: Progress, weights: Weights, run: Path) -> None:
+def _write_weights(progress: Progress, weights: Weights, recipe: Recipe, run: Path) -> None:
     """The weights of the last epoch and, if it is that, of the best."""
     tensors = weights.kept.state_dict()
     write_tensors(tensors, run / LAST)
-    if _best(progress.history) is progress.history[-1]:
+    if _best(progress.history, recipe) is progress.history[-1]:
         write_tensors(tensors, run / BEST)
         progress.best = {"step": progress.step, "sha256": _hash(run / BEST)}
 
 
-def _best(history: list[dict[str, float]]) -> dict[str, float]:
-    """The row of highest validation top-1, of lower loss among equals."""
-    return max(history, key=lambda row: (row["val_top1"], -row["val_loss"]))
+def _best(history: list[dict[str, float]], recipe: Recipe) -> dict[str, float]:
+    """The best row by what the recipe says, of lower loss among equals."""
+    sign = -1 if recipe.best_by == "val_loss" else 1
+    return max(history, key=lambda row: (sign * row[recipe.best_by], -row["val_loss"]))
 
 
 def _stopped(stop: Stop, progress: Progress, run: Path) -> None:
@@ -279,7 +273,7 @@ def _stopped(stop: Stop, progress: Progress, run: Path) -> None:
         0 if job else 128 + number)
 
 
-def _finish(setting: _Setting, run: Path, progress: Progress, store: Store) -> Evaluation:
+def _finish(setting: Setting, run: Path, progress: Progress, store: Store) -> Evaluation:
     """Evaluate the best weights as anyone would who loads them, and write metrics and report."""
     recipe, val, history = setting.recipe, setting.dataset.val, progress.history
     if not (run / BEST).is_file() or _hash(run / BEST) != progress.best["sha256"]:
@@ -294,8 +288,8 @@ def _finish(setting: _Setting, run: Path, progress: Progress, store: Store) -> E
              "precision": recipe.precision,
              "training time": f"{seconds:.0f} s for {len(history)} epochs",
              "training pictures": f"{len(setting.dataset.train):,}",
-             "best epoch": f"{_best(history)['epoch']:.0f}"}
-    write_report(run / REPORT, title=f"{recipe.model} on {recipe.data.name}",
+             "best epoch": f"{_best(history, recipe)['epoch']:.0f}"}
+    write_report(run / REPORT, title=f"{recipe.name} on {recipe.data.name}",
                  evaluation=evaluation, read=val.read, history=history, facts=facts,
                  config=recipe.to_dict())
     # The last file to be written: a run without it is not complete.

@@ -3,32 +3,85 @@
 from __future__ import annotations
 
 import math
+import re
+from typing import Any
 
 import torch
-from timm.optim import param_groups_weight_decay
 
 from cvt.model import CvT
-from cvt.train.recipe import OptimConfig
+from cvt.train.config import OptimConfig
+
+SCALE = "lr_scale"  # of a group: its learning rate as a fraction of the run's
 
 
-def build_optimizer(model: CvT, config: OptimConfig) -> torch.optim.AdamW:
-    """AdamW; norms, biases, class token and position embeddings are not decayed.
+def build_optimizer(model: CvT, config: OptimConfig) -> torch.optim.Optimizer:
+    """AdamW or SGD over what requires a gradient; norms, biases, class token and position
+    embeddings are not decayed.
 
-    Depthwise kernels are, as in the official code.
+    Depthwise kernels are, as in the official code. A group's `lr_scale` is its layer's part in
+    `config.layer_decay`.
     """
-    groups = param_groups_weight_decay(model, config.weight_decay,
-                                       no_weight_decay_list=model.no_weight_decay())
+    groups = parameter_groups(model, config)
+    if config.name == "sgd":
+        return torch.optim.SGD(groups, lr=config.lr, momentum=config.momentum)
     return torch.optim.AdamW(groups, lr=config.lr, betas=config.betas)
+
+
+def parameter_groups(model: CvT, config: OptimConfig) -> list[dict[str, Any]]:
+    """Parameters by decay and layer, from the input to the classifier."""
+    free = model.no_weight_decay()
+    layer = _layers(model)
+    top = max(layer.values())
+    groups: dict[tuple[int, bool], dict[str, Any]] = {}
+    for name, parameter in model.named_parameters():
+        if not parameter.requires_grad:
+            continue
+        decayed = parameter.ndim > 1 and name not in free
+        depth = layer[name] if config.layer_decay < 1 else top
+        group = groups.setdefault((depth, decayed), {
+            "params": [], "weight_decay": config.weight_decay if decayed else 0.0,
+            SCALE: config.layer_decay ** (top - depth)})
+        group["params"].append(parameter)
+    return [groups[key] for key in sorted(groups)]
+
+
+def _layers(model: CvT) -> dict[str, int]:
+    """The layer of every parameter: 0 the stem, then the blocks, and norm and head at the top.
+
+    What leads into a later stage, its embedding and class token, goes with its first block.
+    """
+    first = [1 + sum(stage.depth for stage in model.config.stages[:i])
+             for i in range(len(model.config.stages))]
+    top = first[-1] + model.config.stages[-1].depth
+    layers = {}
+    for name, _ in model.named_parameters():
+        if found := re.match(r"stages\.(\d+)\.blocks\.(\d+)\.", name):
+            layers[name] = first[int(found[1])] + int(found[2])
+        elif found := re.match(r"stages\.(\d+)\.", name):
+            layers[name] = first[int(found[1])] if int(found[1]) else 0
+        else:
+            layers[name] = top
+    return layers
+
+
+def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:
+    """`lr` times each group's own scale."""
+    for group in optimizer.param_groups:
+        group["lr"] = lr * group[SCALE]
 
 
 def learning_rate(config: OptimConfig, step: int, steps: int, steps_per_epoch: int) -> float:
     """Learning rate of `step` (from 0) in a run of `steps`.
 
-    Rises linearly from warmup_lr to lr, then falls along half a cosine, which reaches min_lr with
-    the last step.
+    Rises linearly from warmup_lr to lr, then falls along half a cosine or a line, which reaches
+    min_lr with the last step, or stays.
     """
-    warmup = round(config.warmup_epochs * steps_per_epoch)
+    warmup = round(config.warmup_epochs * steps_per_epoch) if config.warmup_steps is None else (
+        config.warmup_steps)
     if step < warmup:
         return config.warmup_lr + (config.lr - config.warmup_lr) * step / warmup
+    if config.schedule == "constant":
+        return config.lr
     done = (step - warmup) / max(1, steps - 1 - warmup)
-    return config.min_lr + (config.lr - config.min_lr) * (1 + math.cos(math.pi * done)) / 2
+    left = 1 - done if config.schedule == "linear" else (1 + math.cos(math.pi * done)) / 2
+    return config.min_lr + (config.lr - config.min_lr) * left

@@ -15,57 +15,28 @@ from cvt.card import find_config
 from cvt.config import CvTConfig, Preprocess
 from cvt.data.config import AugmentConfig, DataConfig
 from cvt.schema import check, check_types, from_mapping, read_mapping, write_mapping
+from cvt.train.config import DistillConfig, FreezeConfig, OptimConfig
 
-
-@dataclass(frozen=True, kw_only=True)
-class OptimConfig:
-    """AdamW, a linear warm-up, then half a cosine; the learning rate moves at every step.
-
-    The official recipe is lr 0.002 for a batch of 2,048, weight decay 0.05 (CvT-13) or 0.1, five
-    warm-up epochs from 1e-6, a floor of 1e-5 and no clipping (microsoft/CvT, experiments).
-    """
-
-    lr: float = 1e-3
-    """Learning rate after the warm-up."""
-    weight_decay: float = 0.05
-    """Decay of weight matrices and kernels; norms, biases, class token and position embeddings
-    have none."""
-    betas: tuple[float, float] = (0.9, 0.999)
-    """AdamW's moment decays."""
-    warmup_epochs: float = 2.0
-    """Epochs of linear warm-up; may be a fraction."""
-    warmup_lr: float = 1e-6
-    """Learning rate of the first step."""
-    min_lr: float = 1e-5
-    """Learning rate at the end."""
-    clip_grad: float = 0.0
-    """Largest norm of the gradient; 0 for no clipping."""
-    accumulate: int = 1
-    """Equal parts in which a batch passes the network before the optimiser's step; more parts take
-    less memory, and BatchNorm sees one part at a time."""
-
-    def __post_init__(self) -> None:
-        check_types(self)
-        for name in ("lr", "warmup_lr", "min_lr", "weight_decay", "warmup_epochs", "clip_grad"):
-            check(getattr(self, name) >= 0, f"{name}={getattr(self, name)} must not be negative")
-        for name in ("warmup_lr", "min_lr"):
-            check(getattr(self, name) <= self.lr, f"{name}={getattr(self, name)} is above "
-                  f"lr={self.lr}; make it smaller")
-        check(all(0 <= b < 1 for b in self.betas), f"betas={self.betas} must be in [0, 1)")
-        check(self.accumulate >= 1, f"accumulate={self.accumulate} must be at least 1")
+DEFAULT = "cvt_nano"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
     """A training run."""
 
-    model: str = "cvt_nano"
+    model: str | None = None
     """A variant (cvt_13, cvt_21, cvt_w24, cvt_nano), a .json or .yaml file with a configuration of
-    this package or of microsoft/CvT, or the directory of a trained model, for its configuration."""
+    this package or of microsoft/CvT, or the directory of a trained model, for its configuration. By
+    default that of `weights`, without them cvt_nano."""
+    weights: str | None = None
+    """Where to start from, for fine-tuning: a tag of `cvt zoo`, the directory of a model in any
+    format, a file, or hf-hub:org/name. Pictures are then prepared as for these weights, and a head
+    of another width is new. By default the weights are random."""
     in_chans: Literal[1, 3] = 3
     """Channels of the network's input: 3 for RGB, 1 for gray."""
     image_size: int | None = None
-    """Side in pixels of the network's input; by default the dataset's own (224 for folders)."""
+    """Side in pixels of the network's input; by default that of `weights`, without them the
+    dataset's own (224 for your own pictures)."""
     drop_path_rate: float | None = None
     """Stochastic depth of the last stage; by default the model's own."""
     data: DataConfig = field(default_factory=DataConfig)
@@ -74,8 +45,26 @@ class Recipe:
     """How training pictures are varied."""
     optim: OptimConfig = field(default_factory=OptimConfig)
     """The optimiser and its schedule."""
+    freeze: FreezeConfig = field(default_factory=FreezeConfig)
+    """What is not trained, of a network that starts from weights."""
+    distill: DistillConfig = field(default_factory=DistillConfig)
+    """A teacher to learn from."""
     epochs: int = 30
     """Passes over the training pictures."""
+    steps: int | None = None
+    """Optimiser steps of the whole run, in place of epochs; the last epoch may be a part of one."""
+    max_train_samples: int | None = None
+    """Train on so many pictures only, the same share of each class, chosen by data.split_seed."""
+    sampling: Literal["shuffled", "balanced"] = "shuffled"
+    """balanced: an epoch draws as many pictures of each class, rare ones several times."""
+    class_weights: Literal["none", "balanced"] = "none"
+    """balanced: a picture's loss counts in inverse proportion to how often its class is trained
+    on."""
+    best_by: Literal["val_top1", "val_recall", "val_loss"] = "val_top1"
+    """By which the best epoch is chosen; val_recall is the mean over the classes, for those whose
+    numbers differ."""
+    patience: int = 0
+    """End the run after so many epochs without a better one; 0 for never."""
     batch_size: int = 64
     """Pictures of one optimiser step."""
     ema: float = 0.0
@@ -99,6 +88,11 @@ class Recipe:
     With one more the run goes back to the last checkpoint, once; the next time it ends."""
     timeout: int = 600
     """Seconds that one of several processes may keep the others waiting for a step."""
+    trackers: tuple[Literal["wandb", "mlflow", "trackio"], ...] = ()
+    """Services that get the figures besides; each must be installed. Where they send them is
+    theirs to know, by their own environment variables."""
+    project: str = "cvt"
+    """What the trackers call the project, or the experiment, that the run is one of."""
     device: str = "auto"
     """auto (CUDA where there is one, else the CPU), cpu, cuda, cuda:1, ..."""
     seed: int = 0
@@ -108,35 +102,53 @@ class Recipe:
         check_types(self)
         for name in ("epochs", "batch_size", "keep", "timeout"):
             check(getattr(self, name) >= 1, f"{name}={getattr(self, name)} must be at least 1")
-        check(self.optim.warmup_epochs < self.epochs,
-              f"optim.warmup_epochs={self.optim.warmup_epochs} leaves nothing of epochs="
-              f"{self.epochs}; make it smaller")
+        for name in ("steps", "max_train_samples"):
+            value = getattr(self, name)
+            check(value is None or value >= 1, f"{name}={value} must be at least 1")
+        if self.steps is not None and self.optim.warmup_steps is not None:
+            check(self.optim.warmup_steps < self.steps, "optim.warmup_steps="
+                  f"{self.optim.warmup_steps} leaves nothing of steps={self.steps}; make it "
+                  "smaller")
+        elif self.steps is None and self.optim.warmup_steps is None:
+            check(self.optim.warmup_epochs < self.epochs,
+                  f"optim.warmup_epochs={self.optim.warmup_epochs} leaves nothing of epochs="
+                  f"{self.epochs}; make it smaller")
+        check(self.weights is not None or not self.freeze.anything, "freeze keeps what `weights` "
+              "have learnt, and there are none; give --weights")
         check(not (self.compile and self.grad_checkpointing), "compile and grad_checkpointing do "
               "not go together, for a compiled network decides itself what to compute again; "
               "choose one")
         check(0 <= self.ema < 1, f"ema={self.ema} must be in [0, 1)")
-        for name in ("seed", "save_every", "skip_nonfinite"):
+        for name in ("seed", "save_every", "skip_nonfinite", "patience"):
             check(getattr(self, name) >= 0, f"{name}={getattr(self, name)} must not be negative")
         check(self.batch_size % self.optim.accumulate == 0,
               f"batch_size={self.batch_size} cannot be passed in optim.accumulate="
               f"{self.optim.accumulate} equal parts; choose a divisor")
         check(not self.augment.mixes or self.batch_size % 2 == 0,
               f"batch_size={self.batch_size} is odd, but mixup and CutMix mix pairs; make it even")
-        self.config(num_classes=1)  # refuses an unknown model and too small an image
+        if self.weights is None:
+            self.config(num_classes=1)  # refuses an unknown model and too small an image
 
-    def config(self, num_classes: int, size: int | None = None) -> CvTConfig:
+    @property
+    def name(self) -> str:
+        """What to call the network."""
+        return self.model or self.weights or DEFAULT
+
+    def config(self, num_classes: int, size: int | None = None, own: CvTConfig | None = None
+               ) -> CvTConfig:
         """The network to train, for `num_classes` classes and pictures of `size` pixels a side.
 
-        Raises InputError for an unknown variant or file, or a size that leaves a stage empty.
+        own: that of the weights to start from. Raises InputError for an unknown variant or file, or
+        a size that leaves a stage empty.
         """
-        config = find_config(self.model)
-        stages, own = config.stages, size or config.image_size
+        config = own or find_config(self.model or DEFAULT)
+        stages, own_size = config.stages, size or config.image_size
         if self.drop_path_rate is not None:
             last = dataclasses.replace(stages[-1], drop_path_rate=self.drop_path_rate)
             stages = (*stages[:-1], last)
-        return dataclasses.replace(config, stages=stages, in_chans=self.in_chans,
-                                   num_classes=num_classes,
-                                   image_size=own if self.image_size is None else self.image_size)
+        return dataclasses.replace(
+            config, stages=stages, in_chans=self.in_chans, num_classes=num_classes,
+            image_size=own_size if self.image_size is None else self.image_size)
 
     def preprocess(self, own: Preprocess) -> Preprocess:
         """The dataset's `own` preprocessing at this recipe's size and number of channels."""
@@ -150,7 +162,8 @@ class Recipe:
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Recipe:
         """The recipe `data` describes. Raises InputError for an unknown key or a wrong value."""
-        parts = {"data": DataConfig, "augment": AugmentConfig, "optim": OptimConfig}
+        parts = {"data": DataConfig, "augment": AugmentConfig, "optim": OptimConfig,
+                 "freeze": FreezeConfig, "distill": DistillConfig}
         built = {key: from_mapping(parts[key], value, key) if key in parts else value
                  for key, value in data.items()}
         return from_mapping(cls, built, "the recipe")

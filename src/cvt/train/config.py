@@ -1,0 +1,103 @@
+"""The parts of a recipe: optimiser and schedule, what is frozen, who teaches. No torch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from cvt.schema import check, check_types
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimConfig:
+    """The optimiser, a linear warm-up, then a schedule; the learning rate moves at every step.
+
+    The official recipe is lr 0.002 for a batch of 2,048, weight decay 0.05 (CvT-13) or 0.1, five
+    warm-up epochs from 1e-6, a floor of 1e-5 and no clipping (microsoft/CvT, experiments). The
+    paper fine-tunes with SGD, momentum 0.9 (Sec. 4.1).
+    """
+
+    name: Literal["adamw", "sgd"] = "adamw"
+    """AdamW (Loshchilov and Hutter, 2019), or SGD with momentum."""
+    lr: float = 1e-3
+    """Learning rate after the warm-up."""
+    schedule: Literal["cosine", "linear", "constant"] = "cosine"
+    """How it falls to min_lr after the warm-up; constant: it does not."""
+    weight_decay: float = 0.05
+    """Decay of weight matrices and kernels; norms, biases, class token and position embeddings
+    have none."""
+    betas: tuple[float, float] = (0.9, 0.999)
+    """AdamW's moment decays."""
+    momentum: float = 0.9
+    """SGD's."""
+    layer_decay: float = 1.0
+    """Each layer's learning rate as a fraction of that of the layer above it, in (0, 1]; a layer is
+    the stem, a block, or the head (Bao et al., 2022). For fine-tuning, 0.65 to 0.9 are usual."""
+    warmup_epochs: float = 2.0
+    """Epochs of linear warm-up; may be a fraction."""
+    warmup_steps: int | None = None
+    """Steps of linear warm-up, in place of warmup_epochs."""
+    warmup_lr: float = 1e-6
+    """Learning rate of the first step."""
+    min_lr: float = 1e-5
+    """Learning rate at the end."""
+    clip_grad: float = 0.0
+    """Largest norm of the gradient; 0 for no clipping."""
+    accumulate: int = 1
+    """Equal parts in which a batch passes the network before the optimiser's step; more parts take
+    less memory, and BatchNorm sees one part at a time."""
+
+    def __post_init__(self) -> None:
+        check_types(self)
+        for name in ("lr", "warmup_lr", "min_lr", "weight_decay", "warmup_epochs", "clip_grad"):
+            check(getattr(self, name) >= 0, f"{name}={getattr(self, name)} must not be negative")
+        for name in ("warmup_lr", "min_lr"):
+            check(getattr(self, name) <= self.lr, f"{name}={getattr(self, name)} is above "
+                  f"lr={self.lr}; make it smaller")
+        check(all(0 <= b < 1 for b in self.betas), f"betas={self.betas} must be in [0, 1)")
+        check(0 <= self.momentum < 1, f"momentum={self.momentum} must be in [0, 1)")
+        check(0 < self.layer_decay <= 1, f"layer_decay={self.layer_decay} must be in (0, 1]")
+        check(self.warmup_steps is None or self.warmup_steps >= 0,
+              f"warmup_steps={self.warmup_steps} must not be negative")
+        check(self.accumulate >= 1, f"accumulate={self.accumulate} must be at least 1")
+
+
+@dataclass(frozen=True, kw_only=True)
+class FreezeConfig:
+    """What of the network stays as `weights` have it; what is frozen has no dropout either."""
+
+    trunk: bool = False
+    """All but the head: a linear probe."""
+    stages: int = 0
+    """So many stages, from the first."""
+    batchnorm: bool = False
+    """Every BatchNorm, its statistics included: for fine-tuning on small batches."""
+
+    def __post_init__(self) -> None:
+        check_types(self)
+        check(self.stages >= 0, f"stages={self.stages} must not be negative")
+
+    @property
+    def anything(self) -> bool:
+        """Whether something is frozen."""
+        return self.trunk or self.stages > 0 or self.batchnorm
+
+
+@dataclass(frozen=True, kw_only=True)
+class DistillConfig:
+    """A trained network whose answers are learnt from, beside the labels (Hinton et al., 2015)."""
+
+    teacher: str | None = None
+    """A CvT with the same classes (a directory, a tag, hf-hub:org/name), or timm:NAME for a model
+    of timm with as many classes, such as timm:regnety_160.deit_in1k; None for no teacher."""
+    share: float = 0.5
+    """Of the loss, what the teacher has in it, in (0, 1]; the labels have the rest."""
+    temperature: float = 1.0
+    """By which both networks' logits are divided before they are compared."""
+    hard: bool = False
+    """Learn the teacher's most probable class (Touvron et al., 2021), not its probabilities."""
+
+    def __post_init__(self) -> None:
+        check_types(self)
+        check(0 < self.share <= 1, f"share={self.share} must be in (0, 1]")
+        check(self.temperature > 0, f"temperature={self.temperature} must be above 0")

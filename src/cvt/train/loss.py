@@ -1,0 +1,135 @@
+"""What a step minimises: cross entropy, weighted by class, and beside it a teacher's answers."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+
+import numpy as np
+import timm
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from cvt.card import ModelCard
+from cvt.config import Preprocess
+from cvt.data.pictures import Pictures
+from cvt.device import autocast
+from cvt.errors import InputError
+from cvt.train.config import DistillConfig
+from cvt.train.recipe import Recipe
+from cvt.zoo import load_model
+
+TIMM = "timm:"
+
+
+class Loss(nn.Module):
+    """Images, logits (B, K) and labels (B,) or probabilities (B, K) to the mean loss in nats."""
+
+    def __init__(self, recipe: Recipe, card: ModelCard, pictures: Pictures) -> None:
+        super().__init__()
+        self.smoothing = recipe.augment.label_smoothing
+        weight = balanced_weights(pictures) if recipe.class_weights == "balanced" else None
+        self.weight: Tensor | None
+        self.register_buffer("weight", weight)
+        self.distill = recipe.distill
+        self.teacher = Teacher(recipe.distill, card, recipe.precision) if (
+            recipe.distill.teacher) else None
+
+    def forward(self, x: Tensor, logits: Tensor, target: Tensor) -> Tensor:
+        """The loss, a scalar."""
+        logits = logits.float()
+        # Divided by the pictures, not by their weights, so that parts of a batch add up.
+        loss = F.cross_entropy(logits, target, self.weight, label_smoothing=self.smoothing,
+                               reduction="mean" if self.weight is None else "none").mean()
+        if self.teacher is None:
+            return loss
+        share = self.distill.share
+        return (1 - share) * loss + share * distance(logits, self.teacher(x), self.distill)
+
+
+def balanced_weights(pictures: Pictures) -> Tensor:
+    """A weight a class, (K,), in inverse proportion to its pictures; their mean over these is 1."""
+    counts = np.bincount(pictures.labels, minlength=len(pictures.classes))
+    if not counts.all():
+        raise InputError("class_weights=balanced, and the class "
+                         f"{pictures.classes[int(counts.argmin())]!r} has no training picture")
+    return torch.tensor(len(pictures) / (len(counts) * counts), dtype=torch.float32)
+
+
+def distance(logits: Tensor, teacher: Tensor, config: DistillConfig) -> Tensor:
+    """How far `logits` (B, K) are from the teacher's, in nats.
+
+    Hard: cross entropy with its most probable class. Soft: Kullback-Leibler divergence at the
+    temperature, times its square, which keeps the gradient's size (Hinton et al., 2015).
+    """
+    if config.hard:
+        return F.cross_entropy(logits, teacher.argmax(1))
+    t = config.temperature
+    return F.kl_div((logits / t).log_softmax(1), (teacher / t).log_softmax(1), log_target=True,
+                    reduction="batchmean") * t**2
+
+
+class Teacher(nn.Module):
+    """A trained network that sees the student's pictures, as it was trained to see them."""
+
+    def __init__(self, config: DistillConfig, card: ModelCard, precision: str) -> None:
+        super().__init__()
+        self.precision = precision
+        name = str(config.teacher)
+        load = _from_timm if name.startswith(TIMM) else _cvt
+        self.network, own, order = load(name, card)
+        if own.channels != card.preprocess.channels:
+            raise InputError(f"the teacher {name} takes {own.channels} channels, the network "
+                             f"{card.preprocess.channels}; set in_chans={own.channels}")
+        self.network.eval().requires_grad_(False)
+        self.order = None if order == list(range(len(order))) else order
+        # From the student's normalisation to the teacher's: scale * x + shift.
+        (mean, std), (mean_t, std_t) = (
+            (torch.tensor(p.mean).view(-1, 1, 1), torch.tensor(p.std).view(-1, 1, 1))
+            for p in (card.preprocess, own))
+        self.scale: Tensor
+        self.shift: Tensor
+        self.register_buffer("scale", std / std_t)
+        self.register_buffer("shift", (mean - mean_t) / std_t)
+        self.size = own.size
+
+    def train(self, mode: bool = True) -> Teacher:  # noqa: ARG002
+        """It stays in evaluation."""
+        return self
+
+    @torch.no_grad()
+    def forward(self, x: Tensor) -> Tensor:
+        """Logits (B, K) of the student's pictures (B, C, H, W), in the order of its classes."""
+        x = torch.addcmul(self.shift, x, self.scale)
+        if x.shape[-1] != self.size:
+            x = F.interpolate(x, (self.size, self.size), mode="bicubic", antialias=True)
+        with autocast(x.device, self.precision):
+            logits = self.network(x).float()
+        return logits if self.order is None else logits[:, self.order]
+
+
+def _cvt(name: str, card: ModelCard) -> tuple[nn.Module, Preprocess, Sequence[int]]:
+    model, own = load_model(name)
+    if sorted(own.classes) != sorted(card.classes):
+        missing = sorted(set(card.classes) - set(own.classes)) or sorted(set(own.classes)
+                                                                       - set(card.classes))
+        raise InputError(f"the teacher {name} and the pictures have other classes, such as "
+                         f"{missing[0]!r}; a teacher knows the same ones")
+    return model, own.preprocess, [own.classes.index(c) for c in card.classes]
+
+
+def _from_timm(name: str, card: ModelCard) -> tuple[nn.Module, Preprocess, Sequence[int]]:
+    try:
+        model = timm.create_model(name.removeprefix(TIMM), pretrained=True)
+    # Whatever timm, the hub and the file give: there is no exception of its own.
+    except Exception as error:
+        reason = " ".join(str(error).split())[:300]
+        raise InputError(f"the teacher {name} cannot be had from timm: {reason}") from None
+    if model.num_classes != len(card.classes):
+        raise InputError(f"the teacher {name} has {model.num_classes} classes, the pictures have "
+                         f"{len(card.classes)}; a teacher knows the same ones, in the same order")
+    found = timm.data.resolve_model_data_config(model)
+    own = dataclasses.replace(card.preprocess, size=found["input_size"][1],
+                              mean=tuple(found["mean"]), std=tuple(found["std"]))
+    return model, own, list(range(len(card.classes)))

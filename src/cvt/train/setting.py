@@ -1,0 +1,64 @@
+"""What a recipe comes to on a dataset: pictures in, network, optimiser and loss."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from pathlib import Path
+
+from timm.utils import ModelEmaV3
+
+from cvt.card import ModelCard
+from cvt.data.augment import training_transform
+from cvt.data.datasets import load_dataset
+from cvt.data.loader import TrainLoader, Unreadable
+from cvt.data.pictures import subset
+from cvt.data.randomness import seed_all
+from cvt.model import CvT
+from cvt.train.engine import Engine
+from cvt.train.loss import Loss
+from cvt.train.optim import build_optimizer
+from cvt.train.recipe import Recipe
+from cvt.train.start import freeze, put_weights, starting_point
+from cvt.train.state import Weights
+from cvt.weights.load import LoadReport
+
+
+class Setting:
+    """What a recipe comes to on a dataset; refuses what cannot be trained.
+
+    begun: a run that has checkpoints, and needs the weights that it started from no more.
+    """
+
+    def __init__(self, recipe: Recipe, engine: Engine, begun: Path | None = None) -> None:
+        dataset = load_dataset(recipe.data)
+        if recipe.max_train_samples:
+            dataset = dataclasses.replace(dataset, train=subset(
+                dataset.train, recipe.max_train_samples, recipe.data.split_seed))
+        self.recipe, self.dataset, self.engine = recipe, dataset, engine
+        self.card, self.checkpoint = starting_point(recipe, dataset) if begun is None else (
+            ModelCard.load(begun), None)
+        transform = training_transform(self.card.preprocess, recipe.augment)
+        self.loader = TrainLoader(dataset.train, transform,
+                                  batch_size=recipe.batch_size, seed=recipe.seed,
+                                  workers=recipe.data.workers, rank=engine.rank,
+                                  world=engine.world, repeats=recipe.augment.repeats,
+                                  balanced=recipe.sampling == "balanced",
+                                  max_unreadable=recipe.data.max_unreadable)
+        self.unreadable = Unreadable(dataset.val, recipe.data.max_unreadable)
+        self.loss = Loss(recipe, self.card, dataset.train)
+        self.steps = recipe.steps or recipe.epochs * len(self.loader)
+        self.epochs = math.ceil(self.steps / len(self.loader))
+
+    def build(self) -> tuple[Weights, ModelEmaV3 | None, LoadReport | None]:
+        """The network, its moving average, and what was done to load weights, on the engine."""
+        recipe, engine = self.recipe, self.engine
+        seed_all(recipe.seed)
+        model = CvT(self.card.model)
+        started = put_weights(model, self.checkpoint) if self.checkpoint else None
+        frozen = freeze(model.to(engine.device), recipe.freeze)
+        ema = ModelEmaV3(model, decay=recipe.ema, use_warmup=True) if recipe.ema else None
+        optimizer = build_optimizer(model, recipe.optim)
+        engine.prepare(model, optimizer, self.loss, frozen)
+        return (Weights(model=model, ema=ema.module if ema else None, optimizer=optimizer), ema,
+                started)

@@ -1,0 +1,69 @@
+"""What a run starts from: the network for a dataset, random or with weights, and what is frozen."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import nn
+
+from cvt.card import ModelCard
+from cvt.data.pictures import Dataset
+from cvt.errors import InputError
+from cvt.model import CvT
+from cvt.train.config import FreezeConfig
+from cvt.train.recipe import Recipe
+from cvt.weights.checkpoint import Checkpoint
+from cvt.weights.load import LoadReport, fit
+from cvt.zoo import open_checkpoint
+
+
+def starting_point(recipe: Recipe, dataset: Dataset) -> tuple[ModelCard, Checkpoint | None]:
+    """The card of the network to train, and the weights it starts from, if any.
+
+    With weights, network and preprocessing are theirs, but for what the recipe sets. Raises
+    InputError where they cannot be had, or are of another network than `recipe.model`.
+    """
+    classes = dataset.train.classes
+    if recipe.weights is None:
+        preprocess = recipe.preprocess(dataset.preprocess)
+        return ModelCard(model=recipe.config(len(classes), preprocess.size), preprocess=preprocess,
+                         classes=classes), None
+    checkpoint = open_checkpoint(recipe.weights, model=recipe.model)
+    own = checkpoint.card.model
+    if recipe.model is not None:
+        wanted = recipe.config(len(classes))
+        if [(s.dim, s.depth) for s in wanted.stages] != [(s.dim, s.depth) for s in own.stages]:
+            raise InputError(f"weights={recipe.weights} are of another network than "
+                             f"model={recipe.model}; leave model out, and it is theirs")
+    preprocess = recipe.preprocess(checkpoint.card.preprocess)
+    return ModelCard(model=recipe.config(len(classes), preprocess.size, own),
+                     preprocess=preprocess, classes=classes), checkpoint
+
+
+def put_weights(model: CvT, checkpoint: Checkpoint) -> LoadReport:
+    """Load the weights into `model`; the head, input channels and position embeddings may differ.
+
+    Raises InputError where anything else does.
+    """
+    tensors, report = fit(model, checkpoint.tensors, checkpoint.path,
+                          adapt=("head", "in_chans", "pos_embed"), format=checkpoint.names,
+                          renamed=checkpoint.renamed, notes=checkpoint.notes)
+    model.load_state_dict(tensors, strict=False)
+    return report
+
+
+def freeze(model: CvT, config: FreezeConfig) -> Sequence[nn.Module]:
+    """Take the gradient from what `config` names; those modules, which must stay in evaluation.
+
+    Raises InputError for more stages than `model` has.
+    """
+    stages: list[nn.Module] = list(model.stages)
+    if config.stages > len(stages):
+        raise InputError(f"freeze.stages={config.stages}, and the network has {len(stages)}; "
+                         "freeze.trunk freezes them all")
+    frozen: list[nn.Module] = [*stages, model.norm] if config.trunk else stages[:config.stages]
+    if config.batchnorm:
+        frozen += [module for module in model.modules() if isinstance(module, nn.BatchNorm2d)]
+    for module in frozen:
+        module.requires_grad_(False)
+    return frozen

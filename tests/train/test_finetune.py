@@ -1,0 +1,263 @@
+"""What fine-tuners set: weights to start from, frozen parts, layers, classes, a teacher."""
+
+import dataclasses
+import json
+import shutil
+
+import pytest
+import timm
+import torch
+import torch.nn.functional as F
+
+import cvt
+from cvt.card import ModelCard
+from cvt.config import CvTConfig, Preprocess, StageConfig
+from cvt.data.builtin import digits
+from cvt.data.pictures import subset
+from cvt.errors import InputError
+from cvt.model import CvT
+from cvt.train import loop
+from cvt.train.config import DistillConfig, FreezeConfig, OptimConfig
+from cvt.train.loss import Loss, balanced_weights, distance
+from cvt.train.optim import SCALE, build_optimizer
+from cvt.train.recipe import Recipe
+from cvt.weights.tensors import read_tensors
+from cvt.zoo import load_model
+
+STAGES = (StageConfig(dim=8, num_heads=1, depth=1),
+          StageConfig(dim=16, num_heads=2, depth=2, cls_token=True))
+CONFIG = CvTConfig(stages=STAGES, num_classes=3, image_size=16)
+PREPROCESS = Preprocess(size=16, crop=1.0, mean=(0.1, 0.2, 0.3), std=(0.5, 0.6, 0.7))
+CLASSES = tuple("0123456789")
+
+
+@pytest.fixture
+def trained(tmp_path):
+    """The directory of a network for three classes, with its own preprocessing."""
+    cvt.save_model(tmp_path / "trained", CvT(CONFIG), PREPROCESS, ("a", "b", "c"))
+    return tmp_path / "trained"
+
+
+@pytest.fixture
+def recipe(trained):
+    """Two epochs from those weights."""
+    return Recipe(weights=str(trained), epochs=2, batch_size=128, max_train_samples=256,
+                  optim=OptimConfig(lr=3e-3, warmup_epochs=0))
+
+
+def weights(run, name="last"):
+    return read_tensors(run / f"{name}.safetensors")
+
+
+def changed(run, start):
+    """Names of tensors that training has moved."""
+    after, before = weights(run), load_model(start)[0].state_dict()
+    return {name for name in after if name not in before or before[name].shape != after[name].shape
+            or not torch.equal(after[name], before[name])}
+
+
+def test_a_run_starts_from_weights_and_their_preprocessing(recipe, trained, tmp_path, capfd):
+    loop.train(recipe, tmp_path / "run")
+    card = ModelCard.load(tmp_path / "run")
+    assert card.preprocess == PREPROCESS
+    assert card.model == dataclasses.replace(CONFIG, num_classes=10)
+    assert card.classes == CLASSES
+    said = capfd.readouterr().err
+    assert "left over head.weight" in " ".join(said.split())
+    slow = dataclasses.replace(recipe, epochs=1, optim=OptimConfig(
+        lr=1e-9, warmup_lr=1e-9, min_lr=1e-9, warmup_epochs=0, weight_decay=0))
+    loop.train(slow, tmp_path / "slow", quiet=True)
+    start = load_model(trained)[0].state_dict()
+    for name, tensor in weights(tmp_path / "slow").items():
+        if "bn" not in name and not name.startswith("head"):
+            torch.testing.assert_close(tensor, start[name], rtol=0, atol=1e-6)
+
+
+def test_a_resumed_run_needs_the_weights_no_more(recipe, trained, tmp_path, monkeypatch):
+    loop.train(recipe, tmp_path / "whole", quiet=True)
+    shutil.copytree(tmp_path / "whole", tmp_path / "cut")
+    for gone in ("metrics.json", "checkpoints/step-00000004"):
+        path = tmp_path / "cut" / gone
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+    shutil.rmtree(trained)
+    loop.resume(tmp_path / "cut", quiet=True)
+    one, other = weights(tmp_path / "whole"), weights(tmp_path / "cut")
+    assert all(torch.equal(one[name], other[name]) for name in one)
+
+
+def test_weights_of_another_network_are_refused(trained, tmp_path):
+    with pytest.raises(InputError, match="of another network than model=cvt_13; leave model out"):
+        loop.train(Recipe(model="cvt_13", weights=str(trained)), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(("freeze", "moves", "stays"), [
+    (FreezeConfig(trunk=True), ("head.",), ("stages.", "norm.")),
+    (FreezeConfig(stages=1), ("stages.1.", "head.", "norm."), ("stages.0.",)),
+    (FreezeConfig(batchnorm=True), ("stages.0.embed.", "head."), ("bn",)),
+])
+def test_what_is_frozen_stays_bit_for_bit(recipe, trained, tmp_path, freeze, moves, stays):
+    frozen = dataclasses.replace(recipe, freeze=freeze)
+    loop.train(frozen, tmp_path / "run", quiet=True)
+    moved = changed(tmp_path / "run", trained)
+    for part in moves:
+        assert any(name.startswith(part) for name in moved), part
+    for part in stays:
+        assert not any(part in name for name in moved), part
+
+
+def test_freezing_without_weights_is_refused():
+    with pytest.raises(InputError, match="give --weights"):
+        Recipe(freeze=FreezeConfig(trunk=True))
+
+
+def test_more_frozen_stages_than_there_are_are_refused(recipe, tmp_path):
+    with pytest.raises(InputError, match=r"freeze\.stages=3, and the network has 2"):
+        loop.train(dataclasses.replace(recipe, freeze=FreezeConfig(stages=3)), tmp_path / "run")
+
+
+def test_lower_layers_learn_more_slowly():
+    model = CvT(CONFIG)
+    names = {id(p): name for name, p in model.named_parameters()}
+    scale = {names[id(p)]: group[SCALE] for group in
+             build_optimizer(model, OptimConfig(layer_decay=0.5)).param_groups
+             for p in group["params"]}
+    assert set(scale) == set(names.values())
+    assert scale["head.weight"] == scale["norm.bias"] == 1
+    assert scale["stages.1.blocks.1.mlp.fc1.weight"] == 0.5
+    assert scale["stages.1.blocks.0.norm1.bias"] == scale["stages.1.cls_token"] == 0.25
+    assert scale["stages.1.embed.conv.weight"] == 0.25
+    assert scale["stages.0.blocks.0.attn.q.conv.weight"] == 0.125
+    assert scale["stages.0.embed.conv.bias"] == 0.0625
+
+
+def test_sgd_with_layer_decay_trains_and_resumes(recipe, tmp_path):
+    plain = dataclasses.replace(recipe, optim=OptimConfig(
+        name="sgd", lr=0.1, layer_decay=0.7, schedule="linear", warmup_steps=1))
+    loop.train(plain, tmp_path / "whole", quiet=True)
+    shutil.copytree(tmp_path / "whole", tmp_path / "cut")
+    (tmp_path / "cut/metrics.json").unlink()
+    shutil.rmtree(tmp_path / "cut/checkpoints/step-00000004")
+    loop.resume(tmp_path / "cut", quiet=True)
+    one, other = weights(tmp_path / "whole"), weights(tmp_path / "cut")
+    assert all(torch.equal(one[name], other[name]) for name in one)
+
+
+def test_a_run_can_be_so_many_steps(recipe, tmp_path):
+    loop.train(dataclasses.replace(recipe, steps=5), tmp_path / "run", quiet=True)
+    rows = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
+    assert [row["epoch"] for row in rows] == [1, 2, 3]
+    assert rows[-1]["lr"] == pytest.approx(recipe.optim.min_lr)
+    assert (tmp_path / "run/checkpoints/step-00000005").exists()
+
+
+def test_a_run_that_gets_no_better_ends_early(recipe, tmp_path):
+    still = dataclasses.replace(recipe, epochs=9, patience=2, best_by="val_loss", optim=OptimConfig(
+        name="sgd", lr=50.0, warmup_epochs=0, schedule="constant"))
+    loop.train(still, tmp_path / "run", quiet=True)
+    rows = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
+    losses = [row["val_loss"] for row in rows]
+    assert len(rows) == losses.index(min(losses)) + 1 + 2 < 9
+
+
+def test_recall_counts_every_class_the_same(recipe, tmp_path):
+    evaluation = loop.train(dataclasses.replace(recipe, best_by="val_recall"), tmp_path / "run",
+                            quiet=True)
+    rows = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
+    recalls = [c.recall for c in evaluation.per_class]
+    assert max(row["val_recall"] for row in rows) == pytest.approx(sum(recalls) / len(recalls))
+
+
+def test_a_subset_keeps_the_share_of_each_class():
+    train = digits().train
+    some = subset(train, 100, 0)
+    assert len(some) == 100
+    counts = torch.bincount(torch.tensor(some.labels))
+    assert counts.min() >= 9
+    assert counts.max() <= 11
+    assert subset(train, 10, 0).labels != ()
+    assert sorted(subset(train, 10, 0).labels) == list(range(10))
+    assert set(subset(train, 50, 0).names) <= set(some.names)
+    assert subset(train, 100, 1).names != some.names
+    with pytest.raises(InputError, match="9 training pictures are too few for 10 classes"):
+        subset(train, 9, 0)
+
+
+def test_balanced_class_weights_make_up_for_rare_classes():
+    train = digits().train
+    rare = train.choose([i for i, label in enumerate(train.labels) if label or i % 10 == 0])
+    weight = balanced_weights(rare)
+    counts = torch.bincount(torch.tensor(rare.labels))
+    torch.testing.assert_close(weight * counts, torch.full((10,), len(rare) / 10))
+    card = ModelCard(model=dataclasses.replace(CONFIG, num_classes=10), preprocess=PREPROCESS,
+                     classes=CLASSES)
+    loss = Loss(Recipe(class_weights="balanced"), card, rare)
+    logits, labels = torch.randn(8, 10), torch.tensor([0, 1, 2, 3, 4, 5, 6, 0])
+    expected = (F.cross_entropy(logits, labels, reduction="none") * weight[labels]).mean()
+    torch.testing.assert_close(loss(torch.empty(0), logits, labels), expected)
+    with pytest.raises(InputError, match="the class '0' has no training picture"):
+        balanced_weights(train.choose([i for i, label in enumerate(train.labels) if label]))
+
+
+def test_the_distance_to_a_teacher_is_hintons_or_deits():
+    logits, teacher = torch.randn(4, 10), torch.randn(4, 10)
+    p = (teacher / 2).softmax(1)
+    expected = 4 * (p * (p.log() - (logits / 2).log_softmax(1))).sum(1).mean()
+    torch.testing.assert_close(distance(logits, teacher, DistillConfig(temperature=2)), expected)
+    assert distance(logits, logits, DistillConfig()).abs() < 1e-6
+    hard = distance(logits, teacher, DistillConfig(hard=True))
+    torch.testing.assert_close(hard, F.cross_entropy(logits, teacher.argmax(1)))
+
+
+@pytest.fixture
+def teacher(tmp_path):
+    """A larger picture, another normalisation, the classes in another order."""
+    big = CvT(dataclasses.replace(CONFIG, num_classes=10, image_size=20))
+    cvt.save_model(tmp_path / "teacher", big, Preprocess(size=20, crop=1.0, mean=(0.5,) * 3,
+                                                         std=(0.25,) * 3), CLASSES[::-1])
+    return tmp_path / "teacher"
+
+
+def test_a_teacher_sees_the_pictures_as_it_was_trained_to(recipe, teacher):
+    card = ModelCard(model=dataclasses.replace(CONFIG, num_classes=10), preprocess=PREPROCESS,
+                     classes=CLASSES)
+    loss = Loss(dataclasses.replace(recipe, distill=DistillConfig(teacher=str(teacher), share=1.0)),
+                card, digits().train)
+    pixels = torch.rand(2, 3, 16, 16)
+    mean, std = (torch.tensor(v).view(3, 1, 1) for v in (PREPROCESS.mean, PREPROCESS.std))
+    network = load_model(teacher)[0]
+    resized = F.interpolate((pixels - 0.5) / 0.25, (20, 20), mode="bicubic", antialias=True)
+    with torch.no_grad():
+        expected = network(resized).flip(1)
+    torch.testing.assert_close(loss.teacher((pixels - mean) / std), expected, rtol=1e-4, atol=1e-5)
+    loss.train()
+    assert not loss.teacher.network.training
+    torch.testing.assert_close(loss((pixels - mean) / std, expected, torch.tensor([1, 2])),
+                               torch.tensor(0.0), rtol=0, atol=1e-5)
+
+
+def test_distillation_trains(recipe, teacher, tmp_path):
+    taught = dataclasses.replace(recipe, distill=DistillConfig(teacher=str(teacher)))
+    loop.train(taught, tmp_path / "taught", quiet=True)
+    loop.train(recipe, tmp_path / "alone", quiet=True)
+    one, other = weights(tmp_path / "taught"), weights(tmp_path / "alone")
+    assert not torch.equal(one["head.weight"], other["head.weight"])
+    assert not any(name.startswith("teacher") for name in one)
+
+
+def test_a_teacher_may_be_timms(recipe, tmp_path):
+    network = timm.create_model("resnet10t", num_classes=10)
+    home = tmp_path / "resnet"
+    home.mkdir()
+    timm.models.save_for_hf(network, home, safe_serialization=True)
+    config = DistillConfig(teacher=f"timm:local-dir:{home}", hard=True)
+    loop.train(dataclasses.replace(recipe, epochs=1, distill=config), tmp_path / "run", quiet=True)
+    with pytest.raises(InputError, match="cannot be had from timm"):
+        loop.train(dataclasses.replace(recipe, distill=DistillConfig(teacher="timm:no_such")),
+                   tmp_path / "other")
+
+
+def test_a_teacher_of_other_classes_is_refused(recipe, trained, tmp_path):
+    wrong = dataclasses.replace(recipe, distill=DistillConfig(teacher=str(trained)))
+    with pytest.raises(InputError, match="and the pictures have other classes, such as '0'"):
+        loop.train(wrong, tmp_path / "run")

@@ -1,0 +1,75 @@
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+from cvt.cli import main
+from cvt.config import CvTConfig, StageConfig
+from cvt.train.plan import _fitting
+
+ENV = {**os.environ, "OMP_NUM_THREADS": "1"}
+
+
+@pytest.fixture
+def tiny(tmp_path):
+    stages = (StageConfig(dim=64, num_heads=1, depth=1, cls_token=True),)
+    CvTConfig(stages=stages, num_classes=10, image_size=8).save(tmp_path / "tiny.json")
+    return [f"--model={tmp_path / 'tiny.json'}", "--image_size=8", "--batch_size=64",
+            "--epochs=3", f"--output={tmp_path / 'run'}"]
+
+
+def test_a_dry_run_says_what_a_run_takes_and_writes_nothing(tiny, tmp_path, capsys):
+    assert main(["train", *tiny, "--dry-run", "--json"]) == 0
+    plan = json.loads(capsys.readouterr().out)
+    assert (plan["steps"], plan["epochs"], plan["processes"]) == (66, 3, 1)
+    assert 0 <= plan["waiting_seconds"] < plan["step_seconds"] < 5
+    assert plan["total_seconds"] == pytest.approx(
+        66 * plan["step_seconds"] + 3 * plan["validation_seconds"])
+    assert 0 < plan["memory"] < plan["memory_limit"]
+    assert plan["exchange_seconds"] is None
+    assert plan["scaling"][1]["seconds"] < plan["scaling"][0]["seconds"]
+    assert not (tmp_path / "run").exists()
+
+
+def test_the_disk_it_names_is_what_a_run_takes(tiny, tmp_path, capsys):
+    assert main(["train", *tiny, "--dry-run", "--json"]) == 0
+    plan = json.loads(capsys.readouterr().out)
+    assert main(["train", *tiny, "--quiet"]) == 0
+    newest = max((tmp_path / "run/checkpoints").iterdir())
+    tensors = sum(p.stat().st_size for p in newest.glob("*.safetensors"))
+    assert plan["checkpoint"] == pytest.approx(tensors, rel=0.1)  # headers besides
+    run = sum(p.stat().st_size for p in (tmp_path / "run").rglob("*.safetensors"))
+    assert 0.5 * plan["disk"] <= run <= 1.1 * plan["disk"]
+
+
+def test_it_is_shown_as_a_table(tiny, capsys):
+    assert main(["train", *tiny, "--dry_run"]) == 0
+    out = capsys.readouterr().out
+    assert "1,437 to train, 360 to validate" in out
+    assert "--optim.accumulate 1" in out
+
+
+def test_processes_measure_what_exchange_costs(tiny):
+    done = subprocess.run(
+        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m",
+         "cvt", "train", *tiny, "--device=cpu", "--dry-run", "--json"], env=ENV,
+        capture_output=True, text=True, check=False, timeout=300)
+    assert done.returncode == 0, done.stderr
+    plan = json.loads(done.stdout)
+    assert plan["processes"] == 2
+    assert plan["exchange_seconds"] > 0
+    assert plan["at_a_time"] == 32
+
+
+@pytest.mark.parametrize(("peak", "less", "limit", "fits"), [
+    (2000, 1200, 2000, 16),  # 100 each on 400
+    (2000, 1200, 1300, 8),
+    (2000, 1200, 800, 4),
+    (2000, 1200, 450, None),
+    (2000, 1200, 99999, 64),
+    (2000, 2000, 3000, 16),  # too small to be seen
+])
+def test_the_batch_that_fits_follows_from_two_peaks(peak, less, limit, fits):
+    assert _fitting(64, 16, peak, less, limit) == fits
