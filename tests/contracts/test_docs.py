@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from PIL import Image
 from transformers import CvtConfig, CvtForImageClassification
 from transformers.utils import logging
 
@@ -75,6 +76,25 @@ def test_the_page_on_training_shows_a_run_that_resumes(tmp_path, monkeypatch, ca
     Path("runs/digits/metrics.json").unlink()  # as if it had been stopped before its end
     assert main([*again, "--quiet"]) == 0
     assert capsys.readouterr().out.count("report: runs/digits/report.html") == 2
+
+
+def test_the_page_on_fine_tuning_runs_from_top_to_bottom(desk, monkeypatch, capsys):
+    for i in range(24):
+        path = Path("photos", ("cat", "dog")[i % 2], f"{i}.png")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.effect_noise((40, 30), 10 + 60 * (i % 2)).convert("RGB").save(path)
+    text = (ROOT / "docs/finetuning.md").read_text()
+    for command in blocks(text, "sh"):  # the published weights are a download of 80 MB
+        command = command.replace("cvt_13.msft_in1k", "runs/mine").replace(
+            "--batch_size 32", "--batch_size 6" if "find_lr" not in command else "--batch_size 2")
+        assert main(shlex.split(command)[1:]) == 0, command
+
+    out = capsys.readouterr().out
+    assert "the run" in out
+    assert "try --optim.lr" in out
+    for run in ("photos", "probe", "balanced"):
+        assert Path("runs", run, "report.html").is_file()
+    assert Path("runs/find/lr_finder.png").is_file()
 
 
 def test_the_page_on_speed_runs_from_top_to_bottom(capsys, tmp_path, monkeypatch):

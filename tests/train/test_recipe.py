@@ -7,6 +7,7 @@ from cvt.config import VARIANTS, Preprocess
 from cvt.errors import InputError
 from cvt.train.config import OptimConfig
 from cvt.train.recipe import Recipe
+from cvt.zoo import ZOO
 
 RECIPES = sorted((Path(__file__).parents[2] / "recipes").glob("*.yaml"))
 
@@ -22,7 +23,11 @@ def test_shipped_recipes_say_where_they_come_from(path):
     top = [line for line in path.read_text().splitlines() if line.startswith("#")]
     for word in ("command", "cost", "expected"):
         assert any(word in line for line in top)
-    assert yaml.safe_load(path.read_text())["model"] in VARIANTS
+    assert f"recipes/{path.name}" in path.read_text()
+    plain = yaml.safe_load(path.read_text())
+    assert plain.get("model") in VARIANTS or plain["weights"] in ZOO or (
+        plain["weights"] == "runs/cvt_w24_shards")  # of the recipe for ImageNet-22k
+    Recipe.from_dict(plain)
 
 
 def test_the_model_takes_classes_channels_size_and_stochastic_depth_from_the_recipe():
