@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import errno
+import io
 import json
 import os
 import random
@@ -20,6 +21,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tarfile
 import tempfile
 import time
 from collections.abc import Callable
@@ -29,6 +31,7 @@ import torch
 
 import cvt.train.store as store_module
 from cvt.config import CvTConfig, StageConfig
+from cvt.data.builtin import digits
 from cvt.data.config import AugmentConfig
 from cvt.train import loop
 from cvt.train.config import OptimConfig
@@ -247,32 +250,51 @@ def disks(home: Path, whole: Path, plan: Recipe) -> dict[str, object]:
             "said": sorted(set(said))}
 
 
+def sources(home: Path) -> dict[str, Path]:
+    """The digits as a folder of files and as tar shards, in the same order."""
+    data, folder, shards = digits(), home / "folder", home / "shards"
+    shards.mkdir(parents=True)
+    for half, pictures in (("train", data.train), ("val", data.val)):
+        for i, label in enumerate(pictures.labels):
+            place = folder / half / pictures.classes[label] / f"{i:04}.png"
+            place.parent.mkdir(parents=True, exist_ok=True)
+            pictures.read(i).save(place)
+        with tarfile.open(shards / f"{half}-000000.tar", "w") as archive:
+            for place in sorted((folder / half).glob("*/*.png")):
+                name = f"{place.parent.name}-{place.stem}"
+                archive.add(place, f"{name}.png")
+                label = io.BytesIO(place.parent.name.encode())
+                member = tarfile.TarInfo(f"{name}.cls")
+                member.size = len(label.getvalue())
+                archive.addfile(member, label)
+    return {"folder": folder, "shards": shards}
+
+
 def settings(home: Path) -> dict[str, object]:
-    """Stopped in the middle of an epoch and resumed, with other numbers of workers and parts."""
+    """Stopped in the middle of an epoch and resumed, with other numbers of workers and parts, from
+    files and from tar: the same weights in all."""
     right, runs = 0, []
-    for workers in (0, 1, 4):
-        for accumulate in (1, 4):
-            plan = recipe(home, optim=OptimConfig(lr=3e-3, warmup_epochs=0.5,
-                                                  accumulate=accumulate))
-            plan = Recipe.from_dict({**plan.to_dict(), "data": {"workers": workers}})
-            runs.append(f"workers {workers}, accumulate {accumulate}")
-            whole, cut = home / "set-whole", home / "set-cut"
-            assert ended(fork(lambda plan=plan, run=whole: loop.train(plan, run, quiet=True),  # type: ignore[misc]
-                              home / "set.log")) == 0
-            pid = fork(lambda plan=plan, run=cut: loop.train(plan, run, quiet=True),  # type: ignore[misc]
-                       home / "set.log")
-            while not list(cut.glob(f"{CHECKPOINTS}/step-00000016")):
-                time.sleep(0.005)
-            os.kill(pid, signal.SIGKILL)
-            ended(pid)
-            right += finish(cut, plan, home / "set.log") and same(whole, cut)
-            if workers == 0:
-                base = home / f"base-{accumulate}"
-                shutil.copytree(whole, base)
-            else:
-                right -= not same(whole, home / f"base-{accumulate}")
-            shutil.rmtree(whole)
-            shutil.rmtree(cut)
+    for accumulate in (1, 4):
+        base: Path | None = None
+        for source, root in sources(home / str(accumulate)).items():
+            for workers in (0, 1, 4):
+                plan = recipe(home, optim=OptimConfig(lr=3e-3, warmup_epochs=0.5,
+                                                      accumulate=accumulate))
+                plan = Recipe.from_dict({**plan.to_dict(), "data": {
+                    "name": source, "root": str(root), "workers": workers}})
+                runs.append(f"{source}, workers {workers}, accumulate {accumulate}")
+                whole, cut = (home / f"{len(runs)}-{name}" for name in ("whole", "cut"))
+                assert ended(fork(lambda plan=plan, run=whole: loop.train(plan, run, quiet=True),  # type: ignore[misc]
+                                  home / "set.log")) == 0, (home / "set.log").read_text()
+                pid = fork(lambda plan=plan, run=cut: loop.train(plan, run, quiet=True),  # type: ignore[misc]
+                           home / "set.log")
+                while not list(cut.glob(f"{CHECKPOINTS}/step-00000016")):
+                    time.sleep(0.005)
+                os.kill(pid, signal.SIGKILL)
+                ended(pid)
+                base = base or whole
+                right += finish(cut, plan, home / "set.log") and same(base, cut) and same(base,
+                                                                                          whole)
     return {"settings": runs, "bit_equal": right}
 
 
