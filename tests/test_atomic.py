@@ -1,5 +1,6 @@
 import os
 import stat
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -52,3 +53,15 @@ def test_a_file_has_the_permissions_that_open_would_give_it(tmp_path):
     modes = {stat.S_IMODE(os.stat(tmp_path / name).st_mode) for name in ("a.txt", "b.txt")}
 
     assert len(modes) == 1
+
+
+def test_threads_that_write_at_once_leave_the_umask_alone(tmp_path):
+    before = os.umask(0o027)
+    try:
+        with ThreadPoolExecutor(8) as pool:
+            list(pool.map(lambda i: replace_file(tmp_path / str(i), lambda p: p.write_text("x")),
+                          range(200)))
+        assert {stat.S_IMODE(p.stat().st_mode) for p in tmp_path.iterdir()} == {0o640}
+    finally:
+        after = os.umask(before)
+    assert after == 0o027

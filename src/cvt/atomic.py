@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-import tempfile
+import secrets
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,18 +12,17 @@ def replace_file(path: str | Path, write: Callable[[Path], object]) -> None:
     """Call `write` with a temporary path beside `path`, then move the result into its place.
 
     Whoever reads `path` sees the old file or the new one, never a part; a failure leaves the old.
+    Any number of threads may write, each another file.
     """
     path = Path(path)
-    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-    os.close(handle)
-    part = Path(name)
+    part = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+    # Opened as any file is, so that the system itself applies the umask: mkstemp would keep the
+    # file to its owner, and a process cannot read its umask without changing it for all threads.
+    part.open("xb").close()
     try:
         write(part)
         with part.open("rb") as file:
             os.fsync(file.fileno())
-        mask = os.umask(0)
-        os.umask(mask)
-        part.chmod(0o666 & ~mask)  # mkstemp keeps its files to the owner; results are for all
         part.replace(path)
     finally:
         part.unlink(missing_ok=True)

@@ -1,4 +1,5 @@
 import io
+import os
 import struct
 import zlib
 
@@ -6,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageOps
 
-from cvt.data.images import list_images, read_image
+from cvt.data.images import list_images, read_file, read_image
 from cvt.errors import InputError
 
 
@@ -140,3 +141,17 @@ def test_a_folder_lists_its_pictures_and_nothing_else(tmp_path):
         path.touch()
     names = [str(p.relative_to(tmp_path)) for p in list_images(tmp_path)]
     assert names == ["a.JPG", "b.png", "sub/c.webp"]
+
+
+def test_a_link_that_leads_nowhere_is_listed_and_a_pipe_is_not(tmp_path):
+    (tmp_path / "gone.png").symlink_to(tmp_path / "moved.png")
+    (tmp_path / "loop.png").symlink_to(tmp_path / "loop.png")
+    os.mkfifo(tmp_path / "pipe.png")
+    assert [p.name for p in list_images(tmp_path)] == ["gone.png", "loop.png"]
+
+
+def test_a_pipe_or_a_directory_is_an_error_that_does_not_wait(tmp_path):
+    os.mkfifo(tmp_path / "pipe.png")
+    for path in (tmp_path / "pipe.png", tmp_path, tmp_path / "absent.png"):
+        with pytest.raises(OSError, match=r"is not a file|No such file"):
+            read_file(path)

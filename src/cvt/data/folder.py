@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
-from cvt.data.images import list_images
+from cvt.data.images import list_images, read_file
 from cvt.data.pictures import AS_IMAGENET, Dataset, Pictures, split
 from cvt.errors import InputError
 
@@ -42,12 +42,12 @@ def folder(root: Path, val_fraction: float = 0.2, seed: int = 0) -> Dataset:
 def files(classes: tuple[str, ...], paths: Sequence[Path], labels: Sequence[int]) -> Pictures:
     """Pictures that are files."""
     return Pictures(classes=classes, labels=tuple(labels), names=[str(p) for p in paths],
-                    fetch=partial(_fetch, paths))
+                    fetch=partial(_fetch, paths), files=True)
 
 
 # A module function, not a closure: pictures travel to worker processes, which pickle them.
 def _fetch(paths: Sequence[Path], index: int) -> bytes:
-    return paths[index].read_bytes()
+    return read_file(paths[index])
 
 
 def _scan(root: Path, least: int = 2) -> tuple[tuple[str, ...], list[Path], list[int]]:

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import io
+import stat
 import struct
 import warnings
 import zlib
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -34,14 +38,9 @@ def read_image(source: str | Path | bytes, name: str | None = None) -> Image.Ima
     if not data:
         raise InputError(f"{name} is empty (0 bytes); remove it or copy it again")
     try:
-        with warnings.catch_warnings():
-            # Pillow warns at 89 million pixels and refuses at twice that; one limit is enough.
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
-            # Other warnings are about metadata, which does not change the pixels.
-            warnings.filterwarnings("ignore", module="PIL", category=UserWarning)
-            with Image.open(io.BytesIO(data)) as file:
-                file.load()
-                return as_rgb(file, name)
+        with pillow_warnings(), Image.open(io.BytesIO(data)) as file:
+            file.load()
+            return as_rgb(file, name)
     except InputError:
         raise
     except UnidentifiedImageError:
@@ -53,6 +52,28 @@ def read_image(source: str | Path | bytes, name: str | None = None) -> Image.Ima
     except _DAMAGE as error:
         raise InputError(f"{name} is damaged or cut off ({error}); copy it again or remove it"
                          ) from None
+
+
+@contextlib.contextmanager
+def pillow_warnings() -> Iterator[None]:
+    """Pillow's warnings as `read_image` wants them.
+
+    They are the whole process's, and a thread may put them back while another still reads. So who
+    reads in threads enters this once around all of them.
+    """
+    with warnings.catch_warnings():
+        # Pillow warns at 89 million pixels and refuses at twice that; one limit is enough.
+        warnings.simplefilter("error", Image.DecompressionBombWarning)
+        # Other warnings are about metadata, which does not change the pixels.
+        warnings.filterwarnings("ignore", module="PIL", category=UserWarning)
+        yield
+
+
+def read_file(path: Path) -> bytes:
+    """The bytes of a file. Raises OSError where it is none, such as a pipe, which would hang."""
+    if not stat.S_ISREG(path.stat().st_mode):
+        raise OSError(errno.EINVAL, "is not a file, but a directory, a pipe or a device", str(path))
+    return path.read_bytes()
 
 
 def as_rgb(image: Image.Image, name: str) -> Image.Image:
@@ -86,7 +107,11 @@ def _rgb(image: Image.Image) -> Image.Image:
 
 
 def list_images(directory: Path) -> list[Path]:
-    """Every picture file below `directory`, by suffix, hidden ones left out, in a fixed order."""
+    """Every picture file below `directory`, by suffix, hidden ones left out, in a fixed order.
+
+    A link that leads nowhere is among them, so that a picture does not go missing unseen.
+    """
     return sorted(path for path in directory.rglob("*")
-                  if path.suffix.lower() in SUFFIXES and path.is_file()
+                  if path.suffix.lower() in SUFFIXES
+                  and (path.is_file() or (path.is_symlink() and not path.exists()))
                   and not any(p.startswith(".") for p in path.relative_to(directory).parts))

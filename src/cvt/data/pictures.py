@@ -31,6 +31,8 @@ class Pictures:
     fetch: Callable[[int], bytes | Image.Image]
     """The file of the picture at an index, or the picture where it never was a file. Raises OSError
     where it is not there."""
+    files: bool = False
+    """Whether each name is the path of a file that holds the picture and nothing else."""
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -60,7 +62,8 @@ class Dataset:
         """Both halves together."""
         one, other = self.train, self.val
         return Pictures(classes=one.classes, labels=one.labels + other.labels,
-                        names=[*one.names, *other.names], fetch=partial(_fetch_either, one, other))
+                        names=[*one.names, *other.names], files=one.files and other.files,
+                        fetch=partial(_fetch_either, one, other))
 
 
 def split(pictures: Pictures, val_fraction: float, seed: int, name: str) -> Dataset:

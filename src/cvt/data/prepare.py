@@ -33,16 +33,22 @@ def frame(preprocess: Preprocess, image: Image.Image) -> Image.Image:
     if preprocess.mode == "squash":
         target = (side, side)
     else:
-        short, long = min(image.size), max(image.size)
-        if long * side * side > short * (Image.MAX_IMAGE_PIXELS or math.inf):
-            raise InputError(f"a picture of {image.width}x{image.height} pixels is too thin to "
-                             f"resize its short side to {side}; cut it first")
-        other = int(side * long / short)
+        check_shape(preprocess, image.width, image.height)
+        other = int(side * max(image.size) / min(image.size))
         target = (side, other) if image.width <= image.height else (other, side)
     if image.size != target:
         image = image.resize(target, _FILTERS[preprocess.interpolation])
     left, top = (round((whole - size) / 2) for whole in image.size)
     return image if image.size == (size, size) else image.crop((left, top, left + size, top + size))
+
+
+def check_shape(preprocess: Preprocess, width: int, height: int) -> None:
+    """Raise InputError for a picture so thin that resizing its short side would fill the memory."""
+    short, long, side = min(width, height), max(width, height), preprocess.resize
+    if (preprocess.mode == "crop"
+            and long * side * side > short * (Image.MAX_IMAGE_PIXELS or math.inf)):
+        raise InputError(f"a picture of {width}x{height} pixels is too thin to resize its short "
+                         f"side to {side}; cut it first")
 
 
 def normalised(preprocess: Preprocess, image: Image.Image) -> NDArray[np.float32]:
