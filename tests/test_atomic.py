@@ -1,5 +1,6 @@
 import os
 import stat
+import sys
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -56,12 +57,14 @@ def test_a_file_has_the_permissions_that_open_would_give_it(tmp_path):
 
 
 def test_threads_that_write_at_once_leave_the_umask_alone(tmp_path):
-    before = os.umask(0o027)
+    before, interval = os.umask(0o027), sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)  # threads take turns as often as they can
     try:
         with ThreadPoolExecutor(8) as pool:
             list(pool.map(lambda i: replace_file(tmp_path / str(i), lambda p: p.write_text("x")),
-                          range(200)))
+                          range(1000)))
         assert {stat.S_IMODE(p.stat().st_mode) for p in tmp_path.iterdir()} == {0o640}
     finally:
         after = os.umask(before)
+        sys.setswitchinterval(interval)
     assert after == 0o027

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import csv
+import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
+from cvt.atomic import replace_file
 from cvt.data.folder import files
 from cvt.data.pictures import AS_IMAGENET, Dataset, Pictures, split
 from cvt.errors import InputError, did_you_mean
@@ -122,3 +124,30 @@ def _split(path: Path, row: int, text: str) -> str:
 
 def _by_value(label: str) -> tuple[bool, int, str]:
     return (False, int(label), "") if label.isdecimal() else (True, 0, label)
+
+
+def save_manifest(path: Path, dataset: Dataset, unreadable: Mapping[str, str]) -> None:
+    """Write `dataset`, whose pictures are files, as a table that `manifest` reads.
+
+    `unreadable` has, by name, why a picture cannot be read. Paths are relative to the table's
+    directory where they share more than the root with it, else absolute.
+    """
+    home = path.parent.resolve()
+
+    def place(name: str) -> str:
+        whole = os.path.abspath(name)
+        try:
+            shared = Path(os.path.commonpath((home, whole)))
+        except ValueError:  # another drive
+            return whole
+        return whole if shared == shared.parent else os.path.relpath(whole, home)
+
+    rows = [(place(name), half.classes[label], split, unreadable.get(name, ""))
+            for split, half in (("train", dataset.train), ("val", dataset.val))
+            for name, label in zip(half.names, half.labels, strict=True)]
+
+    def write(part: Path) -> None:
+        with part.open("w", encoding="utf-8", errors="surrogateescape", newline="") as file:
+            csv.writer(file, lineterminator="\n").writerows((COLUMNS, *rows))
+
+    replace_file(path, write)

@@ -1,0 +1,117 @@
+"""A contact sheet: what each class looks like, on one page."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Collection, Sequence
+from functools import partial
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+from cvt.data.parallel import in_threads
+from cvt.data.pictures import Dataset, Pictures
+from cvt.errors import InputError
+
+MOST_CLASSES = 20
+ACROSS = 10  # pictures of a class
+
+# All in pixels.
+_CELL, _GAP, _MARGIN, _TEXT = 96, 8, 24, 240
+_TITLE, _NAME, _NOTE = 22, 17, 13  # heights of letters
+_INK, _FAINT, _LINE, _ALARM = "#1a1a1a", "#666666", "#d0d0d0", "#b3261e"
+
+
+def contact_sheet(dataset: Dataset, title: str, unreadable: Collection[str] = ()) -> Image.Image:
+    """A row for each class, the most frequent first, at most 20 of them; RGB, on white.
+
+    Each has its name, its counts and at most ten pictures, evenly spread over both halves. One that
+    cannot be read, or whose name is in `unreadable`, is a box that says so.
+    """
+    pictures, train = dataset.all, len(dataset.train)
+    labels = np.array(pictures.labels)
+    counts = np.bincount(labels, minlength=len(pictures.classes))
+    order = (-counts).argsort(kind="stable")
+    order = order[counts[order] > 0]
+    rows = [(int(label), np.flatnonzero(labels == label)) for label in order[:MOST_CLASSES]]
+    chosen = [_spread(places) for _, places in rows]
+    cells = in_threads(partial(_cell, pictures, frozenset(unreadable)),
+                       [i for row in chosen for i in row])
+
+    left = _MARGIN + _TEXT
+    top = _MARGIN + _TITLE + _GAP + _NAME + _MARGIN
+    rest = len(order) - len(rows)
+    sheet = Image.new("RGB", (left + ACROSS * (_CELL + _GAP) - _GAP + _MARGIN,
+                              top + len(rows) * (_CELL + _GAP) - _GAP + _MARGIN
+                              + (2 * _NAME if rest else 0)), "white")
+    draw = ImageDraw.Draw(sheet)
+    room = sheet.width - 2 * _MARGIN
+    _write(draw, (_MARGIN, _MARGIN), title, _TITLE, _INK, room)
+    _write(draw, (_MARGIN, _MARGIN + _TITLE + _GAP),
+           f"{len(pictures):,} pictures, {len(order):,} classes", _NAME, _FAINT, room)
+    for row, ((label, places), shown) in enumerate(zip(rows, chosen, strict=True)):
+        y = top + row * (_CELL + _GAP)
+        held_out = int((places >= train).sum())
+        _write(draw, (_MARGIN, y + _CELL // 2 - _NAME - 3), pictures.classes[label], _NAME, _INK,
+               _TEXT - _MARGIN)
+        _write(draw, (_MARGIN, y + _CELL // 2 + 5),
+               f"{len(places) - held_out:,} train, {held_out:,} val", _NOTE, _FAINT,
+               _TEXT - _MARGIN)
+        for column in range(len(shown)):
+            sheet.paste(next(cells), (left + column * (_CELL + _GAP), y))
+    if rest:
+        _write(draw, (_MARGIN, sheet.height - _MARGIN - _NAME), f"and {rest:,} smaller classes",
+               _NAME, _FAINT, room)
+    return sheet
+
+
+def _spread(places: Sequence[int] | np.ndarray) -> list[int]:
+    """At most ACROSS of the places, evenly spread, the first and the last among them."""
+    take = np.linspace(0, len(places) - 1, min(ACROSS, len(places))).round().astype(int)
+    return [int(places[i]) for i in take]
+
+
+def _cell(pictures: Pictures, unreadable: Collection[str], index: int) -> Image.Image:
+    """A picture, whole, in a square with a thin line around it."""
+    cell = Image.new("RGB", (_CELL, _CELL), "white")
+    draw = ImageDraw.Draw(cell)
+    picture = None
+    if pictures.names[index] not in unreadable:
+        with contextlib.suppress(InputError, OSError):
+            picture = pictures.read(index)
+    if picture is None:
+        draw.line((0, 0, _CELL, _CELL), _ALARM)
+        draw.line((0, _CELL, _CELL, 0), _ALARM)
+        draw.rectangle((8, _CELL // 2 - 11, _CELL - 9, _CELL // 2 + 11), "white")
+        draw.text((_CELL // 2, _CELL // 2), "unreadable", _ALARM, _font(_NOTE), anchor="mm")
+        draw.rectangle((0, 0, _CELL - 1, _CELL - 1), outline=_ALARM)
+        return cell
+    room = _CELL - 4  # the line and a pixel beside it
+    scale = room / max(picture.size)
+    size = tuple(max(1, round(side * scale)) for side in picture.size)
+    # The pixels of tiny pictures are shown as they are, not blurred.
+    filter_ = Image.Resampling.NEAREST if scale >= 4 else Image.Resampling.LANCZOS
+    small = picture.resize((size[0], size[1]), filter_, reducing_gap=3.0)
+    cell.paste(small, ((_CELL - size[0]) // 2, (_CELL - size[1]) // 2))
+    draw.rectangle((0, 0, _CELL - 1, _CELL - 1), outline=_LINE)
+    return cell
+
+
+def _write(draw: ImageDraw.ImageDraw, place: tuple[int, int], text: str, height: int, colour: str,
+           room: int) -> None:
+    """One line, cut to `room` pixels; what cannot be drawn, such as a line break, is a mark."""
+    font = _font(height)
+    line = "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text[:200])
+    if font.getlength(line) > room:
+        while line and font.getlength(line + "...") > room:
+            line = line[:-1]
+        line += "..."
+    draw.text(place, line, colour, font)
+
+
+def _font(height: int) -> ImageFont.FreeTypeFont:
+    # matplotlib's own: it has more letters than Pillow's, and is the same on every machine.
+    path = Path(matplotlib.get_data_path()) / "fonts/ttf/DejaVuSans.ttf"
+    return ImageFont.truetype(path, height)
