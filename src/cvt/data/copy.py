@@ -1,0 +1,174 @@
+"""A dataset made small: what later epochs, and later runs, read faster."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+from cvt.atomic import replace_file
+from cvt.data.config import DataConfig
+from cvt.data.datasets import load_dataset
+from cvt.data.pictures import Dataset
+from cvt.data.shards import CLASSES, INDEX
+from cvt.data.small import small
+from cvt.data.write_folder import check_directories, write_folder
+from cvt.data.write_shards import check_lines, write_shards
+from cvt.errors import InputError
+from cvt.schema import read_mapping, write_mapping
+
+PLAN, UNREADABLE = "copy.json", "unreadable.csv"
+_DONE = "done"
+
+Row = tuple[str, str, str]  # split, name and reason of an unreadable picture
+
+
+@dataclass(frozen=True, kw_only=True)
+class Copied:
+    """What a copy holds."""
+
+    train: int
+    """Training pictures."""
+    val: int
+    """Validation pictures, unreadable ones included."""
+    before: int
+    """Pictures of them that were there before."""
+    unreadable: tuple[Row, ...]
+    """Split, name and reason of each; those of train are left out."""
+
+
+def copy(data: DataConfig, out: Path, *, to: Literal["folder", "shards"] = "folder",
+         short: int = 320, quality: int = 92, shard_size: int = 10_000, overwrite: bool = False,
+         progress: Callable[[int, int], object] | None = None) -> Copied:
+    """Write the dataset `data`, with its split, to `out`, each picture as `small` has it: with a
+    short side of at most `short` pixels, as JPEG of `quality` where that took a resize.
+
+    to: folder makes `out`/train/CLASS/ and `out`/val/CLASS/, which the source folder reads; shards
+    makes train-000000.tar and so on, of `shard_size` pictures each, and classes.txt. An unreadable
+    picture is left out of train; in val it stays as it is, for validation to count it; and
+    unreadable.csv lists both. Called again with the same pictures and options, a folder is
+    completed, archives that were not completed are written anew. `progress` is called with how many
+    pictures are done and how many there are to do.
+
+    Raises InputError where `out` holds anything else, unless `overwrite`; where it lies inside the
+    dataset or around it; and for class names that the layout cannot hold.
+    """
+    dataset = load_dataset(data)
+    _check_apart(out, data.path, dataset)
+    classes = dataset.train.classes
+    if len(set(classes)) < len(classes):
+        raise InputError("two classes have the same name, and a copy would make them one; rename "
+                         "one of them")
+    (check_directories if to == "folder" else check_lines)(classes)
+    plan = {"to": to, "short": short, "quality": quality, "pictures": _digest(dataset),
+            **({"shard_size": shard_size} if to == "shards" else {})}
+    done = _open(out, plan, overwrite)
+    look = partial(small, dataset.all, short, quality)
+    earlier = _read_rows(out / UNREADABLE)
+    if to == "folder":
+        # A validation picture that is there is on record, if it cannot be read; others are new.
+        found = write_folder(out, dataset, look, lambda todo, reasons: _record(
+            out, _rows(dataset, todo, reasons, earlier)), progress)
+        unreadable = _rows(dataset, *found, earlier)
+        before = len(dataset.all) - len(found[0])
+    elif done:
+        unreadable = earlier
+        before = len(dataset.all) - _left_out(earlier)
+    else:
+        reasons = write_shards(out, dataset, look, shard_size, progress)
+        unreadable, before = _rows(dataset, range(len(dataset.all)), reasons, ()), 0
+        _record(out, unreadable)
+    write_mapping({**plan, _DONE: True}, out / PLAN)
+    return Copied(train=len(dataset.train) - _left_out(unreadable), val=len(dataset.val),
+                  before=before, unreadable=unreadable)
+
+
+def _check_apart(out: Path, root: Path | None, dataset: Dataset) -> None:
+    """Refuse to write among the pictures that are read, or around them."""
+    home = out.resolve()
+    apart = root is None or not root.exists() or not (
+        home in (root.resolve(), *root.resolve().parents) or root.resolve() in home.parents)
+    inside = f"{home}{os.sep}"
+    if not apart or (dataset.all.files and any(
+            os.path.abspath(name).startswith(inside) for name in dataset.all.names)):
+        raise InputError(f"{out} is not apart from the pictures that are copied; give a directory "
+                         "beside them")
+
+
+def _open(out: Path, plan: Mapping[str, Any], overwrite: bool) -> bool:
+    """Make the directory of a copy; whether this very copy is there already, and complete."""
+    if out.exists() and not out.is_dir():
+        raise InputError(f"{out} is a file; give a directory")
+    saved = read_mapping(out / PLAN) if (out / PLAN).is_file() else {}
+    if saved and not overwrite:
+        if {key: value for key, value in saved.items() if key != _DONE} == plan:
+            return bool(saved.get(_DONE))
+        raise InputError(f"{out} holds a copy of other pictures, or with other options; replace it "
+                         "with --overwrite, or give another directory")
+    there = sorted(out.iterdir()) if out.is_dir() else []
+    if there and not overwrite:
+        raise InputError(f"{out} holds {there[0].name}, which is no copy; give another directory, "
+                         "or --overwrite to write beside it")
+    for path in there:
+        ours = path.name in ("train", "val", CLASSES, INDEX, UNREADABLE, PLAN) or (
+            path.suffix == ".tar" and path.name.startswith(("train-", "val-")))
+        if ours and not saved:
+            # Somebody's own dataset, perhaps the only one.
+            raise InputError(f"{out} holds {path.name}, which no copy has written, so --overwrite "
+                             "does not remove it; move it away, or give another directory")
+        if ours:
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+    out.mkdir(parents=True, exist_ok=True)
+    write_mapping(plan, out / PLAN)
+    return False
+
+
+def _digest(dataset: Dataset) -> str:
+    """Of the names, classes and split, for a copy must not be completed with other pictures."""
+    sha = hashlib.sha256()
+    for half in (dataset.train, dataset.val):
+        names = map(os.path.abspath, half.names) if half.files else half.names
+        for row in ([len(half), *half.classes], *zip(names, half.labels, strict=True)):
+            sha.update(json.dumps(row).encode() + b"\n")
+    return sha.hexdigest()
+
+
+def _left_out(rows: Iterable[Row]) -> int:
+    return sum(split == "train" for split, _, _ in rows)
+
+
+def _rows(dataset: Dataset, looked_at: Iterable[int], reasons: Mapping[int, str],
+          earlier: Iterable[Row]) -> tuple[Row, ...]:
+    """The unreadable pictures among those looked at now, and the others on record."""
+    n, names = len(dataset.train), dataset.all.names
+    now = {("train" if i < n else "val", names[i]): reasons.get(i) for i in looked_at}
+    kept = {(split, name): reason for split, name, reason in earlier if (split, name) not in now}
+    return tuple(sorted((split, name, reason) for (split, name), reason in (now | kept).items()
+                        if reason is not None))
+
+
+def _record(out: Path, rows: Iterable[Row]) -> None:
+    rows = list(rows)
+    if not rows:
+        (out / UNREADABLE).unlink(missing_ok=True)
+        return
+
+    def write(part: Path) -> None:
+        with part.open("w", encoding="utf-8", errors="surrogateescape", newline="") as file:
+            csv.writer(file, lineterminator="\n").writerows([("split", "picture", "reason"), *rows])
+
+    replace_file(out / UNREADABLE, write)
+
+
+def _read_rows(path: Path) -> tuple[Row, ...]:
+    if not path.is_file():
+        return ()
+    with path.open(encoding="utf-8", errors="surrogateescape", newline="") as file:
+        return tuple((row[0], row[1], row[2]) for row in list(csv.reader(file))[1:])

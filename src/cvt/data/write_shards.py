@@ -1,0 +1,82 @@
+"""A dataset as tar archives, in the layout of WebDataset that `shards` reads."""
+
+from __future__ import annotations
+
+import io
+import tarfile
+from collections.abc import Callable, Iterator
+from functools import partial
+from itertools import chain, count, islice
+from pathlib import Path
+
+from cvt.atomic import replace_file
+from cvt.data.parallel import in_threads
+from cvt.data.pictures import Dataset
+from cvt.data.shards import CLASSES
+from cvt.data.small import Small
+from cvt.errors import InputError
+
+_Sample = tuple[str, Small, bytes]  # the name of both members, the picture, the class as written
+
+
+def check_lines(classes: tuple[str, ...]) -> None:
+    """Raise InputError for class names that the archives' text files cannot hold."""
+    for name in classes:
+        try:
+            name.encode()
+        except UnicodeEncodeError:
+            raise InputError(f"the class {name!r} is not text; rename it") from None
+        if "\n" in name or "\r" in name:
+            raise InputError(f"the class {name!r} has a line break, which {CLASSES} cannot hold; "
+                             "rename it")
+        if _by_name(classes) and (name != name.strip() or not name):
+            raise InputError(f"the class {name!r} begins or ends with a blank, or is empty, which "
+                             "cannot be written beside classes whose names are numbers; rename it")
+
+
+def write_shards(out: Path, dataset: Dataset, small: Callable[[int], Small], shard_size: int,
+                 progress: Callable[[int, int], object] | None) -> dict[int, str]:
+    """Write the pictures of `dataset.all`, as `small` gives them; why some cannot be read, by
+    index.
+
+    Unreadable training pictures are left out, those of validation are written as they are.
+    """
+    pictures, train = dataset.all, len(dataset.train)
+    by_name = _by_name(pictures.classes)
+    reasons: dict[int, str] = {}
+
+    def samples(half: range) -> Iterator[_Sample]:
+        for i, found in zip(half, in_threads(small, half), strict=True):
+            if found.reason is not None:
+                reasons[i] = found.reason
+            if found.reason is None or i >= train:
+                label = pictures.labels[i]
+                text = pictures.classes[label] if by_name else str(label)
+                yield f"{i:08}", found, text.encode()
+            if progress:
+                progress(i + 1, len(pictures))
+
+    lines = "".join(f"{name}\n" for name in pictures.classes)
+    replace_file(out / CLASSES, lambda part: part.write_text(lines, encoding="utf-8", newline=""))
+    for name, half in (("train", range(train)), ("val", range(train, len(pictures)))):
+        rest = samples(half)
+        for number in count():
+            if (first := next(rest, None)) is None:
+                break
+            members = chain([first], islice(rest, shard_size - 1))
+            replace_file(out / f"{name}-{number:06}.tar", partial(_pack, members))
+    return reasons
+
+
+def _pack(samples: Iterator[_Sample], path: Path) -> None:
+    with tarfile.open(path, "w", format=tarfile.USTAR_FORMAT) as archive:
+        for key, picture, label in samples:
+            for suffix, data in ((picture.suffix, picture.data), (".cls", label)):
+                member = tarfile.TarInfo(key + suffix)
+                member.size = len(data)
+                archive.addfile(member, io.BytesIO(data))
+
+
+def _by_name(classes: tuple[str, ...]) -> bool:
+    """Whether a class is written as its name, for a number could be taken for one."""
+    return any(name.strip().isdecimal() for name in classes)
