@@ -63,6 +63,7 @@ def test_python_m_cvt_is_the_command():
     (["train", "--in_chans", "2"], "choose from 1, 3"),
     (["train", "--resume", "x", "--epochs", "3"], "--epochs would be ignored"),
     (["train", "--data.name", "folder"], "needs data.root"),
+    (["evaluate", "--model", "x", "--data.name", "folder"], "needs data.root"),
     (["train", "--model", "cvt_nan"], "did you mean cvt_nano?"),
     (["train", "--image_size", "0"], "image"),
     (["train", "--config", "absent.yaml"], "absent.yaml"),

@@ -2,12 +2,14 @@
 
 import re
 import shlex
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
 import yaml
 from PIL import Image
+from sklearn.datasets import load_sample_images
 from transformers import CvtConfig, CvtForImageClassification
 from transformers.utils import logging
 
@@ -95,6 +97,30 @@ def test_the_page_on_fine_tuning_runs_from_top_to_bottom(desk, monkeypatch, caps
     for run in ("photos", "probe", "balanced"):
         assert Path("runs", run, "report.html").is_file()
     assert Path("runs/find/lr_finder.png").is_file()
+
+
+def test_the_page_on_data_shows_what_its_commands_print(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    photos = [Image.fromarray(pixels) for pixels in load_sample_images().images]
+    for photo, label in zip(photos, ("temple", "flower"), strict=True):
+        for i in range(10):
+            path = Path("photos", "train" if i < 8 else "val", label, f"{i}.jpg")
+            path.parent.mkdir(parents=True, exist_ok=True)
+            photo.crop((38 * i, 18 * i, 38 * i + 300, 18 * i + 240)).save(path)
+    shutil.copy("photos/train/temple/3.jpg", "photos/train/flower/3b.jpg")
+    Image.open("photos/train/flower/5.jpg").resize((200, 160)).save("photos/val/flower/small.jpg")
+    Path("photos/train/temple/6.jpg").write_bytes(b"<html>404</html>")
+    text = (ROOT / "docs/data.md").read_text()
+    codes = []
+    for line in "".join(blocks(text, "sh")).splitlines():
+        codes.append(main([*shlex.split(line, comments=True)[1:], "--quiet"]))
+    out = capsys.readouterr().out
+    assert codes == [1, 0, 1, 1, 1]  # of the copy too: its val has a picture of its train
+    shown, = (block for block in blocks(text, "text") if "unreadable" in block)
+    assert [line.rstrip() for line in shown.splitlines()] == [
+        line.rstrip() for line in out.splitlines()[:len(shown.splitlines())]]
+    assert sorted(p.name for p in Path("check").iterdir()) == [
+        "check.json", "contact_sheet.png", "manifest.csv"]
 
 
 def test_the_page_on_speed_runs_from_top_to_bottom(capsys, tmp_path, monkeypatch):

@@ -43,7 +43,8 @@ def test_commands_are_understood(args, monkeypatch, tmp_path, capsys):
     else:  # understood, but there is no such model here
         monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
         assert main(args) == 1
-        assert re.search("no model at runs/|runs/.* has no recipe|OFFLINE", capsys.readouterr().err)
+        assert re.search("no model at runs/|runs/.* has no recipe|OFFLINE|photos is not a dir",
+                         capsys.readouterr().err)
 
 
 def test_python_examples_run(monkeypatch, tmp_path):

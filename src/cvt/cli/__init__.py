@@ -14,6 +14,7 @@ COMMANDS = {
     "train": "train a CvT on digits, Fashion-MNIST or your own folder",
     "evaluate": "score a trained model on labelled pictures and write a report",
     "predict": "classify pictures: files, folders, patterns or the standard input",
+    "data": "check a dataset before training on it, or copy it resized",
     "zoo": "the published weights and what they reach",
     "convert": "write a checkpoint in the format of another tool",
     "export": "a graph for ONNX Runtime, OpenVINO or torch.export, compared before it is written",

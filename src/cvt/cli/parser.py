@@ -46,8 +46,12 @@ class Parser(ArgumentParser):
     def _refusing(self, make: Callable[[], _T]) -> _T:
         try:
             return make()
-        except InputError as error:
-            self.exit(2, f"{self.prog}: {error}\n")
+        except ValueError as error:
+            # Where a dataclass may also be None, jsonargparse wraps what it raises.
+            refusal = error if isinstance(error, InputError) else error.__cause__
+            if not isinstance(refusal, InputError):
+                raise
+            self.exit(2, f"{self.prog}: {refusal}\n")
 
     def _hint(self, message: str) -> str:
         """jsonargparse's message in our words, with the nearest name that exists."""
