@@ -46,7 +46,7 @@ class Fingerprint(NamedTuple):
 
 def fingerprint(image: Image.Image) -> Fingerprint:
     """That of an RGB picture of any size."""
-    small = image.resize((_GRID, _GRID), Image.Resampling.BILINEAR).convert("L")
+    small = image.resize((_GRID, _GRID), Image.Resampling.BILINEAR, reducing_gap=3.0).convert("L")
     gray = np.asarray(small, np.float32)  # (32, 32)
     low = dctn(gray, norm="ortho")[_LOWEST]  # (64,)
     bits = int((_BITS * (low > np.median(low))).sum())
