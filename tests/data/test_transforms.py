@@ -86,6 +86,31 @@ def test_each_augmentation_varies_and_repeats_with_its_seed(augment, mean):
     assert torch.equal(draw(3), drawn[3])
 
 
+@pytest.mark.parametrize("interpolation", ["bicubic", "bilinear", "nearest"])
+def test_rand_augment_is_timms_with_the_resize_filter(interpolation):
+    preprocess = Preprocess(size=32, crop=1.0, mean=(0.4,) * 3, interpolation=interpolation)
+    ours = training_transform(preprocess, AugmentConfig(rand_augment="rand-m9-mstd0.5-inc1"))
+    theirs = create_transform(32, is_training=True, scale=(1.0, 1.0), ratio=(1.0, 1.0), hflip=0.0,
+                              auto_augment="rand-m9-mstd0.5-inc1", mean=(0.4,) * 3,
+                              std=preprocess.std, interpolation=interpolation)
+    for seed in range(40):
+        seed_all(seed)
+        expected = theirs.transforms[1:]
+        x = picture(32, 32)
+        for step in expected:
+            x = step(x)
+        seed_all(seed)
+        assert torch.allclose(ours(picture(32, 32)), x, atol=1e-5)
+
+
+def test_rand_augment_works_with_every_filter():
+    transform = training_transform(Preprocess(size=32, interpolation="lanczos"),
+                                   AugmentConfig(rand_augment="rand-m9-mstd0.5-inc1"))
+    for seed in range(40):
+        seed_all(seed)
+        assert transform(picture()).shape == (3, 32, 32)
+
+
 def test_the_strongest_rand_augment_never_fails():
     transform = training_transform(Preprocess(size=32),
                                    AugmentConfig(rand_augment="rand-m10-n4-mstd3-inc1"))

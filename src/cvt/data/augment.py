@@ -17,7 +17,7 @@ from torchvision.transforms import v2
 
 from cvt.config import Preprocess
 from cvt.data.config import AugmentConfig
-from cvt.data.prepare import frame
+from cvt.data.prepare import FILTERS, frame
 from cvt.data.transforms import Transform, interpolation_of, to_tensor_of
 from cvt.errors import InputError
 
@@ -61,7 +61,10 @@ def _vary(steps: Sequence[Callable[[Image.Image], Image.Image]], to_tensor: Tran
 def _rand_augment(config: str, preprocess: Preprocess) -> Callable[[Image.Image], Image.Image]:
     # Empty corners take the mean colour, and moves are bounded by 0.45 of the side, as in timm.
     fill = tuple(round(255 * m) for m in preprocess.mean) * (1 if preprocess.channels == 3 else 3)
-    hparams = {"translate_const": int(preprocess.size * 0.45), "img_mean": fill}
+    hparams: dict[str, Any] = {"translate_const": int(preprocess.size * 0.45), "img_mean": fill}
+    # As in timm, and so in the paper's recipe; Pillow turns and shears with all filters but one.
+    if preprocess.interpolation != "lanczos":
+        hparams["interpolation"] = FILTERS[preprocess.interpolation]
     try:
         transform = rand_augment_transform(config, hparams)
     except (AssertionError, ValueError, KeyError) as error:
