@@ -65,6 +65,42 @@ def test_augmentation_does_not_depend_on_the_number_of_workers():
     assert all(torch.equal(a, b) for a, b in zip(alone, helped, strict=True))
 
 
+@pytest.mark.parametrize("workers", [1, 2])
+def test_batches_of_files_do_not_depend_on_the_number_of_workers(tmp_path, workers):
+    """Each is cut, decoded at a smaller size where that will do, varied, and erased in part."""
+    rng = np.random.default_rng(0)
+    paths = [tmp_path / f"{i}.jpg" for i in range(8)]
+    for path in paths:
+        coarse = Image.fromarray(rng.integers(0, 256, (6, 9, 3), dtype=np.uint8))
+        coarse.resize((90, 60)).save(path)
+    preprocess = Preprocess(size=16, mean=(0.4, 0.5, 0.6), std=(0.2, 0.3, 0.4))
+    augment = AugmentConfig(crop="resized", hflip=0.5, erasing=0.5,
+                            rand_augment="rand-m9-mstd0.5-inc1")
+    pipeline = training_transform(preprocess, augment)
+
+    def batches(workers):
+        some = TrainLoader(files(("a", "b"), paths, [0, 1] * 4), pipeline, batch_size=4, seed=0,
+                           workers=workers)
+        return [x for epoch in range(2) for x, _ in some.epoch(epoch)]
+
+    alone = batches(0)
+    assert all(x.dtype == torch.float32 and x.is_contiguous() for x in alone)
+    assert len({x.mean().item() for x in alone}) == 4
+    assert all(torch.equal(a, b) for a, b in zip(alone, batches(workers), strict=True))
+
+
+def test_a_batch_holds_what_the_pipeline_makes_of_each_picture():
+    data = digits().train
+    augment = AugmentConfig(crop="resized", erasing=0.5)
+    pipeline = training_transform(PREPROCESS, augment)
+    some = TrainLoader(data, pipeline, batch_size=8, seed=3)
+    images, _ = next(some.epoch(2))
+    order = np.random.default_rng((3, 2)).permutation(len(data))[:8]
+    for x, index in zip(images, order, strict=True):
+        seed_all(3, 2, int(index))
+        assert torch.equal(x, pipeline(data.read(index)))
+
+
 def test_loading_leaves_global_randomness_alone():
     seed_all(7)
     expected = torch.rand(2), np.random.rand(2), random.random()
@@ -151,9 +187,10 @@ def test_a_file_that_has_gone_is_named(tmp_path):
         list(evaluation_batches(gone, PREPROCESS, batch_size=4))
 
 
-def test_what_workers_need_can_be_sent_to_them():
+@pytest.mark.parametrize("crop", ["shift", "resized"])
+def test_what_workers_need_can_be_sent_to_them(crop):
     """Where processes are spawned, not forked, they receive it pickled."""
-    augment = AugmentConfig(crop="shift", hflip=0.5, erasing=0.5,
+    augment = AugmentConfig(crop=crop, hflip=0.5, erasing=0.5,
                             rand_augment="rand-m9-mstd0.5-inc1")
     transform = training_transform(PREPROCESS, augment)
     data = digits()

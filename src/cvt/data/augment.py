@@ -5,57 +5,55 @@ Without augmentation it is what evaluation does, piece by piece the same functio
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
+import torch
 from PIL import Image
-from timm.data.auto_augment import rand_augment_transform
-from timm.data.random_erasing import RandomErasing
-from torch import Tensor
+from timm.data.auto_augment import RandAugment, rand_augment_transform
 from torchvision.transforms import v2
 
 from cvt.config import Preprocess
 from cvt.data.config import AugmentConfig
-from cvt.data.prepare import FILTERS, frame
-from cvt.data.transforms import Transform, interpolation_of, to_tensor_of
+from cvt.data.crops import ResizedCrop
+from cvt.data.erasing import Erasing
+from cvt.data.prepare import FILTERS, check_channels, frame
+from cvt.data.samples import Pipeline, whole
 from cvt.errors import InputError
 
 
-def training_transform(preprocess: Preprocess, augment: AugmentConfig) -> Transform:
-    """As `evaluation_transform`, varied at random by `augment`: all but the mixing
-    of batches.
+def training_transform(preprocess: Preprocess, augment: AugmentConfig) -> Pipeline:
+    """As `evaluation_transform`, varied at random by `augment`: all but the mixing of batches.
 
     Draws from the global random states of torch, numpy and random. Raises InputError for a
     RandAugment that timm does not know.
     """
-    size, interpolation = preprocess.size, interpolation_of(preprocess)
+    check_channels(preprocess)
+    size = preprocess.size
+    resized = augment.crop == "resized"
     steps: list[Callable[[Image.Image], Image.Image]] = []
-    if augment.crop == "resized":
-        steps.append(v2.RandomResizedCrop(size, scale=augment.scale, interpolation=interpolation))
-    else:
+    if not resized:
         steps.append(partial(frame, preprocess))
     if augment.crop == "shift":
         steps.append(v2.RandomCrop(size, padding=max(1, size // 8), padding_mode="edge"))
     if augment.hflip:
-        steps.append(v2.RandomHorizontalFlip(augment.hflip))
+        steps.append(partial(_mirrored, augment.hflip))
     if augment.color_jitter:
         steps.append(v2.ColorJitter(*(augment.color_jitter,) * 3))
     if augment.rand_augment:
         steps.append(_rand_augment(augment.rand_augment, preprocess))
-    to_tensor = to_tensor_of(preprocess)
-    # "pixel" noise is what the paper's recipe uses; the tensor is normalised by then.
-    erase = RandomErasing(augment.erasing, mode="pixel", device="cpu") if augment.erasing else None
-    return partial(_vary, tuple(steps), to_tensor, erase)
+    return Pipeline(
+        preprocess=preprocess, steps=tuple(steps),
+        read=ResizedCrop(preprocess=preprocess, scale=augment.scale) if resized else whole,
+        erase=Erasing(augment.erasing) if augment.erasing else None)
 
 
 # Module functions, not closures: transforms travel to worker processes, which pickle them.
-def _vary(steps: Sequence[Callable[[Image.Image], Image.Image]], to_tensor: Transform,
-          erase: Callable[[Tensor], Tensor] | None, image: Image.Image) -> Tensor:
-    for step in steps:
-        image = step(image)
-    x = to_tensor(image)
-    return x if erase is None else erase(x)
+def _mirrored(probability: float, image: Image.Image) -> Image.Image:
+    if torch.rand(1).item() >= probability:
+        return image
+    return image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
 
 
 def _rand_augment(config: str, preprocess: Preprocess) -> Callable[[Image.Image], Image.Image]:
@@ -70,13 +68,20 @@ def _rand_augment(config: str, preprocess: Preprocess) -> Callable[[Image.Image]
     except (AssertionError, ValueError, KeyError) as error:
         raise InputError(f"augment.rand_augment={config!r} is not RandAugment in timm's notation "
                          f"({error or type(error).__name__}); try rand-m9-mstd0.5-inc1") from None
-    for op in transform.ops:
+    keep_a_bit(transform)
+    return transform
+
+
+def keep_a_bit(rand_augment: RandAugment) -> None:
+    """Let its posterising leave at least one bit.
+
+    At its strongest timm asks for 0 bits, which Pillow refuses since version 12.
+    """
+    for op in rand_augment.ops:
         if op.name.startswith("Posterize"):
             op.level_fn = partial(_at_least_one_bit, op.level_fn)
-    return transform
 
 
 def _at_least_one_bit(level_fn: Callable[..., tuple[int]], level: float, hparams: Any
                       ) -> tuple[int]:
-    # At its strongest timm asks for 0 bits, which Pillow refuses since version 12.
     return (max(1, level_fn(level, hparams)[0]),)

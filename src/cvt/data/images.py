@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-import errno
+        with pillow_warnings(), Image.open(io.BytesIO(data)) as file:
+            yield file
 import io
 import stat
 import struct
@@ -35,12 +36,21 @@ def read_image(source: str | Path | bytes, name: str | None = None) -> Image.Ima
     """
     name = name or ("the given bytes" if isinstance(source, bytes) else str(source))
     data = source if isinstance(source, bytes) else Path(source).read_bytes()
+    with opened(data, name) as file:
+        return as_rgb(file, name)
+
+
+@contextlib.contextmanager
+def opened(data: bytes, name: str) -> Iterator[Image.Image]:
+    """The picture in a file's bytes, of which only the header is read so far.
+
+    Raises InputError as `read_image` does, for what goes wrong within the block too.
+    """
     if not data:
         raise InputError(f"{name} is empty (0 bytes); remove it or copy it again")
     try:
         with pillow_warnings(), Image.open(io.BytesIO(data)) as file:
-            file.load()
-            return as_rgb(file, name)
+            yield file
     except InputError:
         raise
     except UnidentifiedImageError:
@@ -84,6 +94,7 @@ def as_rgb(image: Image.Image, name: str) -> Image.Image:
     if image.mode == "F":
         raise InputError(f"{name} holds floating-point samples, whose range is not known; convert "
                          "it to 8 or 16 bits a channel")
+    image.load()
     return _rgb(_upright(image))
 
 
@@ -103,7 +114,7 @@ def _rgb(image: Image.Image) -> Image.Image:
         image = image.convert("RGBA")
         white = Image.new("RGBA", image.size, "white")
         image = Image.alpha_composite(white, image)
-    return image.convert("RGB")
+    return image if image.mode == "RGB" else image.convert("RGB")
 
 
 def list_images(directory: Path) -> list[Path]:

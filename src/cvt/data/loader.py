@@ -6,23 +6,25 @@ from __future__ import annotations
 import signal
 from collections import UserDict
 from collections.abc import Generator, Iterator
-from typing import Any
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any, Self
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Sampler, default_collate
+from torch.utils.data import DataLoader, Dataset, Sampler
 
 from cvt.config import Preprocess
 from cvt.data.pictures import Pictures
+from cvt.data.prepare import check_channels, frame
 from cvt.data.randomness import randomness_restored, seed_all
-from cvt.data.transforms import Transform, evaluation_transform
+from cvt.data.samples import Pipeline, Sample, Stack, stacked
 from cvt.errors import InputError
 
 Batch = tuple[Tensor, Tensor]  # images (B, C, size, size) float32, labels (B,) int64
 _Key = tuple[int, int, int]  # epoch, index, how many times it came before in the epoch
-_Sample = tuple[Tensor | None, int, list[tuple[int, str]]]  # image, label, unreadable pictures
-_Loaded = tuple[Tensor | None, Tensor | None, list[tuple[int, str]]]
+_Sample = tuple[Sample | None, int, list[tuple[int, str]]]  # sample, label, unreadable pictures
 
 # Draws of another picture for one that cannot be read, before it is given up.
 _DRAWS = 100
@@ -62,7 +64,7 @@ class TrainLoader:
     drawn from (seed, epoch, index) too; `unreadable` has them.
     """
 
-    def __init__(self, pictures: Pictures, transform: Transform, *, batch_size: int, seed: int,
+    def __init__(self, pictures: Pictures, pipeline: Pipeline, *, batch_size: int, seed: int,
                  workers: int = 0, rank: int = 0, world: int = 1, repeats: int = 1,
                  balanced: bool = False, max_unreadable: float = 0.0) -> None:
         if len(pictures) < batch_size:
@@ -72,10 +74,10 @@ class TrainLoader:
         self._order = _EpochOrder(pictures, batch_size, seed, rank, world, repeats, balanced)
         # A generator of its own keeps DataLoader from drawing from the global one.
         self._batches: DataLoader[_Loaded] = DataLoader(
-            _Samples(pictures, transform, seed, others=True), batch_sampler=self._order,
-            num_workers=workers, collate_fn=_collate, persistent_workers=workers > 0,
-            worker_init_fn=_on_their_own, pin_memory=torch.cuda.is_available(),
-            generator=torch.Generator())
+            _Samples(pictures, pipeline, seed, others=True), batch_sampler=self._order,
+            num_workers=workers, collate_fn=partial(_collate, pipeline.preprocess),
+            persistent_workers=workers > 0, worker_init_fn=_on_their_own,
+            pin_memory=torch.cuda.is_available(), generator=torch.Generator())
 
     def __len__(self) -> int:
         """Batches in an epoch."""
@@ -98,11 +100,13 @@ def evaluation_batches(pictures: Pictures, preprocess: Preprocess, *, batch_size
     Of `world` processes each gets every world-th picture, from that of number `rank`. Pictures that
     cannot be read are left out and put into `unreadable`; without it, the first is an InputError.
     """
+    check_channels(preprocess)
+    pipeline = Pipeline(preprocess=preprocess, steps=(partial(frame, preprocess),))
     keys = [(0, i, 0) for i in range(rank, len(pictures), world)]
     chunks = [keys[i:i + batch_size] for i in range(0, len(keys), batch_size)]
     yield from _checked(DataLoader(
-        _Samples(pictures, evaluation_transform(preprocess), 0, others=False),
-        batch_sampler=chunks, num_workers=workers, collate_fn=_collate,
+        _Samples(pictures, pipeline, 0, others=False), batch_sampler=chunks,
+        num_workers=workers, collate_fn=partial(_collate, preprocess),
         pin_memory=torch.cuda.is_available(), worker_init_fn=_on_their_own,
         generator=torch.Generator()), Unreadable(pictures, 0) if unreadable is None else unreadable)
 
@@ -157,14 +161,13 @@ def _times_before(order: np.ndarray) -> np.ndarray:
 
 
 class _Samples(Dataset[Any]):
-    """Pictures as tensors, each drawn from (seed, epoch, index).
+    """Pictures as samples, each drawn from (seed, epoch, index).
 
     others: whether another takes the place of one that cannot be read.
     """
 
-    def __init__(self, pictures: Pictures, transform: Transform, seed: int, *, others: bool
-                 ) -> None:
-        self.pictures, self.transform, self.seed = pictures, transform, seed
+    def __init__(self, pictures: Pictures, pipeline: Pipeline, seed: int, *, others: bool) -> None:
+        self.pictures, self.pipeline, self.seed = pictures, pipeline, seed
         self.draws = _DRAWS if others else 0
 
     def __getitems__(self, keys: list[_Key]) -> list[_Sample | InputError]:
@@ -180,9 +183,10 @@ class _Samples(Dataset[Any]):
                 rng = np.random.default_rng((self.seed, epoch, key[1], again, draw))
                 index = int(rng.integers(len(self.pictures)))
             try:
-                image = self.pictures.read(index)
+                found = self.pictures.fetch(index)
                 seed_all(*place)
-                return self.transform(image), self.pictures.labels[index], faults
+                sample = self.pipeline.sample(found, self.pictures.names[index])
+                return sample, self.pictures.labels[index], faults
             except InputError as error:
                 faults.append((index, str(error)))
             except OSError as error:
@@ -193,17 +197,36 @@ class _Samples(Dataset[Any]):
         return None, self.pictures.labels[index], faults
 
 
-def _collate(samples: list[_Sample | InputError]) -> _Loaded | InputError:
-    found, faults = [], []
+@dataclass(frozen=True, kw_only=True)
+class _Loaded:
+    """A batch as it comes from a loading process; without images where none could be read."""
+
+    preprocess: Preprocess
+    images: Stack | Tensor | None
+    labels: Tensor
+    faults: list[tuple[int, str]]
+
+    def pin_memory(self) -> Self:
+        """For DataLoader's thread that readies batches for a GPU: it normalises them as well."""
+        if not isinstance(self.images, Stack):
+            return self
+        return replace(self, images=self.images.normalised(self.preprocess, pin=True),
+                       labels=self.labels.pin_memory())
+
+
+def _collate(preprocess: Preprocess, samples: list[_Sample | InputError]
+             ) -> _Loaded | InputError:
+    found, labels, faults = [], [], []
     for sample in samples:
         if isinstance(sample, InputError):
             return sample
         image, label, unreadable = sample
         faults += unreadable
         if image is not None:
-            found.append((image, label))
-    images, labels = default_collate(found) if found else (None, None)
-    return images, labels, faults
+            found.append(image)
+            labels.append(label)
+    return _Loaded(preprocess=preprocess, images=stacked(found) if found else None,
+                   labels=torch.tensor(labels), faults=faults)
 
 
 def _on_their_own(_: int) -> None:
@@ -227,8 +250,10 @@ def _checked(batches: DataLoader[_Loaded], unreadable: Unreadable) -> Iterator[B
                              ) from None
         if isinstance(batch, InputError):
             raise batch
-        images, labels, faults = batch
-        for index, reason in faults:
+        for index, reason in batch.faults:
             unreadable[index] = reason
-        if images is not None and labels is not None:
-            yield images, labels
+        images = batch.images
+        if isinstance(images, Stack):
+            images = images.normalised(batch.preprocess)
+        if images is not None:
+            yield images, batch.labels

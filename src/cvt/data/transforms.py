@@ -8,10 +8,9 @@ from functools import partial
 import torch
 from PIL import Image
 from torch import Tensor
-from torchvision.transforms import InterpolationMode
 
 from cvt.config import Preprocess
-from cvt.data.prepare import check_channels, normalised, prepare
+from cvt.data.prepare import check_channels, prepare
 
 Transform = Callable[[Image.Image], Tensor]
 
@@ -25,21 +24,6 @@ def evaluation_transform(preprocess: Preprocess) -> Transform:
     return partial(_evaluate, preprocess)
 
 
-def to_tensor_of(preprocess: Preprocess) -> Transform:
-    """An 8-bit picture to a normalised float tensor (channels, H, W)."""
-    check_channels(preprocess)
-    return partial(_to_tensor, preprocess)
-
-
-def interpolation_of(preprocess: Preprocess) -> InterpolationMode:
-    """The resize filter as torchvision names it."""
-    return InterpolationMode(preprocess.interpolation)
-
-
 # Module functions, not closures: transforms travel to worker processes, which pickle them.
 def _evaluate(preprocess: Preprocess, image: Image.Image) -> Tensor:
     return torch.from_numpy(prepare(preprocess, image))
-
-
-def _to_tensor(preprocess: Preprocess, image: Image.Image) -> Tensor:
-    return torch.from_numpy(normalised(preprocess, image))
