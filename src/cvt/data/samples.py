@@ -73,16 +73,19 @@ class Stack:
     def normalised(self, preprocess: Preprocess, pin: bool = False) -> Tensor:
         """The network's input (B, channels, H, W) float32; pin: in memory that a GPU can read."""
         count, height, width, channels = self.pixels.shape
-        form = count, channels, height, width
+        shape = count, channels, height, width
         # NumPy asks the system for large pages, which are cleared in a fourth of the time.
-        out = torch.empty(form, pin_memory=True) if pin else (
-            torch.from_numpy(np.empty(form, np.float32)))
-        for pixels, x in zip(self.pixels.numpy(), out.numpy(), strict=True):
-            normalise(preprocess, pixels, x)
-        sizes = [math.prod(shape) for *_, shape in self.patches]
-        for (i, top, left, shape), noise in zip(self.patches, self.noise.split(sizes), strict=True):
-            _, high, wide = shape
-            out[i, :, top:top + high, left:left + wide] = noise.view(shape)
+        out = torch.empty(shape, pin_memory=True) if pin else (
+            torch.from_numpy(np.empty(shape, np.float32)))
+        # With NumPy, in one thread: PyTorch's would take the cores from the loading processes, and
+        # spin while they wait for each other.
+        images, noise = out.numpy(), self.noise.numpy()
+        for pixels, image in zip(self.pixels.numpy(), images, strict=True):
+            normalise(preprocess, pixels, image)
+        for i, top, left, size in self.patches:
+            patch, noise = np.split(noise, [math.prod(size)])
+            _, high, wide = size
+            images[i, :, top:top + high, left:left + wide] = patch.reshape(size)
         return out
 
 
