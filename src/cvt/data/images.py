@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-        with pillow_warnings(), Image.open(io.BytesIO(data)) as file:
-            yield file
+import errno
 import io
 import stat
 import struct
