@@ -1,8 +1,8 @@
 """Two processes over gloo against one with two threads: training speed.
 
-    python benchmarks/scaling.py [--rounds 5]
+    python benchmarks/scaling.py [--rounds 3]
 
-CvT-13 at 224 on two cores, a global batch of 16, in turns. The figures are those of `cvt train
+CvT-13 at 224 on two cores, a global batch of 8, in turns. The figures are those of `cvt train
 --dry_run`.
 """
 
@@ -16,7 +16,7 @@ import sys
 
 from timing import keep, ratio, summary
 
-BATCH = 16
+BATCH = 8
 
 
 def seconds(processes: int) -> float:
@@ -33,7 +33,7 @@ def seconds(processes: int) -> float:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--print", action="store_true", help="keep no file")
     args = parser.parse_args()
     steps: dict[int, list[float]] = {1: [], 2: []}
