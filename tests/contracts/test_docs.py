@@ -71,8 +71,10 @@ def test_the_page_on_weights_runs_from_top_to_bottom(desk, capsys):
 
 def test_the_page_on_training_shows_a_run_that_resumes(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    start, again = (shlex.split(text)[1:] for text in
-                    blocks((ROOT / "docs/training.md").read_text(), "sh"))
+    start, again, dry = (shlex.split(text)[1:] for text in
+                         blocks((ROOT / "docs/training.md").read_text(), "sh"))
+    assert main(dry) == 0
+    assert "1,437 to train" in capsys.readouterr().out
     assert main([*start, "--quiet"]) == 0
     assert len(list(tmp_path.glob("runs/digits/checkpoints/step-*"))) in (2, 3)
     Path("runs/digits/metrics.json").unlink()  # as if it had been stopped before its end
