@@ -1,7 +1,9 @@
 import io
 import os
 import struct
+import warnings
 import zlib
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -155,3 +157,11 @@ def test_a_pipe_or_a_directory_is_an_error_that_does_not_wait(tmp_path):
     for path in (tmp_path / "pipe.png", tmp_path, tmp_path / "absent.png"):
         with pytest.raises(OSError, match=r"is not a file|No such file"):
             read_file(path)
+
+
+def test_threads_that_read_leave_the_warnings_as_they_were():
+    before = list(warnings.filters)
+    file = encoded(Image.effect_noise((300, 200), 50), "JPEG")
+    with ThreadPoolExecutor(8) as pool:
+        assert len(list(pool.map(read_image, [file] * 400))) == 400
+    assert warnings.filters == before

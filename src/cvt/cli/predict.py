@@ -10,6 +10,7 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 from cvt.cli.parser import Parser
+from cvt.cli.printable import printable
 
 if TYPE_CHECKING:
     from cvt.predict import Prediction
@@ -57,7 +58,7 @@ def main(args: Sequence[str]) -> int:
                                                 stdin=getattr(sys.stdin, "buffer", None)), 1):
         if prediction.error is not None:
             failed += 1
-            print(f"{_erased(live)}cvt predict: {prediction.error}", file=sys.stderr)
+            print(f"{_erased(live)}cvt predict: {printable(prediction.error)}", file=sys.stderr)
         if chosen.json:
             print(json.dumps({k: v for k, v in asdict(prediction).items() if v is not None}),
                   flush=True)
@@ -88,16 +89,12 @@ def _print(rows: Sequence[Prediction]) -> None:
     for prediction in rows:
         (label, probability), *rest = prediction.classes
         # As Text, for names may look like the console's markup.
-        table.add_row(Text(_printable(prediction.picture)), Text(label), f"{probability:.1%}",
-                      Text(", ".join(f"{name} {p:.1%}" for name, p in rest)))
+        table.add_row(Text(printable(prediction.picture)), Text(printable(label)),
+                      f"{probability:.1%}",
+                      Text(", ".join(f"{printable(name)} {p:.1%}" for name, p in rest)))
     Console().print(table)
 
 
 def _erased(live: bool) -> str:
     """What takes the progress line away again."""
     return "\r\x1b[K" if live else ""
-
-
-def _printable(name: str) -> str:
-    """A file's name as characters, where its bytes are not of the system's encoding."""
-    return name.encode("utf-8", "surrogateescape").decode("utf-8", "replace")

@@ -7,6 +7,7 @@ import errno
 import io
 import stat
 import struct
+import threading
 import warnings
 import zlib
 from collections.abc import Iterator
@@ -48,7 +49,7 @@ def opened(data: bytes, name: str) -> Iterator[Image.Image]:
     if not data:
         raise InputError(f"{name} is empty (0 bytes); remove it or copy it again")
     try:
-        with pillow_warnings(), Image.open(io.BytesIO(data)) as file:
+        with _pillow_warnings, Image.open(io.BytesIO(data)) as file:
             yield file
     except InputError:
         raise
@@ -63,19 +64,36 @@ def opened(data: bytes, name: str) -> Iterator[Image.Image]:
                          ) from None
 
 
-@contextlib.contextmanager
-def pillow_warnings() -> Iterator[None]:
-    """Pillow's warnings as `read_image` wants them.
+class _PillowWarnings:
+    """Within the block Pillow's warnings are as `read_image` wants them, in all threads.
 
-    They are the whole process's, and a thread may put them back while another still reads. So who
-    reads in threads enters this once around all of them.
+    Filters are the whole process's: the first thread to enter sets them, the last to leave puts
+    back what was there, so that none takes them from another that still reads.
     """
-    with warnings.catch_warnings():
-        # Pillow warns at 89 million pixels and refuses at twice that; one limit is enough.
-        warnings.simplefilter("error", Image.DecompressionBombWarning)
-        # Other warnings are about metadata, which does not change the pixels.
-        warnings.filterwarnings("ignore", module="PIL", category=UserWarning)
-        yield
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._inside = 0
+
+    def __enter__(self) -> None:
+        with self._lock:
+            if self._inside == 0:
+                self._caught = warnings.catch_warnings()
+                self._caught.__enter__()
+                # Pillow warns at 89 million pixels and refuses at twice that; one limit is enough.
+                warnings.simplefilter("error", Image.DecompressionBombWarning)
+                # Other warnings are about metadata, which does not change the pixels.
+                warnings.filterwarnings("ignore", module="PIL", category=UserWarning)
+            self._inside += 1
+
+    def __exit__(self, *_: object) -> None:
+        with self._lock:
+            self._inside -= 1
+            if self._inside == 0:
+                self._caught.__exit__(None, None, None)
+
+
+_pillow_warnings = _PillowWarnings()
 
 
 def read_file(path: Path) -> bytes:

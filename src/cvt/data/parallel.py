@@ -8,7 +8,6 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import islice
 from typing import TypeVar
 
-from cvt.data.images import pillow_warnings
 from cvt.machine import available_cores
 
 _T = TypeVar("_T")
@@ -27,10 +26,9 @@ def in_threads(look: Callable[[int], _T], indices: Sequence[int]) -> Iterator[_T
     waiting: deque[Future[_T]] = deque()
     pool = ThreadPoolExecutor(threads, "cvt-look")
     try:
-        with pillow_warnings():
-            waiting.extend(pool.submit(look, i) for i in islice(rest, _AHEAD * threads))
-            while waiting:
-                yield waiting.popleft().result()
-                waiting.extend(pool.submit(look, i) for i in islice(rest, 1))
+        waiting.extend(pool.submit(look, i) for i in islice(rest, _AHEAD * threads))
+        while waiting:
+            yield waiting.popleft().result()
+            waiting.extend(pool.submit(look, i) for i in islice(rest, 1))
     finally:
         pool.shutdown(cancel_futures=True)
