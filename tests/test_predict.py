@@ -2,6 +2,7 @@ import io
 import itertools
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -379,6 +380,17 @@ def test_the_rate_is_told_after_many_pictures_alone(home, pictures, capsys):
     out, err = capsys.readouterr()
     assert json.loads(out)["picture"] == str(pictures[0])
     assert err == ""
+
+
+def test_names_cannot_command_the_terminal(home, pictures, tmp_path, capsys):
+    hostile = tmp_path / "\x1b[2J[bold].png"
+    shutil.copy(pictures[0], hostile)
+    (tmp_path / "\x1b]0;owned\x07.jpg").write_bytes(b"no picture")
+    assert main(["predict", str(tmp_path), "--model", str(home / "onnx")]) == 1
+    out, err = capsys.readouterr()
+    assert "\x1b" not in out + err
+    assert "\\x1b" in out
+    assert "\\x1b]0;owned\\x07.jpg is not a picture" in err
 
 
 def test_progress_is_for_terminals(home, monkeypatch, capsys):

@@ -11,7 +11,7 @@ from cvt import __version__
 from cvt.errors import DivergedError, InputError, StoppedError, did_you_mean
 
 COMMANDS = {
-    "train": "train a CvT on digits, Fashion-MNIST or your own folder",
+    "train": "train or fine-tune a CvT on digits, Fashion-MNIST or your own pictures",
     "evaluate": "score a trained model on labelled pictures and write a report",
     "predict": "classify pictures: files, folders, patterns or the standard input",
     "data": "check a dataset before training on it, or copy it resized",
