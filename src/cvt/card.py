@@ -5,13 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from cvt.config import VARIANTS, CvTConfig, Preprocess
 from cvt.errors import InputError, did_you_mean
 from cvt.schema import check_types, from_mapping, read_mapping, write_mapping
 
 CONFIG = "config.json"
+
+Network = Literal["cvt", "vit", "vit_without_position", "resnet"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,6 +26,8 @@ class ModelCard:
     """The way from a picture to its input."""
     classes: tuple[str, ...]
     """The name of each logit."""
+    network: Network = "cvt"
+    """The CvT of `model`, or what was trained in its place to compare it with."""
 
     def __post_init__(self) -> None:
         check_types(self)
@@ -38,8 +42,9 @@ class ModelCard:
 
     def to_dict(self) -> dict[str, Any]:
         """The content of config.json."""
+        other = {} if self.network == "cvt" else {"network": self.network}
         return {"model": self.model.to_dict(), "preprocess": asdict(self.preprocess),
-                "classes": list(self.classes)}
+                "classes": list(self.classes), **other}
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> ModelCard:

@@ -30,11 +30,12 @@ def pictures(n=10, broken=()):
                     names=[str(i) for i in range(n)], fetch=read)
 
 
-def loader(workers=0, seed=0, augment=None, repeats=1, balanced=False, max_unreadable=0.0,
-           **kwargs):
+def loader(workers=0, seed=0, augment=None, repeats=1, passes=1, balanced=False,
+           max_unreadable=0.0, **kwargs):
     transform = training_transform(PREPROCESS, augment or AugmentConfig())
     return TrainLoader(pictures(**kwargs), transform, batch_size=4, seed=seed, workers=workers,
-                       repeats=repeats, balanced=balanced, max_unreadable=max_unreadable)
+                       repeats=repeats, passes=passes, balanced=balanced,
+                       max_unreadable=max_unreadable)
 
 
 def which(batches):
@@ -49,6 +50,31 @@ def test_an_epoch_shows_each_picture_at_most_once_in_full_batches():
     for images, labels in batches:
         assert images.shape == (4, 1, 8, 8)
         assert labels.tolist() == [round(v * 255) % 2 for v in images[:, 0, 0, 0].tolist()]
+
+
+def test_passes_make_an_epoch_longer_and_each_shows_every_picture():
+    some = loader(passes=3, n=8)
+    seen = which(some.epoch(0))
+    assert len(some) == 6
+    passes = [seen[i:i + 8] for i in (0, 8, 16)]
+    assert all(sorted(p) == list(range(8)) for p in passes)
+    assert passes[0] != passes[1] != passes[2]
+
+
+def test_a_picture_is_varied_anew_in_each_pass():
+    noisy = AugmentConfig(erasing=1.0)
+    found = {}
+    for images, _ in loader(passes=2, n=4, augment=noisy).epoch(0):
+        for image in images:
+            found.setdefault(round(image.median().item() * 255), []).append(image)
+    assert all(not torch.equal(*pair) for pair in found.values() if len(pair) == 2)
+    assert any(len(pair) == 2 for pair in found.values())
+
+
+def test_few_pictures_fill_a_batch_in_several_passes():
+    assert [len(labels) for _, labels in loader(passes=2, n=3).epoch(0)] == [4]
+    with pytest.raises(InputError, match=r"more than the 1 training pictures; .* or passes=2"):
+        loader(passes=2, n=1)
 
 
 def test_order_is_a_function_of_seed_and_epoch():

@@ -57,6 +57,23 @@ def test_a_run_leaves_weights_that_load_and_figures_that_agree(recipe, tmp_path)
     assert model(torch.zeros(1, 3, 8, 8)).shape == (1, 10)
 
 
+@pytest.mark.parametrize("network", ["vit", "vit_without_position", "resnet"])
+def test_a_baseline_is_trained_by_the_same_recipe_and_resumes_exactly(
+        recipe, tmp_path, monkeypatch, network):
+    recipe = dataclasses.replace(recipe, network=network, passes=2)
+    evaluation = loop.train(recipe, tmp_path / "whole", quiet=True)
+    die_after(13, monkeypatch)
+    with pytest.raises(SystemExit):
+        loop.train(dataclasses.replace(recipe, save_every=4), tmp_path / "cut", quiet=True)
+    monkeypatch.undo()
+    loop.resume(tmp_path / "cut", quiet=True)
+    whole, cut = (read_tensors(tmp_path / run / "last.safetensors") for run in ("whole", "cut"))
+    assert all(torch.equal(whole[key], cut[key]) for key in whole)
+    assert evaluation.top1.value == max(row["val_top1"] for row in history(tmp_path / "whole"))
+    with pytest.raises(InputError, match=f"holds a {network}, .* compared with a CvT"):
+        load_model(tmp_path / "whole")
+
+
 def test_the_network_learns(recipe, tmp_path):
     plain = dataclasses.replace(recipe, epochs=6, ema=0.0, batch_size=32, augment=AugmentConfig())
     evaluation = loop.train(plain, tmp_path / "run", quiet=True)

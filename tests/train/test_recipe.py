@@ -56,6 +56,10 @@ def test_one_channel_averages_the_statistics():
     ({"epochs": 0}, "epochs=0"),
     ({"ema": 1.0}, "ema"),
     ({"epochs": 2}, "warmup_epochs=2.0 leaves nothing of epochs=2"),
+    ({"passes": 0}, "passes=0"),
+    ({"network": "vit", "weights": "runs/a"}, "network=vit starts from random weights"),
+    ({"network": "resnet", "sync_batchnorm": True}, "leave out weights, freeze, sync_batchnorm"),
+    ({"network": "vit", "optim": OptimConfig(layer_decay=0.5)}, "and optim.layer_decay"),
     ({"compile": True, "grad_checkpointing": True}, "do not go together"),
 ])
 def test_recipes_that_cannot_be_carried_out_are_refused(values, message):

@@ -57,21 +57,24 @@ class TrainLoader:
     """Shuffled, augmented batches of full size; what does not fill one waits for another epoch.
 
     batch_size: pictures of an optimiser step. Each of `world` processes gets its share of every
-    batch, that of number `rank`; which pictures a batch has does not depend on either. repeats: how
-    many times in a row a picture comes, each time varied anew; an epoch, which keeps its length,
-    then has as many fewer of them. balanced: every picture of an epoch is drawn with replacement,
-    each class as often as any other. Of a picture that cannot be read another takes the place,
-    drawn from (seed, epoch, index) too; `unreadable` has them.
+    batch, that of number `rank`; which pictures a batch has does not depend on either. passes: how
+    many times an epoch passes over the pictures. repeats: how many times in a row a picture comes,
+    each time varied anew; a pass, which keeps its length, then has as many fewer of them. balanced:
+    every picture of an epoch is drawn with replacement, each class as often as any other. Of a
+    picture that cannot be read another takes the place, drawn from (seed, epoch, index) too;
+    `unreadable` has them.
     """
 
     def __init__(self, pictures: Pictures, pipeline: Pipeline, *, batch_size: int, seed: int,
-                 workers: int = 0, rank: int = 0, world: int = 1, repeats: int = 1,
-                 balanced: bool = False, max_unreadable: float = 0.0) -> None:
-        if len(pictures) < batch_size:
+                 workers: int = 0, rank: int = 0, world: int = 1, passes: int = 1,
+                 repeats: int = 1, balanced: bool = False, max_unreadable: float = 0.0) -> None:
+        if passes * len(pictures) < batch_size:
             raise InputError(f"batch_size={batch_size} is more than the {len(pictures)} training "
-                             "pictures; make it smaller")
+                             "pictures; make it smaller"
+                             + (f", or passes={passes} larger" if passes > 1 else ""))
         self.unreadable = Unreadable(pictures, max_unreadable)
-        self._order = _EpochOrder(pictures, batch_size, seed, rank, world, repeats, balanced)
+        self._order = _EpochOrder(pictures, batch_size, seed, rank, world, passes, repeats,
+                                  balanced)
         # A generator of its own keeps DataLoader from drawing from the global one.
         self._batches: DataLoader[_Loaded] = DataLoader(
             _Samples(pictures, pipeline, seed, others=True), batch_sampler=self._order,
@@ -119,8 +122,9 @@ class _EpochOrder(Sampler[list[_Key]]):
     """
 
     def __init__(self, pictures: Pictures, batch_size: int, seed: int, rank: int, world: int,
-                 repeats: int, balanced: bool) -> None:
-        self.n, self.batch_size, self.seed, self.repeats = len(pictures), batch_size, seed, repeats
+                 passes: int, repeats: int, balanced: bool) -> None:
+        self.n, self.batch_size, self.seed = len(pictures), batch_size, seed
+        self.passes, self.repeats = passes, repeats
         self.epoch = self.start = 0
         self.share: np.ndarray | None = None  # of all draws, for each picture
         if balanced:
@@ -136,13 +140,14 @@ class _EpochOrder(Sampler[list[_Key]]):
         self.places = places
 
     def __len__(self) -> int:
-        return self.n // self.batch_size
+        return self.passes * self.n // self.batch_size
 
     def __iter__(self) -> Iterator[list[_Key]]:
         rng = np.random.default_rng((self.seed, self.epoch))
-        order = rng.permutation(self.n) if self.share is None else (
-            rng.choice(self.n, self.n, p=self.share))
-        order = order.repeat(self.repeats)[:self.n]
+        order = np.concatenate([
+            (rng.permutation(self.n) if self.share is None else
+             rng.choice(self.n, self.n, p=self.share)).repeat(self.repeats)[:self.n]
+            for _ in range(self.passes)])
         again = _times_before(order)
         for batch in range(self.start, len(self)):
             places = batch * self.batch_size + self.places

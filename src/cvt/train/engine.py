@@ -17,7 +17,7 @@ from datetime import timedelta
 from pathlib import Path
 from statistics import median
 from types import TracebackType
-from typing import Any, Self, TypeVar
+from typing import Any, Self, TypeVar, cast
 
 import torch
 import torch.distributed as dist
@@ -117,8 +117,8 @@ class Engine:
             dist.destroy_process_group()
         AcceleratorState._reset_state(reset_partial_state=True)
 
-    def prepare(self, model: CvT, optimizer: torch.optim.Optimizer, loss: Loss,
-                frozen: Sequence[nn.Module] = ()) -> None:
+    def prepare(self, model: nn.Module, optimizer: torch.optim.Optimizer, loss: Loss,
+                num_classes: int, frozen: Sequence[nn.Module] = ()) -> None:
         """Train `model` with `optimizer`, which are on this engine's device, to lower `loss`.
 
         The modules `frozen` stay in evaluation.
@@ -127,12 +127,13 @@ class Engine:
         self._loss, self._frozen = loss.to(self.device), frozen
         if recipe.sync_batchnorm and self.world > 1 and not recipe.freeze.batchnorm:
             swap(model, nn.BatchNorm2d, SyncedBatchNorm2d.of)
-        model.set_grad_checkpointing(recipe.grad_checkpointing)
+        if recipe.grad_checkpointing:
+            cast("Any", model).set_grad_checkpointing(True)
         self.model, self._parts = model, recipe.optim.accumulate
         self._parameters = [p for p in model.parameters() if p.requires_grad]
         self._buffers = list(model.buffers())
-        self._mix = _mix(recipe.augment, model.config.num_classes)
-        form: nn.Module = TrainingForm(model)
+        self._mix = _mix(recipe.augment, num_classes)
+        form = TrainingForm(model) if isinstance(model, CvT) else model
         if recipe.compile:
             form = torch.compile(form)  # type: ignore[assignment]
         if self.world > 1:  # of depthwise kernels, whose strides may be written in two ways

@@ -22,6 +22,7 @@ from cvt.evaluate.metrics import Evaluation
 from cvt.evaluate.report import write_report
 from cvt.evaluate.run import METRICS, RECIPE, REPORT, classify, evaluate
 from cvt.machine import describe_machine
+from cvt.networks import load_network
 from cvt.schema import write_mapping
 from cvt.train.engine import Engine, Step
 from cvt.train.log import Log
@@ -42,7 +43,6 @@ from cvt.train.stop import Stop, requeue
 from cvt.train.store import Store
 from cvt.weights.native import BEST
 from cvt.weights.tensors import write_tensors
-from cvt.zoo import load_model
 
 
 def train(recipe: Recipe, output: str | Path, *, overwrite: bool = False, quiet: bool = False
@@ -279,7 +279,7 @@ def _finish(setting: Setting, run: Path, progress: Progress, store: Store) -> Ev
     if not (run / BEST).is_file() or _hash(run / BEST) != progress.best["sha256"]:
         kept = store.read(progress.best["step"]).tensors
         write_tensors(kept.get("ema", kept["model"]), run / BEST)
-    model, card = load_model(run)
+    model, card = load_network(run)
     evaluation = evaluate(model.to(setting.engine.device), card, val, batch_size=recipe.batch_size,
                           workers=recipe.data.workers, precision=recipe.precision,
                           max_unreadable=recipe.data.max_unreadable)

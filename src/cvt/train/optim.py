@@ -7,6 +7,7 @@ import re
 from typing import Any
 
 import torch
+from torch import nn
 
 from cvt.model import CvT
 from cvt.train.config import OptimConfig
@@ -14,7 +15,7 @@ from cvt.train.config import OptimConfig
 SCALE = "lr_scale"  # of a group: its learning rate as a fraction of the run's
 
 
-def build_optimizer(model: CvT, config: OptimConfig) -> torch.optim.Optimizer:
+def build_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.Optimizer:
     """AdamW or SGD over what requires a gradient; norms, biases, class token and position
     embeddings are not decayed.
 
@@ -27,10 +28,12 @@ def build_optimizer(model: CvT, config: OptimConfig) -> torch.optim.Optimizer:
     return torch.optim.AdamW(groups, lr=config.lr, betas=config.betas)
 
 
-def parameter_groups(model: CvT, config: OptimConfig) -> list[dict[str, Any]]:
+def parameter_groups(model: nn.Module, config: OptimConfig) -> list[dict[str, Any]]:
     """Parameters by decay and layer, from the input to the classifier."""
-    free = model.no_weight_decay()
-    layer = _layers(model)
+    free: set[str] = getattr(model, "no_weight_decay", set)()  # a ResNet names none
+    # Only a CvT's layers are told apart.
+    layer = _layers(model) if isinstance(model, CvT) else dict.fromkeys(
+        (name for name, _ in model.named_parameters()), 0)
     top = max(layer.values())
     groups: dict[tuple[int, bool], dict[str, Any]] = {}
     for name, parameter in model.named_parameters():

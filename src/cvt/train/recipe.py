@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from cvt.card import find_config
+from cvt.card import Network, find_config
 from cvt.config import CvTConfig, Preprocess
 from cvt.data.config import AugmentConfig, DataConfig
 from cvt.schema import check, check_types, from_mapping, read_mapping, write_mapping
@@ -28,6 +28,9 @@ class Recipe:
     """A variant (cvt_13, cvt_21, cvt_w24, cvt_nano), a .json or .yaml file with a configuration of
     this package or of microsoft/CvT, or the directory of a trained model, for its configuration. By
     default that of `weights`, without them cvt_nano."""
+    network: Network = "cvt"
+    """The CvT itself, or in its place, to compare it under the same recipe, another network of its
+    size: a ViT (for cvt_13 it is DeiT-S), that without position embedding, or a ResNet."""
     weights: str | None = None
     """Where to start from, for fine-tuning: a tag of `cvt zoo`, the directory of a model in any
     format, a file, or hf-hub:org/name. Pictures are then prepared as for these weights, and a head
@@ -50,7 +53,11 @@ class Recipe:
     distill: DistillConfig = field(default_factory=DistillConfig)
     """A teacher to learn from."""
     epochs: int = 30
-    """Passes over the training pictures."""
+    """From one validation and checkpoint to the next; an epoch passes over the training pictures
+    `passes` times."""
+    passes: int = 1
+    """Passes over the training pictures in an epoch; more where they are so few that to validate
+    and save would take most of the time."""
     steps: int | None = None
     """Optimiser steps of the whole run, in place of epochs; the last epoch may be a part of one."""
     max_train_samples: int | None = None
@@ -100,7 +107,7 @@ class Recipe:
 
     def __post_init__(self) -> None:
         check_types(self)
-        for name in ("epochs", "batch_size", "keep", "timeout"):
+        for name in ("epochs", "passes", "batch_size", "keep", "timeout"):
             check(getattr(self, name) >= 1, f"{name}={getattr(self, name)} must be at least 1")
         for name in ("steps", "max_train_samples"):
             value = getattr(self, name)
@@ -115,6 +122,11 @@ class Recipe:
                   f"{self.epochs}; make it smaller")
         check(self.weights is not None or not self.freeze.anything, "freeze keeps what `weights` "
               "have learnt, and there are none; give --weights")
+        check(self.network == "cvt" or not (
+            self.weights or self.freeze.anything or self.sync_batchnorm
+            or self.optim.layer_decay < 1),
+            f"network={self.network} starts from random weights and has no stages of a CvT; leave "
+            "out weights, freeze, sync_batchnorm and optim.layer_decay")
         check(not (self.compile and self.grad_checkpointing), "compile and grad_checkpointing do "
               "not go together, for a compiled network decides itself what to compute again; "
               "choose one")
@@ -132,7 +144,8 @@ class Recipe:
     @property
     def name(self) -> str:
         """What to call the network."""
-        return self.model or self.weights or DEFAULT
+        name = self.model or self.weights or DEFAULT
+        return name if self.network == "cvt" else f"{self.network} of the size of {name}"
 
     def config(self, num_classes: int, size: int | None = None, own: CvTConfig | None = None
                ) -> CvTConfig:

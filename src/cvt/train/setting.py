@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Sequence
 from pathlib import Path
 
 from timm.utils import ModelEmaV3
+from torch import nn
 
 from cvt.card import ModelCard
 from cvt.data.augment import training_transform
@@ -15,6 +17,7 @@ from cvt.data.loader import TrainLoader, Unreadable
 from cvt.data.pictures import subset
 from cvt.data.randomness import seed_all
 from cvt.model import CvT
+from cvt.networks import build_network
 from cvt.train.engine import Engine
 from cvt.train.loss import Loss
 from cvt.train.optim import build_optimizer
@@ -42,7 +45,8 @@ class Setting:
         self.loader = TrainLoader(dataset.train, transform,
                                   batch_size=recipe.batch_size, seed=recipe.seed,
                                   workers=recipe.data.workers, rank=engine.rank,
-                                  world=engine.world, repeats=recipe.augment.repeats,
+                                  world=engine.world, passes=recipe.passes,
+                                  repeats=recipe.augment.repeats,
                                   balanced=recipe.sampling == "balanced",
                                   max_unreadable=recipe.data.max_unreadable)
         self.unreadable = Unreadable(dataset.val, recipe.data.max_unreadable)
@@ -54,11 +58,15 @@ class Setting:
         """The network, its moving average, and what was done to load weights, on the engine."""
         recipe, engine = self.recipe, self.engine
         seed_all(recipe.seed)
-        model = CvT(self.card.model)
-        started = put_weights(model, self.checkpoint) if self.checkpoint else None
-        frozen = freeze(model.to(engine.device), recipe.freeze)
+        model = build_network(self.card)
+        started: LoadReport | None = None
+        frozen: Sequence[nn.Module] = ()
+        if isinstance(model, CvT):  # the others start from nothing, and nothing of them is frozen
+            started = put_weights(model, self.checkpoint) if self.checkpoint else None
+            frozen = freeze(model, recipe.freeze)
+        model.to(engine.device)
         ema = ModelEmaV3(model, decay=recipe.ema, use_warmup=True) if recipe.ema else None
         optimizer = build_optimizer(model, recipe.optim)
-        engine.prepare(model, optimizer, self.loss, frozen)
+        engine.prepare(model, optimizer, self.loss, len(self.card.classes), frozen)
         return (Weights(model=model, ema=ema.module if ema else None, optimizer=optimizer), ema,
                 started)

@@ -27,7 +27,7 @@ def starting_point(recipe: Recipe, dataset: Dataset) -> tuple[ModelCard, Checkpo
     if recipe.weights is None:
         preprocess = recipe.preprocess(dataset.preprocess)
         return ModelCard(model=recipe.config(len(classes), preprocess.size), preprocess=preprocess,
-                         classes=classes), None
+                         classes=classes, network=recipe.network), None
     checkpoint = open_checkpoint(recipe.weights, model=recipe.model)
     own = checkpoint.card.model
     if recipe.model is not None:

@@ -62,6 +62,7 @@ def read_checkpoint(path: str | Path, *, card: ModelCard | None = None,
         raise InputError(f"no model at {path}; give a directory that `cvt train --output` wrote, a "
                          "directory of transformers or timm, or a file of weights")
     weights = _weights_in(path) if path.is_dir() else path
+    _refuse_baseline(weights.parent)
     found, renamed, names = to_native(read_tensors(weights), weights)
     notes: list[str] = []
     if names == "huggingface" and not {"norm.weight", "norm.bias"} & set(found):
@@ -88,6 +89,16 @@ def read_checkpoint(path: str | Path, *, card: ModelCard | None = None,
         notes = [f"{act} is computed, as asked"]
     return Checkpoint(path=weights, names=names, renamed=renamed, card=card, tensors=found,
                       notes=tuple(notes))
+
+
+def _refuse_baseline(directory: Path) -> None:
+    if not (directory / CONFIG).is_file():
+        return
+    network = read_mapping(directory / CONFIG).get("network", "cvt")
+    if network != "cvt":
+        raise InputError(f"{directory} holds a {network}, which was trained to be compared with a "
+                         "CvT; its figures are in metrics.json and report.html, and nothing else "
+                         "here computes it")
 
 
 def build(checkpoint: Checkpoint, *, num_classes: int | None = None, in_chans: int | None = None
