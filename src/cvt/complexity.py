@@ -48,12 +48,17 @@ def multiply_adds(config: CvTConfig, size: Grid) -> int:
     attention; not norms, activations, biases or softmax. This is what the paper calls FLOPs.
     Raises InputError for too small a size.
     """
-    model = _meta(config).eval()
     config.grids(size)
-    image = torch.empty(1, config.in_chans, *size, device="meta")
+    return network_multiply_adds(_meta(config), torch.empty(1, config.in_chans, *size,
+                                                            device="meta"))
+
+
+def network_multiply_adds(network: torch.nn.Module, image: torch.Tensor) -> int:
+    """The same of any network for `image` (1, C, H, W), both on the meta device."""
+    network.eval()
     # The counter sees attention's two products only where attention is not one fused operator.
     with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
-        model(image)
+        network(image)
     return counter.get_total_flops() // 2
 
 

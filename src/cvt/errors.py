@@ -24,6 +24,9 @@ class StoppedError(Exception):
         super().__init__(message)
         self.code = code
 
+    def __reduce__(self) -> tuple[type[StoppedError], tuple[str, int]]:
+        return StoppedError, (str(self), self.code)  # it travels between processes
+
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
     """A clause that names the nearest of `known`, or lists them all where none is near.

@@ -1,0 +1,1 @@
+"""The paper's claims as studies that anyone can run: configurations, seeds, intervals, verdicts."""

@@ -1,0 +1,94 @@
+"""A study's runs: which there are, where each goes, and training those that are not done."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from cvt.ablate.studies import Row
+from cvt.errors import DivergedError, StoppedError
+from cvt.evaluate.run import METRICS
+from cvt.schema import write_mapping
+from cvt.train import loop
+from cvt.train.recipe import Recipe
+from cvt.train.state import CHECKPOINTS, LAST, TENSORBOARD, clear_run
+from cvt.weights.native import BEST
+
+RUNS, MODELS, DIVERGED = "runs", "models", "diverged.json"
+STOPPED = "stopped; what was done is saved, and the same command goes on from there"
+
+# What a recipe says of how it is computed, not of what: it makes no other run.
+_HOW = ("device", "keep", "save_every", "timeout", "trackers", "project")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """One training: a row of a study, with a seed."""
+
+    recipe: Recipe
+    directory: Path
+
+    @property
+    def done(self) -> bool:
+        """Whether it was trained to its end, or diverged."""
+        return any((self.directory / name).is_file() for name in (METRICS, DIVERGED))
+
+
+def plan_run(base: Recipe, row: Row, seed: int, output: Path, pictures: int | None = None) -> Run:
+    """The run of `row` with `seed` under the recipe `base`, below `output`; writes its model file.
+
+    Its directory is named after what decides its result, so that studies share runs. pictures: how
+    many to train on, with the recipe's number of steps, in one epoch.
+    """
+    own = base.config(1)
+    config = row.change(replace(own, num_classes=1000))
+    model = base.model
+    if config.stages != own.stages:
+        text = json.dumps(config.to_dict(), sort_keys=True)
+        model = str(output / MODELS / f"{_digest(text)}.json")
+        Path(model).parent.mkdir(parents=True, exist_ok=True)
+        config.save(model)
+    recipe = replace(base, model=model, network=row.network, seed=seed)
+    if pictures is not None:
+        passes = -(-(base.steps or 0) * base.batch_size // pictures)
+        recipe = replace(recipe, max_train_samples=pictures, passes=passes)
+    plain: dict[str, Any] = {k: v for k, v in recipe.to_dict().items() if k not in _HOW}
+    plain["model"] = config.to_dict()
+    plain["data"] = {k: v for k, v in plain["data"].items() if k != "workers"}
+    parts = [row.network, *([f"{pictures}"] if pictures else []), f"seed{seed}",
+             _digest(json.dumps(plain, sort_keys=True))]
+    return Run(recipe=recipe, directory=output / RUNS / "-".join(parts))
+
+
+def train_run(run: Run, *, keep_weights: bool = False) -> None:
+    """Train `run`, from where it was interrupted if it was; a loss that diverges is its result.
+
+    Without `keep_weights` only the recipe, the figures and the report stay. Raises InputError and
+    StoppedError as `cvt.train.loop.train`.
+    """
+    home = run.directory
+    try:
+        if (home / CHECKPOINTS).is_dir():
+            loop.resume(home, quiet=True)
+        else:
+            loop.train(run.recipe, home, overwrite=True, quiet=True)
+    except StoppedError as error:
+        raise StoppedError(STOPPED, error.code) from None
+    except DivergedError as error:
+        clear_run(home)  # but for the batch that it failed on
+        home.mkdir(parents=True, exist_ok=True)
+        write_mapping({"error": str(error)}, home / DIVERGED)
+        return
+    shutil.rmtree(home / CHECKPOINTS)
+    if not keep_weights:
+        shutil.rmtree(home / TENSORBOARD)
+        for name in (BEST, LAST):
+            (home / name).unlink()
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:10]

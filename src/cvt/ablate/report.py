@@ -1,0 +1,116 @@
+"""A study as a page of Markdown."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+
+def to_markdown(name: str, study: Mapping[str, Any]) -> str:
+    """The study `name` of ablation.json: its table, its claims, every run, how it was trained."""
+    data, seeds = study["data"], study["seeds"]
+    by_pictures = any(row["pictures"] for row in study["rows"])
+    trained = "as many pictures as the table says" if by_pictures else f"{data['train']:,} pictures"
+    parts = [
+        f"# {study['title']}",
+        f"![{study['title']}]({name}.png)",
+        f"Trained on {trained} of {data['name']}, {_count(seeds, 'seed')} "
+        f"({', '.join(map(str, seeds))}), scored on the {data['val']:,} held-out pictures at the "
+        "last epoch; mean and standard deviation over the seeds, in percent."
+        + ("" if by_pictures else " The paper's column is ImageNet with CvT-13 or DeiT-S, 300 "
+           "epochs: compare the order, not the figures."),
+        table_of(study),
+        "## Claims",
+        "Differences are in points of top-1 between runs of the same seed, with Student's 95 % "
+        "interval of their mean. \"Not behind\" is judged with a margin of half a point.",
+        claims_of(study),
+        "## Every run",
+        _runs(study["rows"]),
+        "## How",
+        "; ".join(f"{key}: {value}" for key, value in study["facts"].items()) + ".",
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def table_of(study: Mapping[str, Any]) -> str:
+    """The table beside the paper's."""
+    rows = study["rows"]
+    if any(row["pictures"] for row in rows):
+        return _by_pictures(rows)
+    return _table(("", "parameters", "multiply-adds", "top-1 here", "runs", "paper"), (
+        (row["label"], f"{row['parameters'] / 1e6:.2f} M", _operations(row["multiply_adds"]),
+         _accuracy(row), _finished(row),
+         "" if row["paper_top1"] is None else f"{row['paper_top1']:.1f}") for row in rows))
+
+
+def claims_of(study: Mapping[str, Any]) -> str:
+    """Each claim with its differences and verdict."""
+    by_pictures = any(c["pictures"] for c in study["comparisons"])
+    head = ["claim", *(["pictures"] if by_pictures else []), "difference", "95 % interval", "runs",
+            "verdict"]
+    return _table(head, (
+        (f"{c['claim']}: {c['one']} {c['kind']} {'of ' * (c['kind'] == 'ahead')}{c['other']}",
+         *([f"{c['pictures']:,}"] if by_pictures else []),
+         "none" if c["mean"] is None else f"{c['mean']:+.2f}",
+         "none" if c["low"] is None else f"{c['low']:+.2f} to {c['high']:+.2f}",
+         str(len(c["differences"])),
+         verdict_of(c)) for c in study["comparisons"]))
+
+
+def verdict_of(comparison: Mapping[str, Any]) -> str:
+    """In words that say on how much it rests."""
+    n = len(comparison["differences"])
+    return comparison["verdict"] + (f" with n = {n}" if comparison["verdict"] == "cannot be told"
+                                    else "")
+
+
+def _by_pictures(rows: Sequence[Mapping[str, Any]]) -> str:
+    """A line a number of pictures, a column a network."""
+    labels = list(dict.fromkeys(row["label"] for row in rows))
+    cells = {(row["label"], row["pictures"]): row for row in rows}
+    first = {label: next(row for row in rows if row["label"] == label) for label in labels}
+    head = ["pictures", *(f"{label} ({first[label]['parameters'] / 1e6:.2f} M, "
+                          f"{_operations(first[label]['multiply_adds'])})" for label in labels)]
+    sizes = list(dict.fromkeys(row["pictures"] for row in rows))
+    return _table(head, ((f"{n:,}", *(f"{_accuracy(cells[label, n])} "
+                                      f"({_finished(cells[label, n])})" for label in labels))
+                         for n in sizes))
+
+
+def _runs(rows: Sequence[Mapping[str, Any]]) -> str:
+    def figures(row: Mapping[str, Any]) -> str:
+        return ", ".join("diverged" if run["top1"] is None else f"{run['top1']:.2f}"
+                         for run in row["runs"])
+
+    return _table(("", "top-1 of each seed", "seconds of training, mean"), (
+        (row["label"] + (f", {row['pictures']:,} pictures" if row["pictures"] else ""),
+         figures(row), _seconds(row["runs"])) for row in rows))
+
+
+def _seconds(runs: Sequence[Mapping[str, Any]]) -> str:
+    found = [run["seconds"] for run in runs if run["seconds"] is not None]
+    return f"{sum(found) / len(found):.0f}" if found else "none"
+
+
+def _accuracy(row: Mapping[str, Any]) -> str:
+    if row["mean"] is None:
+        return "none"
+    return f"{row['mean']:.2f}" + ("" if row["sd"] is None else f" &plusmn; {row['sd']:.2f}")
+
+
+def _finished(row: Mapping[str, Any]) -> str:
+    done, all_ = sum(run["top1"] is not None for run in row["runs"]), len(row["runs"])
+    return str(done) if done == all_ else f"{done} of {all_}, the others diverged"
+
+
+def _operations(count: int) -> str:
+    return f"{count / 1e9:.2f} G" if count >= 1e9 else f"{count / 1e6:.1f} M"
+
+
+def _count(values: Sequence[Any], word: str) -> str:
+    return f"{len(values)} {word}{'s' * (len(values) != 1)}"
+
+
+def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)

@@ -1,0 +1,87 @@
+"""`cvt ablate`."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from cvt.cli.parser import Parser
+from cvt.train.recipe import Recipe
+
+_STUDIES = ("position", "embedding", "stride", "projection", "data")
+_DESCRIPTION = """Put claims of the paper to the test on data at hand: position (Table 5), embedding
+(Table 6), stride (Table 7), projection (Table 8), and data, accuracy against the number of training
+pictures for CvT, ViT and ResNet. Every configuration is trained with every seed under one recipe,
+whose options are those of cvt train. The same command again trains only what is missing."""
+
+
+def main(args: Sequence[str]) -> int:
+    """Run studies; prints their tables and verdicts."""
+    parser = Parser(prog="cvt ablate", description=_DESCRIPTION)
+    parser.add_argument("studies", nargs="+", choices=[*_STUDIES, "tables"], metavar="STUDY",
+                        help=f"{', '.join(_STUDIES)}, or tables for all but data")
+    parser.add_argument("--config", action="config", help="a YAML file with any of the options")
+    parser.add_class_arguments(Recipe)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2],
+                        help="one run each, of every configuration")
+    parser.add_argument("--sizes", type=int, nargs="+", default=[100, 300, 1000, 3000, 10000],
+                        help="numbers of training pictures, for data")
+    parser.add_argument("--jobs", type=int, help="runs at a time (default: one a core, or a GPU)")
+    parser.add_argument("--output", metavar="DIR", help="where results and runs go (default: "
+                        "ablations/MODEL_DATASET)")
+    parser.add_argument("--keep_weights", action="store_true", help="keep every run's weights")
+    parser.add_argument("--json", action="store_true", help="print the results as JSON")
+    parser.add_argument("--quiet", action="store_true", help="no progress on the standard error")
+    chosen = parser.read(args)
+    recipe = parser.build(Recipe, chosen)
+    if recipe.seed:
+        parser.error(f"--seed {recipe.seed} would be one of --seeds; name it there")
+    if chosen.jobs is not None:
+        parser.at_least_one(chosen, "jobs")
+
+    from cvt.ablate.run import Sampling, ablate
+    from cvt.ablate.studies import TABLES
+
+    names = list(dict.fromkeys(n for study in chosen.studies
+                               for n in (TABLES if study == "tables" else (study,))))
+    output = Path(chosen.output or f"ablations/{Path(recipe.name).stem}_{recipe.data.name}")
+    found = ablate(names, recipe, output,
+                   sampling=Sampling(seeds=tuple(chosen.seeds), sizes=tuple(chosen.sizes)),
+                   jobs=chosen.jobs, keep_weights=chosen.keep_weights,
+                   say=(lambda _: None) if chosen.quiet else lambda what: print(
+                       what, file=sys.stderr, flush=True))
+    if chosen.json:
+        print(json.dumps({name: found["studies"][name] for name in names}))
+        return 0
+    for name in names:
+        _print(found["studies"][name])
+    print(f"tables and charts: {output}")
+    return 0
+
+
+def _print(study: dict[str, Any]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    from cvt.ablate.report import verdict_of
+
+    console = Console()
+    table = Table(title=study["title"], title_justify="left")
+    for name in ("configuration", "top-1 here", "paper"):
+        table.add_column(name, justify="left" if name == "configuration" else "right")
+    for row in study["rows"]:
+        label = row["label"] + (f", {row['pictures']:,} pictures" if row["pictures"] else "")
+        here = "diverged" if row["mean"] is None else f"{row['mean']:.2f}" + (
+            "" if row["sd"] is None else f" +- {row['sd']:.2f}")
+        table.add_row(label, here, "" if row["paper_top1"] is None else f"{row['paper_top1']:.1f}")
+    console.print(table)
+    for c in study["comparisons"]:
+        size = f", {c['pictures']:,} pictures" if c["pictures"] else ""
+        figure = "no two runs" if c["low"] is None else (
+            f"{c['mean']:+.2f} [{c['low']:+.2f}, {c['high']:+.2f}]")
+        console.print(f"{c['claim']} ({c['one']}, {c['other']}{size}): {figure}, {verdict_of(c)}",
+                      highlight=False, markup=False, soft_wrap=True)
+    console.print()
