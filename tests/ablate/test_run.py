@@ -28,7 +28,7 @@ def recipe(tmp_path):
     CvTConfig(stages=(stage, stage, dataclasses.replace(stage, cls_token=True)), num_classes=10,
               image_size=16).save(tmp_path / "tiny.json")
     return Recipe(model=str(tmp_path / "tiny.json"), image_size=16, epochs=1, batch_size=32,
-                  data=DataConfig(val_fraction=0.5), max_train_samples=64,
+                  data=DataConfig(val_fraction=0.1), max_train_samples=64,
                   augment=AugmentConfig(crop="shift"), optim=OptimConfig(warmup_epochs=0.5))
 
 
@@ -217,7 +217,7 @@ def test_tables_that_cannot_be_made_are_refused_before_anything_is_written(
 
 @pytest.mark.parametrize(("values", "sizes", "message"), [
     ({}, (5,), "5 training pictures are too few for 10 classes"),
-    ({}, (10_000,), r"digits has 898 training pictures, not 10,000; take smaller --sizes"),
+    ({}, (10_000,), r"digits has 1,617 training pictures, not 10,000; take smaller --sizes"),
     ({"max_train_samples": 50}, (20,), "leave out max_train_samples"),
     ({"steps": None}, (20,), "give --steps and --optim.warmup_steps")])
 def test_data_needs_sizes_that_are_there_and_steps(recipe, tmp_path, values, sizes, message):
