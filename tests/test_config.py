@@ -84,7 +84,7 @@ def test_grids_follow_the_formula_of_the_official_network(side):
     grids = VARIANTS["cvt_13"].grids((side, side))
 
     assert grids == ((first,) * 2, (second,) * 2, (third,) * 2)
-    assert VARIANTS["cvt_13"].stages[2].grid_kv(grids[2]) == ((third + 1) // 2,) * 2
+    assert VARIANTS["cvt_13"].stages[2].grids_kv(grids[2]) == (((third + 1) // 2,) * 2,)
 
 
 def test_height_and_width_are_kept_apart():
@@ -118,7 +118,7 @@ def test_grids_are_those_of_the_tensors(size, embed, projection, kernel, stride_
     assert real == grid
     fmap = tokens.transpose(1, 2).unflatten(2, grid)
     assert q.eval()(None, fmap).shape[1] == grid[0] * grid[1]
-    keys = config.grid_kv(grid)
+    keys, = config.grids_kv(grid)
     if min(keys) < 1:
         with pytest.raises(RuntimeError):
             k(None, fmap)
@@ -178,10 +178,56 @@ def test_a_config_whose_own_image_size_is_too_small_is_refused():
     ({"cls_token": 1}, "cls_token=1 must be of type bool"),
     ({"stride_kv": 0}, "stride_kv=0 must be at least 1"),
     ({"padding_kv": -1}, "padding_kv=-1 must not be negative"),
+    ({"depth": 2, "stride_kv": (1, 2, 2)},
+     r"stride_kv=\(1, 2, 2\) has 3 entries for depth=2; .* one for each"),
+    ({"mlp_ratio": ()}, r"mlp_ratio=\(\) has 0 entries for depth=1"),
+    ({"depth": 2, "stride_kv": (1, 0)}, r"stride_kv=\(1, 0\) must be at least 1"),
+    ({"depth": 2, "mlp_ratio": (2.0, 0.1)}, r"mlp_ratio=\(2.0, 0.1\) leaves no hidden channel"),
+    ({"depth": 2, "stride_kv": (1, 2.0)}, r"stride_kv=\(1, 2.0\) must be of type int | tuple"),
+    ({"depth": 2, "stride_kv": (1, 2), "projection": "linear"}, r"stride_kv=\(1, 2\); set"),
 ])
 def test_a_stage_that_cannot_be_built_is_refused(changes, message):
     with pytest.raises(InputError, match=message):
         a_stage(**changes)
+
+
+def test_blocks_may_differ_in_key_stride_and_mlp_ratio():
+    stage = a_stage(depth=3, stride_kv=(1, 2, 4), mlp_ratio=(2.0, 4.0, 4.0))
+
+    assert [stage.block(i) for i in range(3)] == [
+        a_stage(stride_kv=stride, mlp_ratio=ratio) for stride, ratio in ((1, 2), (2, 4), (4, 4))]
+    assert stage.grids_kv((8, 5)) == ((8, 5), (4, 3), (2, 2))
+    assert not stage.uniform
+
+
+def test_equal_numbers_for_all_blocks_are_one():
+    assert a_stage(depth=2, stride_kv=(1, 1), mlp_ratio=(2, 2.0)) == a_stage(
+        depth=2, stride_kv=1, mlp_ratio=2.0)
+
+
+def test_the_least_size_is_that_of_the_block_with_the_fewest_keys():
+    stage = a_stage(depth=2, projection="avg", kernel=5, padding_kv=1, stride_kv=(1, 2))
+
+    least = CvTConfig(stages=(stage,)).min_size()
+
+    assert least == max(CvTConfig(stages=(stage.block(i),)).min_size() for i in (0, 1))
+    assert least > CvTConfig(stages=(stage.block(1),)).min_size()
+
+
+@pytest.mark.parametrize("suffix", [".json", ".yaml"])
+def test_a_network_of_unlike_blocks_comes_back_from_its_file(tmp_path, tiny, suffix):
+    config = tiny(last={"stride_kv": (1, 2), "mlp_ratio": (2.0, 4.0)})
+
+    config.save(tmp_path / f"model{suffix}")
+
+    assert CvTConfig.load(tmp_path / f"model{suffix}") == config
+    assert json.loads(json.dumps(config.to_dict())) == config.to_dict()
+
+
+@pytest.mark.parametrize("field", ["stride_kv", "mlp_ratio"])
+def test_the_official_file_has_no_place_for_unlike_blocks(tiny, field):
+    with pytest.raises(InputError, match="stride_kv or mlp_ratio, which differ between the blocks"):
+        tiny(last={field: (2, 1)}).to_official_yaml(64)
 
 
 @pytest.mark.parametrize(("changes", "message"), [

@@ -132,9 +132,12 @@ def test_a_checkpoint_is_converted_onto_itself(tmp_path, source):
     torch.testing.assert_close(dict(load_model(source)[0].state_dict()), expected, rtol=0, atol=0)
 
 
+@pytest.mark.parametrize("changes", [{"every": {"pos_embed": True}}, {"last": {
+    "stride_kv": (1, 2, 2)}}, {"last": {"mlp_ratio": (2.0, 4.0, 4.0)}}])
 @pytest.mark.parametrize("to", ["official", "huggingface"])
-def test_a_network_that_the_format_cannot_express_leaves_nothing(tmp_path, tiny, to):
-    save_model(tmp_path / "a", CvT(tiny(every={"pos_embed": True})), Preprocess(size=32), CLASSES)
+def test_a_network_that_the_format_cannot_express_leaves_nothing(tmp_path, tiny, to, changes):
+    model = CvT(tiny(depths=(1, 2, 3), **changes))
+    save_model(tmp_path / "a", model, Preprocess(size=32), CLASSES)
 
     with pytest.raises(InputError, match="choose"):
         convert(tmp_path / "a", place(tmp_path, to), to)

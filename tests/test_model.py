@@ -20,6 +20,7 @@ ABLATIONS = {
                         "embed_padding": 0}},
     "kernel_5": {"every": {"kernel": 5, "padding_kv": 2}},
     "kv_stride_1": {"every": {"stride_kv": 1}},
+    "block_by_block": {"last": {"stride_kv": (1, 2), "mlp_ratio": (2.0, 4.0)}},
     "no_qkv_bias": {"every": {"qkv_bias": False}},
     "pos_embed": {"every": {"pos_embed": True}},
     "cls_in_every_stage": {"every": {"cls_token": True}},

@@ -18,8 +18,8 @@ class StageShape:
 
     grid: Grid
     """Tokens (H, W)."""
-    keys: Grid
-    """Keys and values (H, W)."""
+    keys: tuple[Grid, ...]
+    """Keys and values (H, W), one for each stride that the blocks have."""
     stride: int
     """Pixels between neighbouring tokens."""
     dim: int
@@ -66,7 +66,7 @@ def stage_shapes(config: CvTConfig, size: Grid) -> tuple[StageShape, ...]:
     """Every stage for an image of `size` (H, W) pixels. Raises InputError for too small a size."""
     model = _meta(config)
     return tuple(
-        StageShape(grid=grid, keys=stage.grid_kv(grid), stride=stride, dim=stage.dim,
+        StageShape(grid=grid, keys=stage.grids_kv(grid), stride=stride, dim=stage.dim,
                    num_heads=stage.num_heads, depth=stage.depth, cls_token=stage.cls_token,
                    parameters=_count(module))
         for stage, grid, stride, module

@@ -3,7 +3,8 @@
 `StageConfig` is a column of Table 2 of the paper (arXiv:2103.15808), `CvTConfig` the whole network,
 `VARIANTS` the table itself and `Preprocess` the way from a picture to the network's input.
 Ablations are configurations too: Table 5 is `pos_embed`, Table 6 `embed="patch"`, Table 7
-`stride_kv=1` and Table 8 `projection="linear"`.
+`stride_kv=1` and Table 8 `projection="linear"`; what a search for architectures (CvT-13-NAS of
+Table 3) chooses, `stride_kv` and `mlp_ratio`, may differ from block to block.
 """
 
 from __future__ import annotations
@@ -12,12 +13,13 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from cvt.errors import InputError, did_you_mean
 from cvt.schema import check, check_types, from_mapping, read_mapping, write_mapping
 
 Grid = tuple[int, int]  # (H, W) in tokens
+_Number = TypeVar("_Number", int, float)
 
 # No dimension of any network is larger; a configuration may come from a stranger.
 MOST = 100_000
@@ -52,14 +54,15 @@ class StageConfig:
     BatchNorm, average pooling (keys and values only), or nothing (Table 8)."""
     kernel: int = 3
     """Side of the projection's kernel, odd."""
-    stride_kv: int = 2
-    """Stride of the key and value projections (Table 7); 1 for "linear"."""
+    stride_kv: int | tuple[int, ...] = 2
+    """Stride of the key and value projections (Table 7), of all blocks or one for each; 1 for
+    "linear"."""
     padding_kv: int = 1
     """Padding of the key and value projections; the query's is kernel // 2, so its grid stays."""
     qkv_bias: bool = True
     """Bias in the query, key and value Linears."""
-    mlp_ratio: float = 4.0
-    """Hidden width of the MLP in units of dim."""
+    mlp_ratio: float | tuple[float, ...] = 4.0
+    """Hidden width of the MLP in units of dim, of all blocks or one for each."""
     cls_token: bool = False
     """A learned class token in front of the stage's tokens; the last stage's is classified."""
     pos_embed: bool = False
@@ -73,15 +76,18 @@ class StageConfig:
 
     def __post_init__(self) -> None:
         check_types(self)
-        for name in ("dim", "num_heads", "depth", "embed_kernel", "embed_stride", "kernel",
-                     "stride_kv"):
+        for name in ("dim", "num_heads", "depth", "embed_kernel", "embed_stride", "kernel"):
             check_range(self, name, 1)
+        for name in ("stride_kv", "mlp_ratio"):
+            _one_where_equal(self, name)
+        check_range(self, "stride_kv", 1)
         for name in ("embed_padding", "padding_kv"):
             check(getattr(self, name) >= 0, f"{name}={getattr(self, name)} must not be negative")
         for name in ("drop_rate", "attn_drop_rate", "drop_path_rate"):
             check(0 <= getattr(self, name) < 1, f"{name}={getattr(self, name)} must be in [0, 1)")
-        check(self.mlp_ratio <= MOST, f"mlp_ratio={self.mlp_ratio} must be at most {MOST}")
-        check(int(self.dim * self.mlp_ratio) >= 1, f"mlp_ratio={self.mlp_ratio} leaves no hidden "
+        ratios = _each(self.mlp_ratio)
+        check(max(ratios) <= MOST, f"mlp_ratio={self.mlp_ratio} must be at most {MOST}")
+        check(int(self.dim * min(ratios)) >= 1, f"mlp_ratio={self.mlp_ratio} leaves no hidden "
                "channel; the paper's is 4")
         check(self.dim % self.num_heads == 0,
                f"dim={self.dim} is not divisible by num_heads={self.num_heads}; the paper keeps "
@@ -110,13 +116,31 @@ class StageConfig:
                          for n in grid)
         return height, width
 
-    def grid_kv(self, grid: Grid) -> Grid:
-        """The grid of keys and values for the stage's own token grid (H, W)."""
+    def grids_kv(self, grid: Grid) -> tuple[Grid, ...]:
+        """The grids of keys and values for the stage's own token grid (H, W).
+
+        One, or where the strides of its blocks differ one for each stride, the smallest first.
+        """
         if self.projection == "linear":
-            return grid
+            return (grid,)
         out = _pool_ceil if self.projection == "avg" else _conv
-        height, width = (out(n, self.kernel, self.stride_kv, self.padding_kv) for n in grid)
-        return height, width
+        grids = []
+        for stride in sorted(set(_each(self.stride_kv))):
+            height, width = (out(n, self.kernel, stride, self.padding_kv) for n in grid)
+            grids.append((height, width))
+        return tuple(grids)
+
+    def block(self, i: int) -> StageConfig:
+        """Block `i`, counted from 0, as a stage of that block alone."""
+        def its(value: _Number | tuple[_Number, ...]) -> _Number:
+            return value[i] if isinstance(value, tuple) else value
+
+        return replace(self, depth=1, stride_kv=its(self.stride_kv), mlp_ratio=its(self.mlp_ratio))
+
+    @property
+    def uniform(self) -> bool:
+        """Whether all blocks have one key and value stride and one MLP ratio, as in the paper."""
+        return not isinstance(self.stride_kv, tuple) and not isinstance(self.mlp_ratio, tuple)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -160,7 +184,7 @@ class CvTConfig:
         grid, grids = size, []
         for i, stage in enumerate(self.stages):
             grid = stage.grid(grid)
-            if min(grid) < 1 or min(stage.grid_kv(grid)) < 1:
+            if _empty(stage, grid):
                 raise InputError(
                     f"an image of {size[0]}x{size[1]} pixels leaves stage {i + 1} without tokens; "
                     f"this network needs at least {self.min_size()} pixels a side")
@@ -173,7 +197,7 @@ class CvTConfig:
             grid = (side, side)
             for stage in self.stages:
                 grid = stage.grid(grid)
-                if min(grid) < 1 or min(stage.grid_kv(grid)) < 1:
+                if _empty(stage, grid):
                     return False
             return True
 
@@ -187,7 +211,9 @@ class CvTConfig:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain lists, dicts, numbers and strings; `from_dict` reads them back."""
-        return {**asdict(self), "stages": [asdict(stage) for stage in self.stages]}
+        return {**asdict(self), "stages": [
+            {name: list(value) if isinstance(value, tuple) else value
+             for name, value in asdict(stage).items()} for stage in self.stages]}
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> CvTConfig:
@@ -273,7 +299,9 @@ class CvTConfig:
         a network that it cannot build.
         """
         for key, wrong in (("pos_embed", any(s.pos_embed for s in self.stages)),
-                           ("projection", any(s.projection == "linear" for s in self.stages))):
+                           ("projection", any(s.projection == "linear" for s in self.stages)),
+                           ("stride_kv or mlp_ratio, which differ between the blocks of a stage",
+                            not all(s.uniform for s in self.stages))):
             if wrong:
                 raise InputError(f"the official code cannot build this network's {key}; choose "
                                  "another format")
@@ -354,8 +382,27 @@ class Preprocess:
 def check_range(config: Any, name: str, least: int) -> None:
     """Refuse a field that is below `least`, or so large that building would fill the memory."""
     value = getattr(config, name)
-    check(value >= least, f"{name}={value} must be at least {least}")
-    check(value <= MOST, f"{name}={value} must be at most {MOST}")
+    check(min(_each(value)) >= least, f"{name}={value} must be at least {least}")
+    check(max(_each(value)) <= MOST, f"{name}={value} must be at most {MOST}")
+
+
+def _each(value: _Number | tuple[_Number, ...]) -> tuple[_Number, ...]:
+    return value if isinstance(value, tuple) else (value,)
+
+
+def _one_where_equal(stage: StageConfig, name: str) -> None:
+    """Let a field with an entry for each block be one number where all are equal."""
+    value = getattr(stage, name)
+    if isinstance(value, tuple):
+        check(len(value) == stage.depth, f"{name}={value} has {len(value)} entries for "
+              f"depth={stage.depth}; give one number for all blocks, or one for each")
+        if len(set(value)) == 1:
+            object.__setattr__(stage, name, value[0])
+
+
+def _empty(stage: StageConfig, grid: Grid) -> bool:
+    """Whether the stage's token grid, or one of keys and values, has no token."""
+    return min(grid) < 1 or min(map(min, stage.grids_kv(grid))) < 1
 
 
 def _conv(size: int, kernel: int, stride: int, padding: int) -> int:

@@ -121,6 +121,7 @@ class MLP(nn.Module):
 
     def __init__(self, config: StageConfig, act: nn.Module) -> None:
         super().__init__()
+        assert not isinstance(config.mlp_ratio, tuple)  # the config is a block's
         hidden = int(config.dim * config.mlp_ratio)
         self.fc1 = nn.Linear(config.dim, hidden)
         self.act = act
@@ -199,7 +200,7 @@ class Stage(nn.Module):
         self.drop = nn.Dropout(config.drop_rate)
         # Stochastic depth starts at 0 again in each stage, as in the official code.
         last = max(1, config.depth - 1)
-        self.blocks = nn.ModuleList(Block(config, act, config.drop_path_rate * i / last)
+        self.blocks = nn.ModuleList(Block(config.block(i), act, config.drop_path_rate * i / last)
                                     for i in range(config.depth))
 
     def forward(self, x: Tensor) -> tuple[Tensor, Grid]:  # (B, C_in, H_in, W_in)
@@ -392,7 +393,8 @@ class CvT(nn.Module):
 
 
 def projections(config: StageConfig) -> tuple[nn.Module, nn.Module, nn.Module]:
-    """The query, key and value projections of a stage's blocks."""
+    """The query, key and value projections of a block."""
+    assert not isinstance(config.stride_kv, tuple)  # the config is a block's
     q_args, kv_args = (1, config.kernel // 2), (config.stride_kv, config.padding_kv)
     if config.projection == "conv":
         return (ConvProjection(config, *q_args), ConvProjection(config, *kv_args),

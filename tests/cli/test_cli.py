@@ -116,6 +116,14 @@ def test_info_prints_a_table_for_any_size(capsys):
     assert "multiply-adds" in out
 
 
+def test_info_tells_the_keys_of_unlike_blocks(tiny, tmp_path, capsys):
+    tiny(last={"stride_kv": (1, 2)}).save(tmp_path / "x.yaml")
+    assert main(["info", str(tmp_path / "x.yaml")]) == 0
+    assert "17 or 5" in capsys.readouterr().out
+    assert main(["info", str(tmp_path / "x.yaml"), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["stages"][2]["keys"] == [[4, 4], [2, 2]]
+
+
 @pytest.mark.parametrize(("args", "message"), [
     (["info", "cvt_99"], "did you mean cvt_"),
     (["info", "--size", "2"], "at least 3 pixels"),

@@ -25,7 +25,9 @@ KINDS = {
     "class token": CvTConfig(num_classes=10, stages=(
         FIRST, StageConfig(dim=8, num_heads=2, depth=1, cls_token=True))),
     "averaged": CvTConfig(num_classes=10, act="gelu", image_size=64, stages=(
-        dataclasses.replace(FIRST, pos_embed=True),))}
+        dataclasses.replace(FIRST, pos_embed=True),)),
+    "unlike blocks": CvTConfig(num_classes=10, stages=(FIRST, StageConfig(
+        dim=8, num_heads=2, depth=2, cls_token=True, stride_kv=(1, 2), mlp_ratio=(2.0, 4.0))))}
 FILES = {"onnx": "model.onnx", "openvino": "model.xml", "torch": "model.pt2"}
 
 
@@ -44,7 +46,7 @@ def written(network, place, to, precision="fp32"):
 
     It is written once, for every test starts from the same seed.
     """
-    directory = place / f"{to}-{precision}-{network.config.act}"
+    directory = place / f"{to}-{precision}-{network.config.act}-{network.config.stages[-1].depth}"
     if directory.is_dir():
         return directory / FILES[to]
     directory.mkdir()
@@ -70,7 +72,8 @@ def difference(run, network, size):
 
 @pytest.mark.parametrize(("to", "network"), [
     ("onnx", "class token"), ("onnx", "averaged"), ("openvino", "class token"),
-    ("openvino", "averaged"), ("torch", "class token")], indirect=["network"])
+    ("openvino", "averaged"), ("torch", "class token"), ("onnx", "unlike blocks")],
+    indirect=["network"])
 def test_a_graph_computes_the_network_at_any_batch_and_size(to, network, place):
     run = open_graph(written(network, place, to), to, "fp32")
 

@@ -12,7 +12,8 @@ from cvt.model import CvT
     {"last": {"cls_token": False}}, {"last": {"cls_token": False}, "num_classes": 0},
     {"every": {"qkv_bias": False}}, {"every": {"pos_embed": True}}, {"every": {"kernel": 5}},
     {"every": {"projection": "avg"}}, {"every": {"projection": "linear", "stride_kv": 1}},
-    {"every": {"stride_kv": 1}}, {"every": {"drop_rate": 0.1, "drop_path_rate": 0.1}},
+    {"every": {"stride_kv": 1}}, {"last": {"stride_kv": (1, 2), "mlp_ratio": (2.0, 4.0)}},
+    {"every": {"drop_rate": 0.1, "drop_path_rate": 0.1}},
     {"depths": (1, 1, 1)}])
 @pytest.mark.parametrize("size", [(64, 64), (50, 90)])
 def test_a_folded_network_is_the_same_function(tiny, shaken, changes, size):

@@ -22,7 +22,8 @@ def step(network, model, images, labels):
 @pytest.mark.parametrize("changes", [
     {}, {"act": "gelu"}, {"last": {"cls_token": False}}, {"every": {"cls_token": True}},
     {"every": {"projection": "avg"}}, {"every": {"projection": "linear", "stride_kv": 1}},
-    {"every": {"drop_path_rate": 0.5}}, {"every": {"pos_embed": True}}, {"depths": (1, 1, 1)}])
+    {"every": {"drop_path_rate": 0.5}}, {"every": {"pos_embed": True}}, {"depths": (1, 1, 1)},
+    {"last": {"stride_kv": (1, 2), "mlp_ratio": (2.0, 4.0)}}])
 @pytest.mark.parametrize("checkpointing", [False, True])
 def test_loss_gradients_and_statistics_are_the_models(tiny, shaken, changes, checkpointing):
     model = shaken(CvT(tiny(**changes))).double().train()

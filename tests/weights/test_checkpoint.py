@@ -107,15 +107,18 @@ def test_a_config_of_transformers_that_makes_no_sense_is_refused(tmp_path, porta
 def test_what_the_port_cannot_run_is_not_written_for_it(tiny):
     for config in (tiny(depths=(1, 1, 3)), tiny(depths=(1, 2, 3), every={"pos_embed": True}),
                    tiny(depths=(1, 2, 3), every={"projection": "avg"}),
-                   tiny(depths=(1, 2, 3), last={"cls_token": False})):
-        with pytest.raises(InputError, match="choose --to native, official or timm"):
+                   tiny(depths=(1, 2, 3), last={"cls_token": False}),
+                   tiny(depths=(1, 2, 3), last={"stride_kv": (1, 2, 2)}),
+                   tiny(depths=(1, 2, 3), last={"mlp_ratio": (2.0, 4.0, 4.0)})):
+        with pytest.raises(InputError, match="choose --to native, which keeps every network"):
             huggingface.config_json(card_of(CvT(config)))
 
 
 @pytest.mark.parametrize("preprocess", [{}, {"mode": "squash", "crop": 1.0}])
 def test_any_network_survives_the_files_of_timm(tmp_path, tiny, ablated, preprocess):
     ablated = dataclasses.replace(ablated, init="trunc_norm")  # how it began, it does not say
-    for config, classes in ((tiny(), CLASSES), (ablated, ("a", "b", "c", "d"))):
+    mixed = tiny(last={"stride_kv": (1, 2), "mlp_ratio": (2.0, 4.0)})
+    for config, classes in ((tiny(), CLASSES), (mixed, CLASSES), (ablated, ("a", "b", "c", "d"))):
         mean = (0.5,) * config.in_chans
         card = ModelCard(model=config, classes=classes, preprocess=Preprocess(
             size=64, mean=mean, std=mean, **preprocess))

@@ -43,9 +43,9 @@ def main(args: Sequence[str]) -> int:
                   caption=f"{count:,} parameters, {cost / 1e9:.3f} G multiply-adds an image, "
                           "attention included")
     for i, s in enumerate(shapes, 1):
-        keys = s.keys[0] * s.keys[1] + s.cls_token
+        keys = " or ".join(f"{h * w + s.cls_token:,}" for h, w in s.keys)
         table.add_row(str(i), f"{s.grid[0]}x{s.grid[1]}", str(s.stride), str(s.dim),
-                      str(s.num_heads), str(s.depth), f"{s.tokens:,}", f"{keys:,}",
+                      str(s.num_heads), str(s.depth), f"{s.tokens:,}", keys,
                       f"{s.parameters:,}")
     Console().print(table)
     return 0

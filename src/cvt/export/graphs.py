@@ -60,7 +60,7 @@ def traceable_side(config: CvTConfig) -> int:
     """The least side in pixels at which no grid of tokens or keys is 1 wide; 35 in the paper."""
     def wide(side: int) -> bool:
         grids = config.grids((side, side))
-        return all(min(*grid, *stage.grid_kv(grid)) > 1
+        return all(min(map(min, (grid, *stage.grids_kv(grid)))) > 1
                    for stage, grid in zip(config.stages, grids, strict=True))
 
     return next(side for side in range(config.min_size(), 1 << 16) if wide(side))

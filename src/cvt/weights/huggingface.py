@@ -145,6 +145,8 @@ def config_json(card: ModelCard) -> dict[str, Any]:
          "runs no projection but 'conv'"),
         ("cls_token", tokens != [False] * (len(stages) - 1) + [True],
          "needs a class token in the last stage and none before"),
+        ("stride_kv or mlp_ratio", not all(stage.uniform for stage in stages),
+         "has blocks of one kind in a stage"),
         # It counts stochastic depth's rates of a stage's blocks by the number of the stage.
         ("depth", any(stage.depth <= i for i, stage in enumerate(stages)),
          "needs at least one block in the first stage, two in the second, three in the third"),
@@ -152,7 +154,7 @@ def config_json(card: ModelCard) -> dict[str, Any]:
     for key, wrong, why in problems:
         if wrong:
             raise InputError(f"transformers' CvT {why}, which this model's {key} does not fit; "
-                             "choose --to native, official or timm")
+                             "choose --to native, which keeps every network")
     config: dict[str, Any] = {
         "architectures": ["CvtForImageClassification" if card.classes else "CvtModel"],
         "model_type": "cvt", "num_channels": card.model.in_chans,
