@@ -379,8 +379,9 @@ class CvT(nn.Module):
                     nn.init.xavier_uniform_(module.weight)
                 if module.bias is not None:
                     nn.init.zeros_(module.bias)
+        learned = self.no_weight_decay()  # class tokens and position embeddings
         for name, parameter in self.named_parameters():
-            if name in self.no_weight_decay():
+            if name in learned:
                 nn.init.trunc_normal_(parameter, std=0.02)
         self._init_head()
 
