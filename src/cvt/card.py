@@ -13,7 +13,7 @@ from cvt.schema import check_types, from_mapping, read_mapping, write_mapping
 
 CONFIG = "config.json"
 
-Network = Literal["cvt", "vit", "vit_without_position", "resnet"]
+Network = Literal["cvt", "vit", "vit_without_position", "resnet", "supernet"]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,6 +12,7 @@ from cvt.baselines import resnet, vit
 from cvt.card import ModelCard, Network
 from cvt.config import CvTConfig
 from cvt.model import CvT
+from cvt.supernet import Supernet
 from cvt.weights.native import BEST
 from cvt.weights.tensors import read_tensors
 
@@ -20,6 +21,7 @@ NETWORKS: Mapping[Network, Callable[[CvTConfig], nn.Module]] = {
     "vit": vit,
     "vit_without_position": partial(vit, pos_embed=False),
     "resnet": resnet,
+    "supernet": Supernet,
 }
 
 

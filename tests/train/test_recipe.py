@@ -60,6 +60,7 @@ def test_one_channel_averages_the_statistics():
     ({"network": "vit", "weights": "runs/a"}, "network=vit starts from random weights"),
     ({"network": "resnet", "sync_batchnorm": True}, "leave out weights, freeze, sync_batchnorm"),
     ({"network": "vit", "optim": OptimConfig(layer_decay=0.5)}, "and optim.layer_decay"),
+    ({"network": "supernet", "compile": True}, "network=supernet .* leave out compile"),
     ({"compile": True, "grad_checkpointing": True}, "do not go together"),
 ])
 def test_recipes_that_cannot_be_carried_out_are_refused(values, message):

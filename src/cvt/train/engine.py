@@ -72,6 +72,9 @@ class Engine:
                              f"in {recipe.optim.accumulate} parts each"
                              + (", in pairs to mix" if recipe.augment.mixes else "")
                              + "; make it a multiple of their product")
+        if recipe.network == "supernet" and self.world > 1:
+            raise InputError("network=supernet trains another part of its weights at each step, "
+                             f"and {self.world} processes would wait for each other's; start one")
         for tracker in recipe.trackers:
             require(tracker, tracker)
         device = pick_device(recipe.device)

@@ -30,7 +30,8 @@ class Recipe:
     default that of `weights`, without them cvt_nano."""
     network: Network = "cvt"
     """The CvT itself, or in its place, to compare it under the same recipe, another network of its
-    size: a ViT (for cvt_13 it is DeiT-S), that without position embedding, or a ResNet."""
+    size: a ViT (for cvt_13 it is DeiT-S), that without position embedding, or a ResNet. supernet:
+    all networks among which `cvt search` chooses, in one."""
     weights: str | None = None
     """Where to start from, for fine-tuning: a tag of `cvt zoo`, the directory of a model in any
     format, a file, or hf-hub:org/name. Pictures are then prepared as for these weights, and a head
@@ -127,6 +128,8 @@ class Recipe:
             or self.optim.layer_decay < 1),
             f"network={self.network} starts from random weights and has no stages of a CvT; leave "
             "out weights, freeze, sync_batchnorm and optim.layer_decay")
+        check(not (self.compile and self.network == "supernet"), "network=supernet is another at "
+              "each step, which would be compiled anew each time; leave out compile")
         check(not (self.compile and self.grad_checkpointing), "compile and grad_checkpointing do "
               "not go together, for a compiled network decides itself what to compute again; "
               "choose one")

@@ -97,8 +97,8 @@ def _refuse_baseline(directory: Path) -> None:
     network = read_mapping(directory / CONFIG).get("network", "cvt")
     if network != "cvt":
         raise InputError(f"{directory} holds a {network}, which was trained to be compared with a "
-                         "CvT; its figures are in metrics.json and report.html, and nothing else "
-                         "here computes it")
+                         "CvT, or searched for one; its figures are in metrics.json and "
+                         "report.html, and nothing else here computes it")
 
 
 def build(checkpoint: Checkpoint, *, num_classes: int | None = None, in_chans: int | None = None
