@@ -12,6 +12,7 @@ from cvt.errors import DivergedError, InputError, StoppedError, did_you_mean
 
 COMMANDS = {
     "train": "train or fine-tune a CvT on digits, Fashion-MNIST or your own pictures",
+    "search": "the best CvT under a budget of multiply-adds, by evolution over a supernet",
     "evaluate": "score a trained model on labelled pictures and write a report",
     "predict": "classify pictures: files, folders, patterns or the standard input",
     "ablate": "the paper's claims put to the test: Tables 5 to 8, and learning from less data",

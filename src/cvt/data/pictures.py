@@ -81,8 +81,17 @@ def subset(pictures: Pictures, n: int, seed: int) -> Pictures:
 
     Raises InputError where that leaves a class without one.
     """
-    if n >= len(pictures):
-        return pictures
+    return pictures.choose(_subset(pictures, n, seed).tolist()) if n < len(pictures) else pictures
+
+
+def rest(pictures: Pictures, n: int, seed: int) -> Pictures:
+    """Those of the pictures that `subset` leaves."""
+    left = np.setdiff1d(np.arange(len(pictures)), _subset(pictures, n, seed))
+    return pictures.choose(left.tolist())
+
+
+def _subset(pictures: Pictures, n: int, seed: int) -> np.ndarray:
+    """Sorted indices."""
     if n < len(set(pictures.labels)):
         raise InputError(f"{n} training pictures are too few for {len(set(pictures.labels))} "
                          "classes; take at least one of each")
@@ -94,7 +103,7 @@ def subset(pictures: Pictures, n: int, seed: int) -> Pictures:
         mine = np.flatnonzero(labels == label)
         rank[mine] = np.r_[-1, (np.arange(1, len(mine)) + 0.5) / len(mine)]
     chosen = order[rank.argsort(kind="stable")[:n]]
-    return pictures.choose(np.sort(chosen).tolist())
+    return np.sort(chosen)
 
 
 def relabel(pictures: Pictures, classes: tuple[str, ...]) -> Pictures:
