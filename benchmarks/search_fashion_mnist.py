@@ -1,0 +1,140 @@
+"""Is a searched network better than a drawn one, or than a uniform one? On Fashion-MNIST.
+
+    python benchmarks/search_fashion_mnist.py [--budget 20000000] [--work DIR]
+
+Searches cvt_nano at 28 pixels under a budget, then trains from random weights, with every seed and
+two at a time: what evolution found, what random search found, the uniform networks within the
+budget, the nearest first, and cvt_nano itself, which is above it. The test pictures are looked at
+after the last step alone. With --work the same command goes on where it was interrupted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import tempfile
+import time
+from functools import partial
+from itertools import combinations
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+from cvt.ablate.plan import plan_run
+from cvt.ablate.pool import train_all
+from cvt.ablate.results import interval, mean_of, outcome
+from cvt.ablate.studies import Row
+from cvt.complexity import multiply_adds, parameters
+from cvt.config import VARIANTS, CvTConfig
+from cvt.data.config import AugmentConfig, DataConfig
+from cvt.search.config import SearchConfig
+from cvt.search.result import Result
+from cvt.search.run import search
+from cvt.supernet import GENES, choice_of, chosen
+from cvt.train.config import OptimConfig
+from cvt.train.recipe import Recipe
+from timing import keep
+
+SIZE = (28, 28)
+
+
+def a_recipe(pictures: int, passes: int, **more: Any) -> Recipe:
+    """One epoch of several passes: the test pictures are scored once, and choose nothing."""
+    return Recipe(
+        model="cvt_nano", data=DataConfig(name="fashion_mnist"), max_train_samples=pictures,
+        epochs=1, passes=passes, batch_size=64, ema=0.99, device="cpu",
+        augment=AugmentConfig(crop="shift", hflip=0.5),
+        optim=OptimConfig(lr=1e-3, warmup_epochs=0.1, clip_grad=1.0), **more)
+
+
+def candidates(result: Result) -> dict[str, CvTConfig]:
+    """What is trained, by name."""
+    uniform = [chosen(result.model, (gene,) * len(result.found.choice)) for gene in GENES]
+    within = sorted((config for config in uniform if multiply_adds(config, SIZE) <= result.budget),
+                    key=lambda config: -multiply_adds(config, SIZE))
+    return {"evolution": result.config(result.found),
+            "random search": result.config(result.found_at_random),
+            **{f"uniform, stride {config.stages[0].stride_kv}, ratio "
+               f"{config.stages[0].mlp_ratio:g}": config for config in within},
+            "cvt_nano, above the budget": VARIANTS["cvt_nano"]}
+
+
+def trained(result: Result, args: argparse.Namespace, work: Path) -> list[dict[str, Any]]:
+    """Every candidate's test top-1 in percent, a seed each."""
+    base = a_recipe(args.pictures, args.passes)
+    planned = {name: [plan_run(base, Row(label=name, change=partial(_as, wanted)), seed, work)
+                      for seed in range(args.seeds)]
+               for name, wanted in candidates(result).items()}
+    # Both methods may have found one network, which is then trained once.
+    every = {run.directory: run for runs in planned.values() for run in runs}
+    for run in train_all([run for run in every.values() if not run.done], jobs=args.jobs):
+        print(f"{run.directory.name}: {outcome(run).top1:.2f} %", flush=True)
+    rows = []
+    for name, wanted in candidates(result).items():
+        outcomes = [outcome(run) for run in planned[name]]
+        mean, deviation = mean_of(outcomes)
+        rows.append({"network": name, "choice": choice_of(wanted),
+                     "multiply_adds": multiply_adds(wanted, SIZE),
+                     "parameters": parameters(wanted), "top1": [o.top1 for o in outcomes],
+                     "mean": mean, "standard_deviation": deviation})
+    return rows
+
+
+def _as(wanted: CvTConfig, config: CvTConfig) -> CvTConfig:
+    return dataclasses.replace(config, stages=wanted.stages)
+
+
+def difference(one: dict[str, Any], other: dict[str, Any]) -> dict[str, Any]:
+    """Points of test top-1, paired by seed, with Student's 95 % interval of their mean."""
+    points = [a - b for a, b in zip(one["top1"], other["top1"], strict=True)]
+    low, high = interval(points)
+    return {"one": one["network"], "other": other["network"], "points": points,
+            "mean": fmean(points), "low": low, "high": high}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--budget", type=int, default=20_000_000)
+    parser.add_argument("--pictures", type=int, default=8000, help="to train on, in the search too")
+    parser.add_argument("--supernet_passes", type=int, default=6)
+    parser.add_argument("--held_out", type=int, default=2000)
+    parser.add_argument("--population", type=int, default=15)
+    parser.add_argument("--generations", type=int, default=4)
+    parser.add_argument("--passes", type=int, default=4, help="of each network trained in the end")
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--jobs", type=int, default=2)
+    parser.add_argument("--work", type=Path, help="where search and runs go (default: nowhere)")
+    parser.add_argument("--print", action="store_true", help="keep no file")
+    args = parser.parse_args()
+    with tempfile.TemporaryDirectory() as scratch:
+        work = args.work or Path(scratch)
+        began = time.perf_counter()
+        result = search(
+            a_recipe(args.pictures, args.supernet_passes, network="supernet"),
+            SearchConfig(budget=args.budget, population=args.population,
+                         generations=args.generations, held_out=args.held_out),
+            work / "search", say=lambda what: print(what, flush=True))
+        searched = time.perf_counter()
+        rows = trained(result, args, work)
+        ended = time.perf_counter()
+
+    differences = [difference(one, other) for one, other in combinations(rows, 2)]
+    for row in rows:
+        print(f"{row['network']}: {row['mean']:.2f} %, {row['multiply_adds'] / 1e6:.2f} M "
+              f"multiply-adds, each {', '.join(f'{top1:.2f}' for top1 in row['top1'])}")
+    for d in differences:
+        print(f"{d['one']} less {d['other']}: {d['mean']:+.2f} points"
+              + (f" ({d['low']:+.2f} to {d['high']:+.2f})" if d["low"] is not None else ""))
+    if not args.print:
+        options = {k: v for k, v in vars(args).items() if k not in ("work", "print")}
+        print(keep("search_fashion_mnist", {
+            **options, "least": result.least, "most": result.most, "networks": result.networks,
+            "search": {"evolution": [dataclasses.asdict(s) for s in result.evolution],
+                       "random": [dataclasses.asdict(s) for s in result.random]},
+            "search_minutes": round((searched - began) / 60, 1),
+            "training_minutes": round((ended - searched) / 60, 1),
+            "networks_trained": rows, "differences": differences}))
+
+
+if __name__ == "__main__":
+    main()
