@@ -6,11 +6,13 @@ import yaml
 from timm.models import load_state_dict
 
 from cvt.card import ModelCard
+from cvt.cli import main
 from cvt.config import VARIANTS, CvTConfig, Preprocess
 from cvt.conversion import convert
 from cvt.errors import InputError
 from cvt.model import CvT
 from cvt.weights.native import save_model
+from cvt.weights.tensors import read_tensors
 from cvt.zoo import load_model
 
 CLASSES = tuple("abcdefghij")
@@ -153,3 +155,40 @@ def test_gray_pictures_have_no_processor_in_transformers(tmp_path, tiny):
 
     assert "no preprocessor_config.json was written" in done.notes[0]
     assert not (tmp_path / "b/preprocessor_config.json").exists()
+
+
+@pytest.mark.parametrize("to", FORMATS)
+def test_half_precision_is_half_the_bytes_and_loads_as_float32(tmp_path, source, to):
+    half = place(tmp_path, to, "half")
+
+    whole = convert(source, place(tmp_path, to, "whole"), to)
+    done = convert(source, half, to, dtype="fp16")
+
+    # Of so small a network, a good part of the file is names.
+    assert done.written[-1].stat().st_size < 0.7 * whole.written[-1].stat().st_size
+    assert "values were rounded to float16: on a sample its logits differ by" in done.notes[0]
+    expected = {name: tensor.half().float() if tensor.is_floating_point() else tensor
+                for name, tensor in load_model(source)[0].state_dict().items()}
+    found = load_model(half)[0].state_dict()
+    assert {name: t.dtype for name, t in found.items()} == {
+        name: t.dtype for name, t in expected.items()}
+    torch.testing.assert_close(dict(found), expected, rtol=0, atol=0)
+
+
+def test_values_beyond_half_precision_are_refused_before_anything_is_written(tmp_path, tiny):
+    model = CvT(tiny())
+    model.head.weight.data[0, 0] = 1e6
+    save_model(tmp_path / "a", model, Preprocess(size=32), CLASSES)
+
+    with pytest.raises(InputError, match=r"head\.weight reaches 1e\+06, and float16 ends at 65504"):
+        convert(tmp_path / "a", tmp_path / "b", "native", dtype="fp16")
+
+    assert not (tmp_path / "b").exists()
+
+
+def test_half_precision_is_an_option_of_the_command(tmp_path, source, capsys):
+    assert main(["convert", str(source), str(tmp_path / "b"), "--to", "native", "--dtype",
+                 "fp16"]) == 0
+
+    assert "rounded to float16" in capsys.readouterr().err
+    assert read_tensors(tmp_path / "b/best.safetensors")["head.weight"].dtype == torch.float16

@@ -13,12 +13,13 @@ from torch import Tensor
 
 from cvt.atomic import replace_file
 from cvt.card import CONFIG, ModelCard
+from cvt.config import CvTConfig
 from cvt.errors import InputError
 from cvt.model import CvT
 from cvt.schema import write_mapping
 from cvt.weights import huggingface, timm
 from cvt.weights.checkpoint import Act, build
-from cvt.weights.load import LoadReport
+from cvt.weights.load import LoadReport, is_finite
 from cvt.weights.names import FROM_NATIVE, Names, rename
 from cvt.weights.native import BEST
 from cvt.weights.readme import model_readme
@@ -26,6 +27,7 @@ from cvt.weights.tensors import SUFFIXES, write_tensors
 from cvt.zoo import ZOO, open_checkpoint
 
 Format = Literal["native", "official", "huggingface", "timm"]
+Dtype = Literal["fp32", "fp16"]
 
 README = "README.md"
 
@@ -45,16 +47,17 @@ class Conversion:
 
 
 def convert(source: str | Path, destination: str | Path, to: Format, *, model: str | None = None,
-            act: Act | None = None, overwrite: bool = False) -> Conversion:
+            act: Act | None = None, dtype: Dtype = "fp32", overwrite: bool = False) -> Conversion:
     """Write the weights of `source` in the format `to`; every value stays bit for bit.
 
     source: a tag, `hf-hub:org/name`, a directory or a file in any format. destination: a new
     directory; for "official" a file ending in .pth, .pt, .bin or .safetensors, beside which an
     experiment file of the official code (.yaml) is written. model: the tag, variant or
     configuration file that a bare file is of, where its shapes do not tell. act: what the weights
-    were trained with, where the source does not say. Raises InputError where something does not
-    fit, where the format cannot express the network, and where files would be replaced without
-    `overwrite`.
+    were trained with, where the source does not say. dtype: "fp16" rounds to float16, half the
+    bytes; whatever reads it here makes float32 of it again. Raises InputError where something does
+    not fit, where the format cannot express the network, where values are too large for float16,
+    and where files would be replaced without `overwrite`.
     """
     checkpoint = open_checkpoint(source, model=model, act=act)
     network, report = build(checkpoint)  # strict: every weight has its place
@@ -64,6 +67,10 @@ def convert(source: str | Path, destination: str | Path, to: Format, *, model: s
     if there and not overwrite:
         raise InputError(f"{there[0]} is there already; give another place, or --overwrite")
     notes = list(report.notes)
+    tensors = network.state_dict()
+    if dtype == "fp16":
+        tensors = {name: _halved(name, tensor) for name, tensor in tensors.items()}
+        notes.append(_rounding(network, card, tensors))
     if to in ("official", "huggingface"):
         notes += _difference(network, card, to)
     if to == "huggingface" and card.preprocess.channels != 3:
@@ -72,7 +79,7 @@ def convert(source: str | Path, destination: str | Path, to: Format, *, model: s
     directory.mkdir(parents=True, exist_ok=True)
     for path, content in files.items():
         if content is None:
-            write_tensors(_named(network.state_dict(), to), path)
+            write_tensors(_named(tensors, to), path)
         elif isinstance(content, str):
             _write_text(path, content)
         else:
@@ -120,21 +127,48 @@ def _difference(network: CvT, card: ModelCard, to: Literal["official", "huggingf
     ours = card.model.act
     if ours == theirs:
         return []
+    other = _built(dataclasses.replace(network.config, act=theirs), network.state_dict())
+    words = {"gelu": "GELU", "quick_gelu": "QuickGELU"}
+    who = "transformers" if to == "huggingface" else "the official code"
+    return [f"{who} will compute {words[theirs]} where these weights were trained with "
+            f"{words[ours]}: {_on_a_sample(network, other, card)}"]
+
+
+def _halved(name: str, tensor: Tensor) -> Tensor:
+    """`tensor` in float16, if it holds floating-point numbers."""
+    if not tensor.is_floating_point():
+        return tensor
+    half = tensor.half()
+    if not is_finite(half):
+        raise InputError(f"{name} reaches {tensor.abs().max().item():.3g}, and float16 ends at "
+                         "65504; leave these weights in fp32")
+    return half
+
+
+def _rounding(network: CvT, card: ModelCard, halves: dict[str, Tensor]) -> str:
+    """A line on what float16 costs."""
+    rounded = {name: half.to(network.state_dict()[name].dtype) for name, half in halves.items()}
+    other = _built(network.config, rounded)
+    return f"values were rounded to float16: {_on_a_sample(network, other, card)}"
+
+
+def _built(config: CvTConfig, tensors: dict[str, Tensor]) -> CvT:
     with torch.device("meta"):
-        other = CvT(dataclasses.replace(network.config, act=theirs))
-    other.load_state_dict(network.state_dict(), assign=True)
+        model = CvT(config)
+    model.load_state_dict(tensors, assign=True)
+    return model.eval()
+
+
+def _on_a_sample(network: CvT, other: CvT, card: ModelCard) -> str:
+    """How far the logits of `other` are from those of `network`."""
     side = min(card.preprocess.size, 224)
     # White noise of ImageNet's statistics: the same sample wherever it is measured.
     images = torch.randn(1, card.model.in_chans, side, side,
                          generator=torch.Generator().manual_seed(0))
     with torch.inference_mode():
-        right, wrong = network(images), other.eval()(images)
-    words = {"gelu": "GELU", "quick_gelu": "QuickGELU"}
-    who = "transformers" if to == "huggingface" else "the official code"
-    return [f"{who} will compute {words[theirs]} where these weights were trained with "
-            f"{words[ours]}: on a sample its logits differ by up to "
-            f"{(right - wrong).abs().max().item():.2g} (the largest is "
-            f"{right.abs().max().item():.2g})"]
+        right, wrong = network(images), other(images)
+    return (f"on a sample its logits differ by up to {(right - wrong).abs().max().item():.2g} (the "
+            f"largest is {right.abs().max().item():.2g})")
 
 
 def _tag(source: str, model: str | None) -> str | None:
@@ -147,5 +181,3 @@ def _tag(source: str, model: str | None) -> str | None:
 
 def _write_text(path: Path, text: str) -> None:
     replace_file(path, lambda part: part.write_text(text, encoding="utf-8"))
-
-

@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from cvt.cli.parser import Parser
 
 _DESCRIPTION = """Write a checkpoint in another format, bit for bit: ours, the official code's (one
-file), a directory of transformers, or one of timm's hub. What the new format's users will see
-differ is said on the standard error."""
+file), a directory of transformers, or one of timm's hub; with --dtype fp16 in half the bytes. What
+the new format's users will see differ is said on the standard error."""
 
 
 def main(args: Sequence[str]) -> int:
@@ -24,13 +24,15 @@ def main(args: Sequence[str]) -> int:
                         "of weights is of, where its shapes do not tell")
     parser.add_argument("--act", choices=["quick_gelu", "gelu"], help="what the weights were "
                         "trained with, where the source does not say")
+    parser.add_argument("--dtype", choices=["fp32", "fp16"], default="fp32", help="fp16 rounds to "
+                        "float16: half the bytes; every command here reads it as fp32")
     parser.add_argument("--overwrite", action="store_true", help="replace files that are there")
     chosen = parser.read(args)
 
     from cvt.conversion import convert
 
     done = convert(chosen.source, chosen.destination, chosen.to, model=chosen.model,
-                   act=chosen.act, overwrite=chosen.overwrite)
+                   act=chosen.act, dtype=chosen.dtype, overwrite=chosen.overwrite)
     print(done.report, file=sys.stderr)
     for note in done.notes:
         if note not in done.report.notes:
