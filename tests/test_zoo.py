@@ -6,7 +6,9 @@ from cvt.errors import InputError
 from cvt.model import CvT, QuickGELU
 from cvt.weights.names import FROM_NATIVE, rename
 from cvt.weights.native import save_model
-from cvt.zoo import ZOO, create_model, imagenet_classes, list_models, load_model
+from cvt.zoo import ZOO, create_model, imagenet_classes, list_models, load_model, shipped
+
+MICROSOFTS = {tag: row for tag, row in ZOO.items() if row.repo}
 
 
 @pytest.fixture
@@ -31,9 +33,12 @@ def official(tmp_path_factory):
 def test_every_row_names_a_variant_and_its_tag():
     for tag, row in ZOO.items():
         assert tag.split(".")[0] == row.variant
+        assert (row.repo is None) == (shipped(tag) is not None) == (row.variant == "cvt_nano")
+    for tag, row in MICROSOFTS.items():
         assert row.repo.startswith("microsoft/cvt-")
         assert tag.endswith("_384") == (row.size == 384) == ("384" in row.repo)
         assert ("22k" in row.repo) == ("22k" in tag) == ("22k" in row.file)
+        assert ("imagenet-21k" in row.trained_on) == ("22k" in tag)
         assert abs(row.paper_top1 - row.measured_top1) < 0.2
         assert row.act == "quick_gelu"
 

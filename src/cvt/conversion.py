@@ -101,7 +101,10 @@ def _contents(card: ModelCard, place: Path, to: Format, *, tag: str | None
         return place.parent, {place.with_suffix(".yaml"): spec, place: None}
     if place.exists() and not place.is_dir():
         raise InputError(f"{place} is a file; --to {to} writes a directory")
-    text = model_readme(card, to, place=place.name, tag=tag)
+    row = ZOO[tag] if tag else None
+    text = model_readme(card, to, place=place.name) if row is None else model_readme(
+        card, to, place=place.name, tag=tag, trained_on=row.trained_on, licence=row.licence,
+        whose="microsoft's" if row.repo else "trained by this package's recipe")
     readme: dict[Path, _Content] = {place / README: text}
     if to == "native":
         return place, {**readme, place / CONFIG: card.to_dict(), place / BEST: None}

@@ -32,17 +32,25 @@ from cvt.config import VARIANTS, Preprocess
 from cvt.errors import InputError
 from cvt.model import CvT, DropPath, positions
 from cvt.weights.load import is_finite, to_native
-from cvt.weights.timm import build_config, global_pool, pretrained_cfg
-from cvt.zoo import ZOO
+from cvt.weights.timm import WEIGHTS, build_config, global_pool, pretrained_cfg
+from cvt.zoo import ZOO, shipped
 
 _F = TypeVar("_F", bound=Callable[..., nn.Module])
 
 _SOURCE = {"origin_url": "https://github.com/microsoft/CvT", "paper_ids": "arXiv:2103.15808"}
 
+
+def _place(tag: str) -> dict[str, str]:
+    """Where timm finds the weights of a tag."""
+    row, home = ZOO[tag], shipped(tag)
+    if home is not None:
+        return {"file": str(home / WEIGHTS)}
+    return {"hf_hub_id": f"{row.repo}" if row.revision == "main" else f"{row.repo}@{row.revision}"}
+
+
 default_cfgs: Any = generate_default_cfgs({
     **{tag: {
-        **pretrained_cfg(VARIANTS[row.variant], row.preprocess), **_SOURCE,
-        "hf_hub_id": row.repo if row.revision == "main" else f"{row.repo}@{row.revision}",
+        **pretrained_cfg(VARIANTS[row.variant], row.preprocess), **_SOURCE, **_place(tag),
         "license": row.licence} for tag, row in ZOO.items()},
     **{name: pretrained_cfg(config, Preprocess(size=config.image_size))
        for name, config in VARIANTS.items() if all(row.variant != name for row in ZOO.values())},

@@ -1,8 +1,8 @@
 """Every published CvT by name: where its weights are, what computes them, what they reach.
 
-A name is a variant (`cvt_13`: the network, untrained) or a tag (`cvt_13.msft_in1k`: the network
-with these weights). Wherever the package takes a model, it takes a tag, a path or
-`hf-hub:org/name`.
+microsoft's are on the hub, those of `cvt_nano` in this package. A name is a variant (`cvt_13`: the
+network, untrained) or a tag (`cvt_13.msft_in1k`: the network with these weights). Wherever the
+package takes a model, it takes a tag, a path or `hf-hub:org/name`.
 """
 
 from __future__ import annotations
@@ -23,24 +23,34 @@ from cvt.weights.hub import fetch
 
 HUB = "hf-hub:"
 
+_SHIPPED = Path(__file__).parent / "shipped"
+
 
 @dataclass(frozen=True, kw_only=True)
 class Pretrained:
-    """A row of the zoo: one set of weights that microsoft published."""
+    """A row of the zoo: one set of weights."""
 
     variant: str
     """The network, a key of VARIANTS."""
-    repo: str
-    """The hub's repository, with the weights in the names of transformers."""
-    file: str
+    repo: str | None = None
+    """The hub's repository, with the weights in the names of transformers; None for weights that
+    lie in this package, in shipped/TAG/."""
+    file: str | None = None
     """What the official release called the file."""
-    size: int
-    """Side of the training images in pixels. Evaluated at 224 with the 0.875 centre crop, at 384
-    squashed."""
-    paper_top1: float
-    """ImageNet top-1 in percent, Table 3 of the paper."""
+    trained_on: tuple[str, ...]
+    """The datasets it learned from, in the hub's words where it has them; the last has its
+    classes."""
+    preprocess: Preprocess
+    """From a picture to the network's input."""
+    tested_on: str
+    """The labelled pictures that the figures are of."""
+    n: int
+    """How many they are."""
+    paper_top1: float | None = None
+    """Top-1 in percent, Table 3 of the paper."""
     measured_top1: float
-    """ImageNet top-1 in percent that others measured (README of the PaddleViT port)."""
+    """Top-1 in percent: microsoft's as others measured it (README of the PaddleViT port), ours as
+    benchmarks/shipped.py did."""
     measured_top5: float
     """Top-5 of the same measurement."""
     act: Act = "quick_gelu"
@@ -48,37 +58,60 @@ class Pretrained:
     revision: str = "main"
     """The repository's revision: a branch, a tag or a commit."""
     licence: str = "apache-2.0"
-    """As the repository's card says."""
+    """As the repository's card says, or the one in shipped/TAG/."""
 
     @property
-    def preprocess(self) -> Preprocess:
-        """As the paper evaluates: bicubic, ImageNet's mean and std."""
-        if self.size >= 384:
-            return Preprocess(size=self.size, mode="squash", crop=1.0)
-        return Preprocess(size=self.size)
+    def size(self) -> int:
+        """Side in pixels of the pictures it sees."""
+        return self.preprocess.size
 
 
-def _row(variant: str, repo: str, file: str, size: int, *top: float) -> Pretrained:
-    return Pretrained(variant=variant, repo=f"microsoft/{repo}", file=file, size=size,
+def _msft(variant: str, repo: str, file: str, size: int, *top: float) -> Pretrained:
+    # As the paper evaluates: bicubic, ImageNet's mean and std, at 384 squashed.
+    preprocess = Preprocess(size=size, mode="squash", crop=1.0) if size >= 384 else Preprocess(
+        size=size)
+    return Pretrained(variant=variant, repo=f"microsoft/{repo}", file=file, preprocess=preprocess,
+                      trained_on=(*(["imagenet-21k"] if "22k" in repo else []), "imagenet-1k"),
+                      tested_on="ImageNet-1k", n=50000,
                       paper_top1=top[0], measured_top1=top[1], measured_top5=top[2])
+
+
+def _ours(variant: str, data: str, preprocess: Preprocess, tested_on: str, n: int, *top: float
+          ) -> Pretrained:
+    return Pretrained(variant=variant, trained_on=(data,), preprocess=preprocess,
+                      tested_on=tested_on, n=n, measured_top1=top[0], measured_top5=top[1])
 
 
 ZOO: Mapping[str, Pretrained] = {
     "cvt_13.msft_in1k":
-        _row("cvt_13", "cvt-13", "CvT-13-224x224-IN-1k.pth", 224, 81.6, 81.59, 95.72),
+        _msft("cvt_13", "cvt-13", "CvT-13-224x224-IN-1k.pth", 224, 81.6, 81.59, 95.72),
     "cvt_13.msft_in1k_384":
-        _row("cvt_13", "cvt-13-384", "CvT-13-384x384-IN-1k.pth", 384, 83.0, 83.00, 96.36),
+        _msft("cvt_13", "cvt-13-384", "CvT-13-384x384-IN-1k.pth", 384, 83.0, 83.00, 96.36),
     "cvt_13.msft_in22k_ft_in1k_384":
-        _row("cvt_13", "cvt-13-384-22k", "CvT-13-384x384-IN-22k.pth", 384, 83.3, 83.26, 97.09),
+        _msft("cvt_13", "cvt-13-384-22k", "CvT-13-384x384-IN-22k.pth", 384, 83.3, 83.26, 97.09),
     "cvt_21.msft_in1k":
-        _row("cvt_21", "cvt-21", "CvT-21-224x224-IN-1k.pth", 224, 82.5, 82.52, 96.06),
+        _msft("cvt_21", "cvt-21", "CvT-21-224x224-IN-1k.pth", 224, 82.5, 82.52, 96.06),
     "cvt_21.msft_in1k_384":
-        _row("cvt_21", "cvt-21-384", "CvT-21-384x384-IN-1k.pth", 384, 83.3, 83.27, 96.16),
+        _msft("cvt_21", "cvt-21-384", "CvT-21-384x384-IN-1k.pth", 384, 83.3, 83.27, 96.16),
     "cvt_21.msft_in22k_ft_in1k_384":
-        _row("cvt_21", "cvt-21-384-22k", "CvT-21-384x384-IN-22k.pth", 384, 84.9, 84.91, 97.62),
+        _msft("cvt_21", "cvt-21-384-22k", "CvT-21-384x384-IN-22k.pth", 384, 84.9, 84.91, 97.62),
     "cvt_w24.msft_in22k_ft_in1k_384":
-        _row("cvt_w24", "cvt-w24-384-22k", "CvT-w24-384x384-IN-22k.pth", 384, 87.7, 87.58, 98.47),
+        _msft("cvt_w24", "cvt-w24-384-22k", "CvT-w24-384x384-IN-22k.pth", 384, 87.7, 87.58, 98.47),
+    "cvt_nano.fashion_mnist":
+        _ours("cvt_nano", "zalando-datasets/fashion_mnist",
+              Preprocess(size=28, crop=1.0, mean=(0.286,) * 3, std=(0.353,) * 3),
+              "Fashion-MNIST, test", 10000, 92.15, 99.91),
+    "cvt_nano.digits":
+        _ours("cvt_nano", "digits",
+              Preprocess(size=16, crop=1.0, mean=(0.305,) * 3, std=(0.376,) * 3),
+              "digits, held out", 360, 99.17, 100.00),
 }
+
+
+def shipped(name: str | Path) -> Path | None:
+    """The directory in this package that holds the weights of a tag; None for any other name."""
+    row = ZOO.get(str(name))
+    return _SHIPPED / str(name) if row and row.repo is None else None
 
 
 def list_models(pattern: str = "*") -> list[str]:
@@ -136,7 +169,8 @@ def open_checkpoint(source: str | Path, *, model: str | None = None, act: Act | 
     """
     text = str(source)
     if text in ZOO:
-        return _open_tag(text, fetch(ZOO[text].repo, ZOO[text].revision), act)
+        row = ZOO[text]
+        return _open_tag(text, fetch(row.repo, row.revision) if row.repo else _SHIPPED / text, act)
     if text.startswith(HUB):
         repo, _, revision = text.removeprefix(HUB).partition("@")
         directory = fetch(repo, revision or "main")
@@ -159,11 +193,15 @@ def open_checkpoint(source: str | Path, *, model: str | None = None, act: Act | 
 
 def _open_tag(tag: str, path: Path, act: Act | None) -> Checkpoint:
     row = ZOO[tag]
-    network = dataclasses.replace(VARIANTS[row.variant], act=act or row.act, image_size=row.size)
+    network = dataclasses.replace(config_of(tag), act=act or row.act)
     checkpoint = read_checkpoint(path, config=network)
     found = checkpoint.card.model
     classes = checkpoint.card.classes
-    if found.num_classes == 1000:
+    home = shipped(tag)
+    theirs = ModelCard.load(home).classes if home else ()
+    if found.num_classes == len(theirs):
+        classes = theirs
+    elif found.num_classes == 1000:
         classes = imagenet_classes()
     card = ModelCard(model=found, preprocess=row.preprocess.with_channels(found.in_chans),
                      classes=classes)
@@ -182,6 +220,8 @@ def config_of(name: str) -> CvTConfig:
     name: a tag, a variant, a configuration file, or the directory of a model in any format. Raises
     InputError where it is none of these.
     """
+    if (home := shipped(name)) is not None:
+        return ModelCard.load(home).model
     if name in ZOO:
         return dataclasses.replace(VARIANTS[ZOO[name].variant], image_size=ZOO[name].size)
     if (Path(name) / CONFIG).is_file():

@@ -23,7 +23,7 @@ from cvt.evaluate.report import write_report
 from cvt.machine import describe_machine
 from cvt.schema import from_mapping, read_mapping, write_mapping
 from cvt.weights.checkpoint import Act
-from cvt.zoo import load_model
+from cvt.zoo import ZOO, load_model, shipped
 
 METRICS, REPORT, RECIPE, EVALUATION = "metrics.json", "report.html", "recipe.yaml", "evaluation"
 
@@ -74,9 +74,10 @@ def evaluate_model(model: str | Path, *, output: Path | None = None, data: DataC
     hub's runs/NAME/evaluation. Raises InputError where model or pictures cannot be used.
     """
     network, card = load_model(model, act=act)
-    home = Path(model) if Path(model).exists() else Path("runs") / Path(model).name
+    named = str(model) in ZOO or not Path(model).exists()
+    home = Path("runs") / Path(model).name if named else Path(model)
     home = home.parent if home.is_file() else home
-    data = data or _trained_with(home)
+    data = data or _trained_with(shipped(model) or home)
     dataset = load_dataset(data)
     pictures: Pictures = getattr(dataset, split)
     place = pick_device(device)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Literal
 
 import yaml
@@ -26,23 +27,25 @@ _LIBRARY = {"native": "cvt-torch", "huggingface": "transformers", "timm": "timm"
 
 
 def model_readme(card: ModelCard, to: Literal["native", "huggingface", "timm"], *, place: str,
-                 tag: str | None = None) -> str:
+                 tag: str | None = None, whose: str = "", trained_on: Sequence[str] = (),
+                 licence: str = "") -> str:
     """A model card for the Hugging Face hub.
 
-    place: how its reader will call the directory. tag: the zoo's name of the weights, which says
-    what they were trained on and how they are licensed; without it the card leaves both open.
+    place: how its reader will call the directory. tag: the zoo's name of the weights; then whose
+    they are, which datasets they were trained on and how they are licensed. Without it the card
+    leaves that open.
     """
     config = card.model
     variant = next((name for name, v in VARIANTS.items()
                     if [(s.dim, s.depth) for s in v.stages]
                     == [(s.dim, s.depth) for s in config.stages]), None)
     header: dict[str, object] = {
-        **({"license": "apache-2.0"} if tag else {}), "library_name": _LIBRARY[to],
+        **({"license": licence} if tag else {}), "library_name": _LIBRARY[to],
         "pipeline_tag": "image-classification" if card.classes else "image-feature-extraction",
         "tags": ["vision", "cvt", *(["image-classification"] if card.classes else []),
                  *(["timm"] if to == "timm" else [])]}
     if tag:
-        header["datasets"] = ["imagenet-1k", *(["imagenet-21k"] if "in22k" in tag else [])]
+        header["datasets"] = sorted(trained_on)
     p = card.preprocess
     how = (f"squashed to {p.size}x{p.size}" if p.mode == "squash" else
            f"short side to {p.resize}, centre {p.size}x{p.size}")
@@ -54,7 +57,7 @@ def model_readme(card: ModelCard, to: Literal["native", "huggingface", "timm"], 
         ("network", f"{variant or 'CvT'}, {len(config.stages)} stages of dims "
                     f"{', '.join(str(s.dim) for s in config.stages)} and depths "
                     f"{', '.join(str(s.depth) for s in config.stages)}"),
-        ("weights", f"`{tag}`, microsoft's" if tag else "trained with this package or brought "
+        ("weights", f"`{tag}`, {whose}" if tag else "trained with this package or brought "
                                                         "to it; say here on what, and the licence"),
         ("activation", act),
         ("input", f"{config.in_chans} channels, {how}, {p.interpolation}, mean "
