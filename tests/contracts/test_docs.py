@@ -140,6 +140,17 @@ def test_the_page_on_speed_runs_from_top_to_bottom(capsys, tmp_path, monkeypatch
     assert all(p.grad is not None for p in names["model"].parameters())
 
 
+def test_the_page_on_explaining_runs_from_top_to_bottom(desk, capsys):
+    Image.fromarray(load_sample_images().images[0]).save("shirt.png")
+    text = (ROOT / "docs/explain.md").read_text()
+    for line in "".join(blocks(text, "sh")).splitlines():
+        assert main(shlex.split(line)[1:]) == 0
+    assert Path("explained/shirt/explanation.json").is_file()
+    for block in blocks(text, "python"):
+        exec(block, {})
+    assert Path("rollout.png").is_file()
+
+
 def test_the_page_has_the_table_of_the_zoo():
     for tag, row in ZOO.items():
         if row.repo:

@@ -9,13 +9,13 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
+from cvt.cli.model import add_model, model_of
 from cvt.cli.parser import Parser
 from cvt.cli.printable import printable
 
 if TYPE_CHECKING:
     from cvt.predict import Prediction
 
-_MODEL = "cvt_nano.fashion_mnist"  # what there is without a download
 _EVERY = 0.5  # seconds from one progress line to the next
 
 
@@ -27,9 +27,7 @@ def main(args: Sequence[str]) -> int:
     parser.add_argument("images", nargs="+", help="picture files, folders (searched with their "
                         "sub-folders), patterns such as 'photos/*.jpg', or - for one picture on "
                         "the standard input")
-    parser.add_argument("--model", metavar="MODEL", help="the directory that `cvt export` wrote, "
-                        "that of a model in any format, a file of weights, a tag of `cvt zoo`, or "
-                        f"hf-hub:org/name (default: {_MODEL}, which lies in this package)")
+    add_model(parser, also="the directory that `cvt export` wrote, ")
     parser.add_argument("--backend", default="auto", choices=[
         "auto", "eager", "compile", "openvino", "onnxruntime"], help="what computes it (auto: what "
         "the model was exported for, else eager)")
@@ -47,10 +45,7 @@ def main(args: Sequence[str]) -> int:
     from cvt.predict import Predictor, find_images
 
     sources = find_images(chosen.images)
-    if chosen.model is None:
-        print(f"cvt predict: this is {_MODEL}, which knows ten kinds of clothes as Fashion-MNIST "
-              "shows them (light on dark, 28x28, gray); --model chooses another", file=sys.stderr)
-    predictor = Predictor(chosen.model or _MODEL, backend=chosen.backend,
+    predictor = Predictor(model_of(chosen, parser), backend=chosen.backend,
                           precision=chosen.precision, device=chosen.device, act=chosen.act,
                           batch_size=min(chosen.batch_size, len(sources)))
     # On a terminal, the results are a progress of their own where they come line by line.

@@ -5,15 +5,14 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Collection, Sequence
 from functools import partial
-from pathlib import Path
 
-import matplotlib
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 
 from cvt.data.parallel import in_threads
 from cvt.data.pictures import Dataset, Pictures
 from cvt.errors import InputError
+from cvt.lettering import font, write_line
 
 MOST_CLASSES = 20
 ACROSS = 10  # pictures of a class
@@ -48,21 +47,21 @@ def contact_sheet(dataset: Dataset, title: str, unreadable: Collection[str] = ()
                               + (2 * _NAME if rest else 0)), "white")
     draw = ImageDraw.Draw(sheet)
     room = sheet.width - 2 * _MARGIN
-    _write(draw, (_MARGIN, _MARGIN), title, _TITLE, _INK, room)
-    _write(draw, (_MARGIN, _MARGIN + _TITLE + _GAP),
+    write_line(draw, (_MARGIN, _MARGIN), title, _TITLE, _INK, room)
+    write_line(draw, (_MARGIN, _MARGIN + _TITLE + _GAP),
            f"{len(pictures):,} pictures, {len(order):,} classes", _NAME, _FAINT, room)
     for row, ((label, places), shown) in enumerate(zip(rows, chosen, strict=True)):
         y = top + row * (_CELL + _GAP)
         held_out = int((places >= train).sum())
-        _write(draw, (_MARGIN, y + _CELL // 2 - _NAME - 3), pictures.classes[label], _NAME, _INK,
-               _TEXT - _MARGIN)
-        _write(draw, (_MARGIN, y + _CELL // 2 + 5),
+        write_line(draw, (_MARGIN, y + _CELL // 2 - _NAME - 3), pictures.classes[label], _NAME,
+                   _INK, _TEXT - _MARGIN)
+        write_line(draw, (_MARGIN, y + _CELL // 2 + 5),
                f"{len(places) - held_out:,} train, {held_out:,} val", _NOTE, _FAINT,
                _TEXT - _MARGIN)
         for column in range(len(shown)):
             sheet.paste(next(cells), (left + column * (_CELL + _GAP), y))
     if rest:
-        _write(draw, (_MARGIN, sheet.height - _MARGIN - _NAME), f"and {rest:,} smaller classes",
+        write_line(draw, (_MARGIN, sheet.height - _MARGIN - _NAME), f"and {rest:,} smaller classes",
                _NAME, _FAINT, room)
     return sheet
 
@@ -85,7 +84,7 @@ def _cell(pictures: Pictures, unreadable: Collection[str], index: int) -> Image.
         draw.line((0, 0, _CELL, _CELL), _ALARM)
         draw.line((0, _CELL, _CELL, 0), _ALARM)
         draw.rectangle((8, _CELL // 2 - 11, _CELL - 9, _CELL // 2 + 11), "white")
-        draw.text((_CELL // 2, _CELL // 2), "unreadable", _ALARM, _font(_NOTE), anchor="mm")
+        draw.text((_CELL // 2, _CELL // 2), "unreadable", _ALARM, font(_NOTE), anchor="mm")
         draw.rectangle((0, 0, _CELL - 1, _CELL - 1), outline=_ALARM)
         return cell
     room = _CELL - 4  # the line and a pixel beside it
@@ -97,21 +96,3 @@ def _cell(pictures: Pictures, unreadable: Collection[str], index: int) -> Image.
     cell.paste(small, ((_CELL - size[0]) // 2, (_CELL - size[1]) // 2))
     draw.rectangle((0, 0, _CELL - 1, _CELL - 1), outline=_LINE)
     return cell
-
-
-def _write(draw: ImageDraw.ImageDraw, place: tuple[int, int], text: str, height: int, colour: str,
-           room: int) -> None:
-    """One line, cut to `room` pixels; what cannot be drawn, such as a line break, is a mark."""
-    font = _font(height)
-    line = "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text[:200])
-    if font.getlength(line) > room:
-        while line and font.getlength(line + "...") > room:
-            line = line[:-1]
-        line += "..."
-    draw.text(place, line, colour, font)
-
-
-def _font(height: int) -> ImageFont.FreeTypeFont:
-    # matplotlib's own: it has more letters than Pillow's, and is the same on every machine.
-    path = Path(matplotlib.get_data_path()) / "fonts/ttf/DejaVuSans.ttf"
-    return ImageFont.truetype(path, height)

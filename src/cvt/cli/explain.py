@@ -1,0 +1,54 @@
+"""`cvt explain`."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from cvt.cli.model import add_model, model_of
+from cvt.cli.parser import Parser
+from cvt.cli.printable import printable
+
+STDIN = "-"
+
+
+def main(args: Sequence[str]) -> int:
+    """Write what the network looks at; prints the classes and where the pictures are."""
+    parser = Parser(prog="cvt explain", description="Show where a network looks in a picture: "
+                    "attention of the class token by block and head, attention rollout, Grad-CAM "
+                    "and the tokens of every stage, as one sheet and as a file each.")
+    parser.add_argument("image", help="a picture file, or - for the standard input")
+    add_model(parser)
+    parser.add_argument("--target", metavar="CLASS", help="the class that Grad-CAM is of (default: "
+                        "the most probable)")
+    parser.add_argument("--stages", type=int, nargs="*", help="stages to show Grad-CAM for, "
+                        "counted from 1 (default: all)")
+    parser.add_argument("--act", choices=["quick_gelu", "gelu"], help="the activation, where the "
+                        "weights do not say theirs")
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, ...")
+    parser.add_argument("--output", metavar="DIR", help="where the pictures go (default: "
+                        "explained/NAME)")
+    parser.add_argument("--json", action="store_true", help="write the maps as numbers besides, to "
+                        "explanation.json")
+    chosen = parser.read(args)
+
+    from cvt.data.images import read_image
+    from cvt.device import pick_device
+    from cvt.explain.run import explain
+    from cvt.explain.sheet import write
+    from cvt.zoo import load_model
+
+    source = chosen.image
+    image = read_image(sys.stdin.buffer.read(), "the standard input") if source == STDIN else (
+        read_image(source))
+    name = model_of(chosen, parser)
+    model, card = load_model(name, act=chosen.act)
+    found = explain(model.to(pick_device(chosen.device)), card, image, target=chosen.target,
+                    stages=chosen.stages)
+    output = Path(chosen.output or f"explained/{'stdin' if source == STDIN else Path(source).stem}")
+    page = write(found, output, title=f"{source}, {name}", arrays=chosen.json)
+    for name, probability in found.classes[:5]:
+        print(f"{probability:6.1%}  {printable(name)}")
+    print(f"sheet: {page}")
+    return 0
