@@ -4,8 +4,10 @@ import sys
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
+import torch
 
 from cvt.atomic import replace_file
+from cvt.weights.tensors import write_tensors
 
 
 def test_a_new_file_replaces_the_old_one(tmp_path):
@@ -53,6 +55,13 @@ def test_a_file_has_the_permissions_that_open_would_give_it(tmp_path):
 
     modes = {stat.S_IMODE(os.stat(tmp_path / name).st_mode) for name in ("a.txt", "b.txt")}
 
+    assert len(modes) == 1
+
+
+def test_weights_are_as_open_to_others_as_any_file(tmp_path):
+    write_tensors({"a": torch.zeros(3)}, tmp_path / "a.safetensors")
+    (tmp_path / "b.txt").write_text("x")
+    modes = {stat.S_IMODE(path.stat().st_mode) for path in tmp_path.iterdir()}
     assert len(modes) == 1
 
 

@@ -19,8 +19,10 @@ def replace_file(path: str | Path, write: Callable[[Path], object]) -> None:
     # Opened as any file is, so that the system itself applies the umask: mkstemp would keep the
     # file to its owner, and a process cannot read its umask without changing it for all threads.
     part.open("xb").close()
+    mode = part.stat().st_mode
     try:
         write(part)
+        part.chmod(mode)  # safetensors puts a file in its place that is its owner's alone
         with part.open("rb") as file:
             os.fsync(file.fileno())
         part.replace(path)
