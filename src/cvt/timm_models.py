@@ -28,7 +28,7 @@ from timm.models import (
 )
 from torch import Tensor, nn
 
-from cvt.config import VARIANTS, Preprocess
+from cvt.config import VARIANTS
 from cvt.errors import InputError
 from cvt.model import CvT, DropPath, positions
 from cvt.weights.load import is_finite, to_native
@@ -37,25 +37,21 @@ from cvt.zoo import ZOO, shipped
 
 _F = TypeVar("_F", bound=Callable[..., nn.Module])
 
-_SOURCE = {"origin_url": "https://github.com/microsoft/CvT", "paper_ids": "arXiv:2103.15808"}
 
-
-def _place(tag: str) -> dict[str, str]:
-    """Where timm finds the weights of a tag."""
+def _source(tag: str) -> dict[str, str]:
+    """Where timm finds the weights of a tag, and where they come from."""
     row, home = ZOO[tag], shipped(tag)
+    about = {"license": row.licence, "paper_ids": "arXiv:2103.15808"}
     if home is not None:
-        return {"file": str(home / WEIGHTS)}
-    return {"hf_hub_id": f"{row.repo}" if row.revision == "main" else f"{row.repo}@{row.revision}"}
+        return {**about, "file": str(home / WEIGHTS)}
+    return {**about, "origin_url": "https://github.com/microsoft/CvT",
+            "hf_hub_id": f"{row.repo}" if row.revision == "main" else f"{row.repo}@{row.revision}"}
 
 
 default_cfgs: Any = generate_default_cfgs({
-    **{tag: {
-        **pretrained_cfg(VARIANTS[row.variant], row.preprocess), **_SOURCE, **_place(tag),
-        "license": row.licence} for tag, row in ZOO.items()},
-    **{name: pretrained_cfg(config, Preprocess(size=config.image_size))
-       for name, config in VARIANTS.items() if all(row.variant != name for row in ZOO.values())},
-})
-"""timm's pretrained cfgs: every tag of ZOO, and the variants that have none, without weights."""
+    tag: {**pretrained_cfg(VARIANTS[row.variant], row.preprocess), **_source(tag)}
+    for tag, row in ZOO.items()})
+"""timm's pretrained cfgs: every tag of ZOO."""
 
 
 class TimmCvT(CvT):
