@@ -3,6 +3,7 @@ import pytest
 import torch
 from PIL import Image
 from timm.data import create_transform
+from torchvision.transforms import v2
 
 from cvt.config import Preprocess
 from cvt.data.augment import training_transform
@@ -130,6 +131,19 @@ def test_shifting_moves_by_at_most_an_eighth():
         places.add(tuple(transform(image)[0].nonzero()[0].tolist()))
     assert len(places) > 20
     assert all(abs(y - 16) <= 4 and abs(x - 16) <= 4 for y, x in places)
+
+
+def test_shifting_is_torchvisions_random_crop_with_repeated_edges():
+    rng = np.random.default_rng(0)
+    image = Image.fromarray(rng.integers(0, 256, (28, 28, 3), dtype=np.uint8))
+    theirs = v2.RandomCrop(28, padding=3, padding_mode="edge")
+    (ours,) = (step for step in training_transform(
+        Preprocess(size=28, crop=1.0), AugmentConfig(crop="shift")).steps[1:])
+    for seed in range(40):
+        seed_all(seed)
+        expected = theirs(image).tobytes()
+        seed_all(seed)
+        assert ours(image).tobytes() == expected
 
 
 def test_an_unknown_rand_augment_is_explained():
