@@ -198,6 +198,7 @@ def test_a_signal_stops_all_processes_and_the_same_command_ends_as_one_process_d
 @pytest.mark.parametrize(("values", "sampling", "message"), [
     ({"max_train_samples": 9}, {}, "9 training pictures are too few for 10 classes"),
     ({"network": "vit"}, {}, "a study trains its own networks"),
+    ({"patience": 2}, {}, "patience=2 would end runs by the very pictures"),
     ({"weights": "cvt_13.msft_in1k"}, {}, "leave out network and weights"),
     ({}, {"seeds": (0, 1, 0)}, "--seeds has 0 twice"),
     ({}, {"seeds": ()}, "--seeds  must be whole numbers from 0"),

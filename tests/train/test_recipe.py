@@ -36,6 +36,14 @@ def test_the_model_takes_classes_channels_size_and_stochastic_depth_from_the_rec
     assert [s.drop_path_rate for s in config.stages] == [0, 0, 0.3]
 
 
+def test_a_baseline_has_a_directory_of_its_own(tmp_path):
+    VARIANTS["cvt_nano"].save(tmp_path / "mine.yaml")
+    model = str(tmp_path / "mine.yaml")
+    assert Recipe(model=model).label == "mine"
+    assert Recipe(model=model, network="vit").label == "mine_vit"
+    assert Recipe(network="resnet").label == "cvt_nano_resnet"
+
+
 def test_a_configuration_file_can_stand_for_the_model(tmp_path):
     VARIANTS["cvt_21"].save(tmp_path / "mine.yaml")
     config = Recipe(model=str(tmp_path / "mine.yaml")).config(num_classes=1000, size=224)

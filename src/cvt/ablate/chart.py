@@ -13,8 +13,8 @@ from matplotlib.figure import Figure
 from cvt.ablate.results import interval
 
 _INK, _MUTED, _LINE = "#1f2328", "#6b7280", "#e5e7eb"
-_COLOURS = ("#0b6bcb", "#c2410c", "#15803d", "#7c3aed")  # told apart also by the colour-blind
-_MARKERS = ("o", "s", "^", "D")
+_COLOURS = ("#0b6bcb", "#c2410c", "#15803d", "#7c3aed")
+_MARKERS = ("o", "s", "^", "D")  # so that colours are not needed
 _STYLE: dict[Any, Any] = {
     "font.size": 10, "text.color": _INK, "axes.labelcolor": _INK, "axes.edgecolor": _LINE,
     "xtick.color": _MUTED, "ytick.color": _MUTED, "ytick.labelcolor": _INK,

@@ -29,17 +29,18 @@ def default_jobs(device: str) -> int:
 def train_all(runs: Sequence[Run], *, jobs: int, keep_weights: bool = False) -> Iterator[Run]:
     """Train `runs`, `jobs` at a time; each as it ends.
 
-    With several, each is a process of its own with its share of the cores, or a GPU of its own.
+    With several, each is a process of its own with its share of the cores; GPUs are taken in turns.
     Raises InputError where a run cannot be carried out, StoppedError after a signal, once every run
     in hand has saved where it is.
     """
-    if min(jobs, len(runs)) <= 1:
+    jobs = min(jobs, len(runs))
+    if jobs <= 1:
         for run in runs:
             train_run(run, keep_weights=keep_weights)
             yield run
         return
     waiting = deque(runs)
-    workers = [_Worker(i, min(jobs, len(runs)), keep_weights) for i in range(min(jobs, len(runs)))]
+    workers = [_Worker(i, jobs, keep_weights) for i in range(jobs)]
     try:
         with Stop() as stop:
             for worker in workers:
@@ -112,7 +113,8 @@ def _serve(connection: Connection, number: int, threads: int, keep_weights: bool
         except (EOFError, OSError):
             return
         if run.recipe.device in ("auto", "cuda") and torch.cuda.is_available():
-            run = replace(run, recipe=replace(run.recipe, device=f"cuda:{number}"))
+            run = replace(run, recipe=replace(run.recipe, device=(
+                f"cuda:{number % torch.cuda.device_count()}")))
         error: Exception | None = None
         try:
             train_run(run, keep_weights=keep_weights)

@@ -113,6 +113,9 @@ def _check(names: Sequence[str], recipe: Recipe, sampling: Sampling, dataset: Da
     if recipe.network != "cvt" or recipe.weights is not None:
         raise InputError("a study trains its own networks from random weights; leave out network "
                          "and weights")
+    if recipe.patience:
+        raise InputError(f"patience={recipe.patience} would end runs by the very pictures "
+                         "that they are scored on; leave it out")
     classes, pictures = len(dataset.train.classes), len(dataset.train)
     trained = [_trained_on(recipe, dataset)]
     if any(STUDIES[name].by_pictures for name in names):

@@ -8,10 +8,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from cvt.ablate.studies import STUDIES, TABLES
 from cvt.cli.parser import Parser
 from cvt.train.recipe import Recipe
 
-_STUDIES = ("position", "embedding", "stride", "projection", "data")
 _DESCRIPTION = """Put claims of the paper to the test on data at hand: position (Table 5), embedding
 (Table 6), stride (Table 7), projection (Table 8), and data, accuracy against the number of training
 pictures for CvT, ViT and ResNet. Every configuration is trained with every seed under one recipe,
@@ -21,8 +21,8 @@ whose options are those of cvt train. The same command again trains only what is
 def main(args: Sequence[str]) -> int:
     """Run studies; prints their tables and verdicts."""
     parser = Parser(prog="cvt ablate", description=_DESCRIPTION)
-    parser.add_argument("studies", nargs="+", choices=[*_STUDIES, "tables"], metavar="STUDY",
-                        help=f"{', '.join(_STUDIES)}, or tables for all but data")
+    parser.add_argument("studies", nargs="+", choices=[*STUDIES, "tables"], metavar="STUDY",
+                        help=f"{', '.join(STUDIES)}, or tables for all but data")
     parser.add_argument("--config", action="config", help="a YAML file with any of the options")
     parser.add_class_arguments(Recipe)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2],
@@ -43,11 +43,10 @@ def main(args: Sequence[str]) -> int:
         parser.at_least_one(chosen, "jobs")
 
     from cvt.ablate.run import Sampling, ablate
-    from cvt.ablate.studies import TABLES
 
     names = list(dict.fromkeys(n for study in chosen.studies
                                for n in (TABLES if study == "tables" else (study,))))
-    output = Path(chosen.output or f"ablations/{Path(recipe.name).stem}_{recipe.data.name}")
+    output = Path(chosen.output or f"ablations/{recipe.label}_{recipe.data.name}")
     found = ablate(names, recipe, output,
                    sampling=Sampling(seeds=tuple(chosen.seeds), sizes=tuple(chosen.sizes)),
                    jobs=chosen.jobs, keep_weights=chosen.keep_weights,

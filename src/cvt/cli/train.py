@@ -48,7 +48,7 @@ def main(args: Sequence[str]) -> int:
     from cvt.train import loop
 
     run = Path(chosen.resume or chosen.output
-               or f"runs/{Path(recipe.name).stem}_{recipe.data.name}")
+               or f"runs/{recipe.label}_{recipe.data.name}")
     if chosen.dry_run:
         _print_plan(recipe, run, chosen.json)
         return 0

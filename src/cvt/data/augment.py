@@ -54,7 +54,7 @@ def training_transform(preprocess: Preprocess, augment: AugmentConfig) -> Pipeli
 def _shifted(most: int, image: Image.Image) -> Image.Image:
     """Moved by at most `most` pixels each way; what comes in repeats the edge.
 
-    What torchvision's RandomCrop draws and gives with padding_mode="edge", in a fifth of the time.
+    What torchvision's RandomCrop draws and gives with padding_mode="edge", without a padded copy.
     """
     width, height = image.size
     down, right = (int(torch.randint(0, 2 * most + 1, (1,))) - most for _ in range(2))

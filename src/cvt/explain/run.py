@@ -87,14 +87,15 @@ def explain(model: CvT, card: ModelCard, image: Image.Image, *, target: str | No
     with torch.inference_mode():
         logits, maps, looked = look(model, x)
     stages = range(1, len(model.stages) + 1) if stages is None else stages
-    chosen = None if target is None else torch.tensor([card.classes.index(target)], device=device)
-    _, cams = grad_cam(model, x, list(stages), chosen)
     probabilities = logits[0].double().softmax(0)
     order = probabilities.argsort(descending=True, stable=True).tolist()
+    # By number where it can be: two classes of ImageNet share a name.
+    chosen = order[0] if target is None else card.classes.index(target)
+    _, cams = grad_cam(model, x, list(stages), torch.tensor([chosen], device=device))
     return Explanation(
         seen=_picture(card.preprocess, x[0]),
         classes=[(card.classes[i], probabilities[i].item()) for i in order],
-        target=target or card.classes[order[0]],
+        target=card.classes[chosen],
         attention=[] if looked is None else [_array(w[0]) for w in looked.of_class_token()],
         rollout=None if looked is None else _array(rollout(looked, model.config.stages[-1])[0]),
         grad_cam={stage: _array(cam[0]) for stage, cam in cams.items()},

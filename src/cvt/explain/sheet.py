@@ -59,7 +59,7 @@ def _sheet(explanation: Explanation, pictures: Mapping[str, Image.Image], title:
 def _caption(name: str, explanation: Explanation) -> str:
     kind, _, rest = name.partition("_")
     if name.startswith("grad_cam"):
-        return f"Grad-CAM, stage {name[-1]}"
+        return f"Grad-CAM, stage {name.removeprefix('grad_cam_stage')}"
     if kind == "tokens":
         grid = explanation.tokens[int(rest.removeprefix("stage")) - 1].shape[1:]
         return f"tokens, {grid[0]}x{grid[1]}"

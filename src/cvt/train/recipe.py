@@ -147,8 +147,18 @@ class Recipe:
     @property
     def name(self) -> str:
         """What to call the network."""
-        name = self.model or self.weights or DEFAULT
+        name = self._own_name
         return name if self.network == "cvt" else f"{self.network} of the size of {name}"
+
+    @property
+    def label(self) -> str:
+        """The same as a part of a file's name."""
+        label = Path(self._own_name).stem
+        return label if self.network == "cvt" else f"{label}_{self.network}"
+
+    @property
+    def _own_name(self) -> str:
+        return self.model or self.weights or DEFAULT
 
     def config(self, num_classes: int, size: int | None = None, own: CvTConfig | None = None
                ) -> CvTConfig:
