@@ -17,6 +17,7 @@ COMMANDS = {
     "predict": "classify pictures: files, folders, patterns or the standard input",
     "ablate": "the paper's claims put to the test: Tables 5 to 8, and learning from less data",
     "explain": "where the network looks: attention, rollout, Grad-CAM, tokens",
+    "serve": "classification and explanation over HTTP, with a page to try it",
     "data": "check a dataset before training on it, or copy it resized",
     "zoo": "the published weights and what they reach",
     "convert": "write a checkpoint in the format of another tool",

@@ -21,22 +21,33 @@ from cvt.errors import InputError
 SUFFIXES = frozenset((".bmp", ".gif", ".jpeg", ".jpg", ".jp2", ".pbm", ".pgm", ".png", ".ppm",
                       ".tif", ".tiff", ".webp"))
 
+# Of Pillow's formats those that only hold pixels: some of the others start a program to be drawn.
+# The first ones are there without importing them all.
+_FORMATS = ("JPEG", "PNG", "BMP", "GIF", "PPM", "WEBP", "AVIF", "ICO", "JPEG2000", "MPO", "QOI",
+            "TGA", "TIFF")
+
 # What Pillow's decoders raise on damaged data.
 _DAMAGE = (OSError, SyntaxError, ValueError, EOFError, LookupError, TypeError, OverflowError,
            struct.error, zlib.error)
 
 
-def read_image(source: str | Path | bytes, name: str | None = None) -> Image.Image:
+def read_image(source: str | Path | bytes, name: str | None = None, *,
+               most: int | None = None) -> Image.Image:
     """The first frame of a picture as RGB, turned as its EXIF data says.
 
     Gray, palette, CMYK and 16-bit pictures are converted; what is transparent lies on white.
     `source` is a path or the file's bytes, `name` what to call it in errors. Raises InputError,
-    with that name, for an empty, truncated or foreign file and for a decompression bomb, OSError
-    for a path that cannot be read.
+    with that name, for an empty, truncated or foreign file, for a decompression bomb and for more
+    than `most` pixels, OSError for a path that cannot be read.
     """
-    name = name or ("the given bytes" if isinstance(source, bytes) else str(source))
-    data = source if isinstance(source, bytes) else Path(source).read_bytes()
+    if isinstance(source, (str, Path)):
+        name, data = name or str(source), Path(source).read_bytes()
+    else:
+        name, data = name or "the given bytes", source
     with opened(data, name) as file:
+        if most is not None and file.width * file.height > most:
+            raise InputError(f"{name} has {file.width}x{file.height} pixels, more than {most:,}; "
+                             "make it smaller first")
         return as_rgb(file, name)
 
 
@@ -49,7 +60,7 @@ def opened(data: bytes, name: str) -> Iterator[Image.Image]:
     if not data:
         raise InputError(f"{name} is empty (0 bytes); remove it or copy it again")
     try:
-        with _pillow_warnings, Image.open(io.BytesIO(data)) as file:
+        with _pillow_warnings, Image.open(io.BytesIO(data), formats=_FORMATS) as file:
             yield file
     except InputError:
         raise

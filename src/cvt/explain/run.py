@@ -29,6 +29,8 @@ class Explanation:
     """The picture as the network sees it, RGB."""
     classes: Sequence[tuple[str, float]]
     """Every class and its probability, the most probable first."""
+    order: Sequence[int]
+    """Which logits those are."""
     target: str
     """The class that Grad-CAM is of."""
     attention: Sequence[Floats]
@@ -95,7 +97,7 @@ def explain(model: CvT, card: ModelCard, image: Image.Image, *, target: str | No
     return Explanation(
         seen=_picture(card.preprocess, x[0]),
         classes=[(card.classes[i], probabilities[i].item()) for i in order],
-        target=card.classes[chosen],
+        order=order, target=card.classes[chosen],
         attention=[] if looked is None else [_array(w[0]) for w in looked.of_class_token()],
         rollout=None if looked is None else _array(rollout(looked, model.config.stages[-1])[0]),
         grad_cam={stage: _array(cam[0]) for stage, cam in cams.items()},

@@ -1,0 +1,95 @@
+"""`cvt serve`."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from cvt.cli.model import add_model, model_of
+from cvt.cli.parser import Parser
+from cvt.errors import InputError
+from cvt.extras import require
+from cvt.runtime.manifest import MANIFEST
+from cvt.serve.config import ServeConfig
+
+_KEY = "CVT_API_KEY"
+
+
+def main(args: Sequence[str]) -> int:
+    """Serve a model over HTTP until SIGTERM or Ctrl+C; every request in hand is answered first."""
+    parser = Parser(prog="cvt serve", description="Classify and explain pictures over HTTP, with a "
+                    "page at / to try it. It listens on this machine alone unless --host says "
+                    "otherwise; pictures come as bytes, never by address.")
+    parser.add_argument("--config", action="config", help="a YAML file with any of the options")
+    add_model(parser, also="the directory that `cvt export` wrote, ")
+    parser.add_class_arguments(ServeConfig)
+    parser.add_argument("--backend", default="auto", choices=[
+        "auto", "eager", "compile", "openvino", "onnxruntime"], help="what computes it (auto: what "
+        "the model was exported for, else the fastest that is installed)")
+    parser.add_argument("--precision", choices=["fp32", "bf16", "int8"], help="what it computes in "
+                        "(default: what it was exported in, else fp32)")
+    parser.add_argument("--act", choices=["quick_gelu", "gelu"], help="the activation, where the "
+                        "weights do not say theirs")
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, ...")
+    parser.add_argument("--threads", type=int, help="cores that the network may use (default: all)")
+    parser.add_argument("--samples", metavar="DIR", help="pictures that the page offers to try")
+    parser.add_argument("--api_key_file", metavar="FILE", help="a file with the key that requests "
+                        f"must have (default: what {_KEY} holds, if it is set)")
+    parser.add_argument("--log_level", default="info", choices=["info", "warning", "error"],
+                        help="info tells of every request")
+    chosen = parser.read(args)
+    config = parser.build(ServeConfig, chosen)
+    key = _key(chosen.api_key_file)
+
+    require("fastapi", "serve")
+    from cvt.predict import Predictor
+    from cvt.serve.run import serve
+
+    name = model_of(chosen, parser)
+    told = Path(name).resolve().name if Path(name).exists() else name  # not where it lies
+    exported = (Path(name) / MANIFEST).is_file()
+    backend, precision = chosen.backend, chosen.precision
+    explainer = None
+    if not exported:
+        from cvt.backends import pick_backend
+        from cvt.device import pick_device
+        from cvt.serve.explainer import explainer_of
+        from cvt.zoo import load_model
+
+        device = pick_device(chosen.device)
+        if backend == "auto":
+            backend = pick_backend(precision or "fp32", device)
+        model, card = load_model(name, act=chosen.act)
+        explainer = explainer_of(model.to(device), card, told, config.max_pixels)
+    predictor = Predictor(name, backend=backend, precision=precision, device=chosen.device,
+                          act=chosen.act, threads=chosen.threads, batch_size=config.max_batch)
+    if key is None and config.host not in ("127.0.0.1", "localhost", "::1"):
+        print(f"cvt serve: warning: whoever reaches {config.host} may ask, for there is no API "
+              f"key; set {_KEY} or --api_key_file", file=sys.stderr)
+    samples = chosen.samples
+    if samples is None and not exported:
+        samples = _own_samples(name)
+    serve(predictor, config, name=told, explainer=explainer,
+          samples=None if samples is None else Path(samples), api_key=key,
+          log_level=chosen.log_level)
+    return 0
+
+
+def _key(file: str | None) -> str | None:
+    key = os.environ.get(_KEY) if file is None else Path(file).read_text(encoding="utf-8")
+    if key is None:
+        return None
+    if not key.strip().isascii() or len(key.strip()) < 16:
+        raise InputError(f"the API key in {file or _KEY} must be at least 16 ASCII characters; "
+                         "make one with: openssl rand -hex 32")
+    return key.strip()
+
+
+def _own_samples(name: str) -> Path | None:
+    """The pictures that lie beside a model in this package."""
+    from cvt.zoo import shipped
+
+    own = shipped(name)
+    return own / "samples" if own is not None and (own / "samples").is_dir() else None

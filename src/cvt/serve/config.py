@@ -1,0 +1,65 @@
+"""Everything that decides a server beside its model, as data. No web framework."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from cvt.schema import check, check_types
+
+_MIB = 1 << 20
+
+
+@dataclass(frozen=True, kw_only=True)
+class ServeConfig:
+    """Limits and times of a server; each limit has an answer of its own."""
+
+    host: str = "127.0.0.1"
+    """The address to listen on: by default this machine alone; 0.0.0.0 for all."""
+    port: int = 8000
+    """0 for a free one, which the first line of the log names."""
+    hosts: tuple[str, ...] = ()
+    """Names that a request's Host may have; others are answered with 421. By default the local ones
+    where `host` is local, else all."""
+    origins: tuple[str, ...] = ()
+    """Other sites, as https://example.org, whose pages may ask (CORS); others' get 403."""
+    max_batch: int = 16
+    """Pictures that the network sees at once at most."""
+    max_wait: float = 0.005
+    """Seconds that a picture waits for others at most, while the network has nothing to do."""
+    max_queue: int = 128
+    """Pictures that may be read, waiting or computed; with more the answer is 429."""
+    deadline: float = 10.0
+    """Seconds from a request's last byte to the network; after that the answer is 503."""
+    max_body: int = 32 * _MIB
+    """Bytes of one request; above it the answer is 413."""
+    max_bodies: int = 256 * _MIB
+    """Bytes of all requests held at once; above it the answer is 429."""
+    max_pictures: int = 16
+    """Pictures of one request; above it the answer is 413."""
+    max_pixels: int = 25_000_000
+    """Pixels of one picture; above it the answer is 422."""
+    read_timeout: float = 10.0
+    """Seconds from a request's first byte to its last; after that the answer is 408."""
+    max_connections: int = 512
+    """Connections open at once; one more is answered with 503."""
+    notice: float = 0.0
+    """Seconds after SIGTERM in which requests are still taken while /readyz says 503, so that a
+    balancer sends them elsewhere."""
+    drain: float = 30.0
+    """Seconds that requests in hand then have to end."""
+
+    def __post_init__(self) -> None:
+        check_types(self)
+        for name in ("max_batch", "max_queue", "max_body", "max_bodies", "max_pictures",
+                     "max_pixels", "max_connections"):
+            check(getattr(self, name) >= 1, f"{name}={getattr(self, name)} must be at least 1")
+        for name in ("deadline", "read_timeout", "drain"):
+            check(getattr(self, name) > 0, f"{name}={getattr(self, name)} must be above 0")
+        for name in ("max_wait", "notice"):
+            check(getattr(self, name) >= 0, f"{name}={getattr(self, name)} must be at least 0")
+        check(0 <= self.port <= 65535, f"port={self.port} must be from 0 to 65535")
+        for larger, smaller in (("max_queue", "max_pictures"), ("max_bodies", "max_body")):
+            check(getattr(self, larger) >= getattr(self, smaller),
+                  f"{larger}={getattr(self, larger)} is less than {smaller}="
+                  f"{getattr(self, smaller)}, so that such a request would never be taken; make it "
+                  "larger")
