@@ -23,8 +23,8 @@ SUFFIXES = frozenset((".bmp", ".gif", ".jpeg", ".jpg", ".jp2", ".pbm", ".pgm", "
 
 # Of Pillow's formats those that only hold pixels: some of the others start a program to be drawn.
 # The first ones are there without importing them all.
-_FORMATS = ("JPEG", "PNG", "BMP", "GIF", "PPM", "WEBP", "AVIF", "ICO", "JPEG2000", "MPO", "QOI",
-            "TGA", "TIFF")
+_FORMATS = ("JPEG", "PNG", "BMP", "GIF", "PPM", "WEBP", "AVIF", "ICO", "JPEG2000", "QOI", "TGA",
+            "TIFF")
 
 # What Pillow's decoders raise on damaged data.
 _DAMAGE = (OSError, SyntaxError, ValueError, EOFError, LookupError, TypeError, OverflowError,

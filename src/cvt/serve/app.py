@@ -79,7 +79,7 @@ class Server:
             for _twice in range(2):  # a runtime compiles for a shape when it comes again
                 await asyncio.to_thread(self.predictor.logits, np.zeros(
                     (pictures, card.model.in_chans, size, size), np.float32))
-        async with Batcher(self._prepare, self.predictor.logits, self.config,
+        async with Batcher(self._prepare, self._logits, self.config,
                            readers=available_cores(),
                            batches=self.figures.batches.observe) as self.batcher:
             self.figures.inside.set_function(lambda: self.batcher.inside)
@@ -90,6 +90,9 @@ class Server:
     def _prepare(self, data: bytes) -> Input:
         return prepare(self.predictor.card.preprocess,
                        read_image(data, "the picture", most=self.config.max_pixels))
+
+    def _logits(self, batch: Input) -> Logits:
+        return self.predictor.logits(batch)
 
     async def classify(self, uploads: list[Upload], top_k: int) -> list[Prediction]:
         """Of each picture its classes, or its error."""

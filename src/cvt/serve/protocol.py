@@ -14,6 +14,9 @@ from cvt.serve.refusals import Refusal
 from cvt.serve.watch import Figures
 
 
+_LINGER = 1.0  # seconds that a refused sender has to stop
+
+
 def protocol_of(config: ServeConfig, figures: Figures) -> type[H11Protocol]:
     """uvicorn's HTTP/1.1 with the limits of `config`."""
 
@@ -21,6 +24,7 @@ def protocol_of(config: ServeConfig, figures: Figures) -> type[H11Protocol]:
         """One connection."""
 
         _alarm: asyncio.TimerHandle | None = None
+        _refused = False
 
         def connection_made(self, transport: asyncio.BaseTransport) -> None:
             super().connection_made(transport)  # type: ignore[arg-type]
@@ -36,7 +40,7 @@ def protocol_of(config: ServeConfig, figures: Figures) -> type[H11Protocol]:
             super().connection_lost(exc)
 
         def data_received(self, data: bytes) -> None:
-            if self.transport.is_closing():
+            if self._refused or self.transport.is_closing():
                 return
             if self._alarm is None and self.conn.their_state is h11.IDLE:
                 self._set_alarm()  # the first byte of the connection's next request
@@ -93,6 +97,12 @@ def protocol_of(config: ServeConfig, figures: Figures) -> type[H11Protocol]:
             head = f"HTTP/1.1 {refusal.status} {refusal.code}\r\n" + "".join(
                 f"{name}: {value}\r\n" for name, value in headers)
             self.transport.write(head.encode("ascii") + b"\r\n" + body)
-            self.transport.close()
+            self._refused = True
+            self._stop_alarm()
+            self.connections.discard(self)  # it is none of uvicorn's any more
+            # To close while bytes are unread would take the answer back before it is seen.
+            self.transport.write_eof()
+            self.flow.resume_reading()
+            self.loop.call_later(_LINGER, self.transport.close)
 
     return Limited

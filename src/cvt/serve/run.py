@@ -65,6 +65,7 @@ class Uvicorn(uvicorn.Server):
         self._until: float | None = None  # of time.monotonic(): when to stop listening
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Listen, and tell where."""
         await super().startup(sockets)
         for taken in sockets or ():
             host, port = taken.getsockname()[:2]
@@ -74,6 +75,7 @@ class Uvicorn(uvicorn.Server):
                  precision=self._server.predictor.precision)
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """Begin to end; at the second signal without notice."""
         if self._until is None:
             self._server.draining = True
             self._until = time.monotonic() + self._server.config.notice
@@ -81,5 +83,6 @@ class Uvicorn(uvicorn.Server):
             super().handle_exit(sig, frame)
 
     async def on_tick(self, counter: int) -> bool:
+        """Whether to stop listening."""
         over = self._until is not None and time.monotonic() >= self._until
         return await super().on_tick(counter) or over

@@ -51,10 +51,11 @@ class Figures:
         return generate_latest(self._registry)
 
 
-class _Line(logging.Formatter):
+class Line(logging.Formatter):
     """A record as JSON in ASCII: nothing in it can steer a terminal or begin another line."""
 
     def format(self, record: logging.LogRecord) -> str:
+        """The line, without its end."""
         told: dict[str, Any] = {
             "time": time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created))
             + f".{int(record.msecs):03d}Z",
@@ -68,7 +69,7 @@ class _Line(logging.Formatter):
 def start_log(level: str) -> None:
     """Write the log, uvicorn's own with it, to the standard error."""
     handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(_Line())
+    handler.setFormatter(Line())
     for log in (LOG, logging.getLogger("uvicorn.error")):
         log.handlers, log.propagate = [handler], False
         log.setLevel(level.upper())

@@ -1,0 +1,299 @@
+import base64
+import io
+import json
+import logging
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from cvt.data.images import read_image
+from cvt.explain.colours import token_colours
+from cvt.explain.run import explain
+from cvt.serve.refusals import CODES
+from cvt.serve.watch import LOG, Line
+from cvt.zoo import load_model
+
+
+def error_of(answer):
+    assert answer.headers["content-type"] == "application/json"
+    error = answer.json()["error"]
+    assert error["request_id"] == answer.headers["x-request-id"]
+    assert CODES[error["code"]][0] == answer.status_code
+    return error["code"], error["message"]
+
+
+def test_a_pictures_bytes_get_what_the_predictor_says(client, predictor, picture, classify):
+    answer = classify(client, picture())
+
+    [expected] = predictor([picture()], 4)
+    assert answer.status_code == 200
+    body = answer.json()
+    assert body["model"] == "tiny"
+    assert 0 < body["seconds"] < 30
+    [prediction] = body["predictions"]
+    assert "name" not in prediction
+    assert [(c["name"], c["probability"]) for c in prediction["classes"]] == [
+        (name, pytest.approx(p, abs=1e-6)) for name, p in expected.classes]
+    assert sorted(c["index"] for c in prediction["classes"]) == [0, 1, 2, 3]
+    assert len(classify(client, picture(), top_k=2).json()["predictions"][0]["classes"]) == 2
+
+
+def test_the_files_of_a_form_are_answered_in_their_order(client, picture, classify):
+    files = [("images", (f"{i}.png", picture(i), "image/png")) for i in (3, 1, 2)]
+
+    predictions = client.post("/v1/classify", files=files).json()["predictions"]
+
+    assert [p["name"] for p in predictions] == ["3.png", "1.png", "2.png"]
+    for prediction, seed in zip(predictions, (3, 1, 2), strict=True):
+        [alone] = classify(client, picture(seed)).json()["predictions"]
+        assert [c["probability"] for c in prediction["classes"]] == pytest.approx(
+            [c["probability"] for c in alone["classes"]], abs=1e-6)
+
+
+def test_one_bad_picture_of_several_has_an_error_in_its_place(client, picture):
+    files = [("a", ("<img src=x>", b"no picture")), ("b", ("b.png", picture()))]
+
+    bad, good = client.post("/v1/classify", files=files).json()["predictions"]
+
+    assert bad["name"] == "<img src=x>"
+    assert bad["error"]["code"] == "unreadable"
+    assert "not a picture" in bad["error"]["message"]
+    assert "classes" not in bad
+    assert len(good["classes"]) == 4
+
+
+def test_no_answer_is_for_anothers_picture(client, predictor, picture, classify):
+    seeds = range(200)
+    expected = [p.classes for p in predictor([picture(i) for i in seeds], 4)]
+
+    with ThreadPoolExecutor(16) as pool:
+        answers = list(pool.map(lambda i: classify(client, picture(i)).json(), seeds))
+
+    for answer, wanted in zip(answers, expected, strict=True):
+        got = {c["name"]: c["probability"] for c in answer["predictions"][0]["classes"]}
+        assert got == pytest.approx(dict(wanted), abs=1e-5)
+    assert client.server.batcher.inside == client.server.memory.held == 0
+
+
+def test_an_explanation_has_the_maps_of_cvt_explain(client, trained, picture):
+    answer = client.post("/v1/explain", content=picture(), params={"target": "bee"},
+                         headers={"content-type": "image/png"})
+
+    model, card = load_model(trained)
+    expected = explain(model, card, read_image(picture()), target="bee")
+    body = answer.json()
+    assert body["target"] == "bee"
+    assert {c["name"]: c["probability"] for c in body["classes"]} == pytest.approx(
+        dict(expected.classes), rel=1e-5)
+    assert [card.classes[c["index"]] for c in body["classes"]] == [n for n, _ in expected.classes]
+    for got, wanted in ((body["attention"], expected.attention), (body["rollout"], expected.rollout),
+                        (list(body["grad_cam"].values()), list(expected.grad_cam.values()))):
+        for one, other in zip(got, wanted, strict=True):
+            np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-6)
+    seen, *tokens = (Image.open(io.BytesIO(base64.b64decode(url.partition(",")[2])))
+                     for url in (body["input"], *body["tokens"]))
+    assert seen.tobytes() == expected.seen.tobytes()
+    assert [t.tobytes() for t in tokens] == [token_colours(t).tobytes() for t in expected.tokens]
+
+
+def test_an_exported_model_says_that_it_cannot_be_explained(served, picture):
+    client = served(explainable=False)
+
+    answer = client.post("/v1/explain", content=picture(), headers={"content-type": "image/png"})
+
+    assert answer.status_code == 501
+    assert error_of(answer)[0] == "not_explainable"
+    assert client.get("/v1/model").json()["explainable"] is False
+
+
+def test_the_model_is_told_with_its_limits(client):
+    body = client.get("/v1/model").json()
+
+    assert body["classes"] == ["ant", "bee", "cat", "<b>dog</b>"]
+    assert (body["name"], body["backend"], body["precision"]) == ("tiny", "eager", "fp32")
+    assert body["limits"]["max_pictures"] == 16
+    assert body["image_size"] == 32
+
+
+def test_health_and_readiness(client):
+    assert client.get("/healthz").json() == client.get("/readyz").json() == {"status": "ok"}
+    client.server.draining = True
+    try:
+        answer = client.get("/readyz")
+        assert answer.status_code == 503
+        assert error_of(answer)[0] == "draining"
+        assert client.get("/healthz").status_code == 200
+    finally:
+        client.server.draining = False
+
+
+def test_figures_count_requests_pictures_and_batches(served, picture, classify):
+    client = served()
+    classify(client, picture())
+    classify(client, b"nothing")
+    client.get("/anything")
+
+    lines = dict(line.rsplit(" ", 1) for line in client.get("/metrics").text.splitlines()
+                 if not line.startswith("#"))
+
+    assert lines['cvt_requests_total{path="/v1/classify",status="200"}'] == "1.0"
+    assert lines['cvt_requests_total{path="/v1/classify",status="422"}'] == "1.0"
+    assert lines['cvt_requests_total{path="other",status="404"}'] == "1.0"
+    assert lines['cvt_pictures_total{outcome="classified"}'] == "1.0"
+    assert lines['cvt_pictures_total{outcome="unreadable"}'] == "1.0"
+    assert lines["cvt_batch_pictures_count"] == "1.0"
+    assert lines["cvt_pictures_in_hand"] == lines["cvt_body_bytes_in_hand"] == "0.0"
+
+
+def test_the_documentation_names_every_address_and_answer(client):
+    paths = client.get("/openapi.json").json()["paths"]
+
+    assert set(paths) == {"/v1/classify", "/v1/explain", "/v1/model", "/healthz", "/readyz",
+                          "/metrics"}
+    assert {"200", "400", "401", "408", "413", "415", "422", "429", "503"} <= set(
+        paths["/v1/classify"]["post"]["responses"])
+
+
+def test_a_request_keeps_its_id_or_gets_one(client):
+    assert client.get("/healthz", headers={"x-request-id": "mine-1"}).headers["x-request-id"] == (
+        "mine-1")
+    for bad in ("with space", "x" * 65, "\x1b[31m"):
+        given = client.get("/healthz", headers={"x-request-id": bad}).headers["x-request-id"]
+        assert given != bad
+        assert len(given) == 32
+
+
+@pytest.mark.parametrize(("method", "path", "code"), [
+    ("GET", "/nothing", "not_found"), ("GET", "/v1/classify", "wrong_method"),
+    ("POST", "/v1/model", "wrong_method"), ("GET", "/samples/0", "not_found"),
+    ("GET", "/page/../../etc/passwd", "not_found"), ("GET", "/%2e%2e/etc/passwd", "not_found")])
+def test_another_address_or_method_is_refused_in_the_same_form(client, method, path, code):
+    assert error_of(client.request(method, path))[0] == code
+
+
+def test_a_picture_is_never_fetched_from_an_address(client):
+    for kind in ("text/plain", "application/json", "application/x-www-form-urlencoded", ""):
+        answer = client.post("/v1/classify", content=b"http://127.0.0.1/x.png",
+                             headers={"content-type": kind})
+        assert error_of(answer)[0] == "wrong_type"
+
+
+@pytest.mark.parametrize(("content", "kind", "code", "message"), [
+    (b"", "image/png", "invalid", "no picture in the request"),
+    (b"--b--\r\n", "multipart/form-data; boundary=b", "invalid", "no picture in the request"),
+    (b"x", "multipart/form-data", "bad_request", "the form cannot be read"),
+    (b"garbage", "multipart/form-data; boundary=b", "bad_request", "the form cannot be read"),
+    (b'--b\r\nContent-Disposition: form-data; name="a"; filename="a"\r\n\r\nabc',
+     "multipart/form-data; boundary=b", "bad_request", "cut off"),
+    (b'--b\r\nContent-Disposition: form-data; name="a"\r\n\r\nabc\r\n--b--\r\n',
+     "multipart/form-data; boundary=b", "invalid", "is not a file"),
+    (b"no picture", "application/octet-stream", "unreadable", "not a picture"),
+    (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "image/x-eps", "unreadable",
+     "not a picture")])
+def test_a_body_that_is_none_is_refused(client, content, kind, code, message):
+    got, told = error_of(client.post("/v1/classify", content=content,
+                                     headers={"content-type": kind}))
+    assert got == code
+    assert message in told
+
+
+@pytest.mark.parametrize("params", [{"top_k": 0}, {"top_k": 5}, {"top_k": "x"}])
+def test_a_parameter_out_of_range_is_refused(client, picture, classify, params):
+    code, message = error_of(classify(client, picture(), **params))
+    assert code == "invalid"
+    assert message.startswith("top_k: ")
+
+
+def test_a_class_to_explain_that_is_not_there_is_refused(client, picture):
+    answer = client.post("/v1/explain", content=picture(), params={"target": "bea"},
+                         headers={"content-type": "image/png"})
+    assert error_of(answer) == ("invalid", "there is no class 'bea'; did you mean bee?")
+
+
+def test_only_the_key_opens_a_guarded_server(served, picture, classify):
+    client = served(api_key="0123456789abcdef")
+
+    for headers in ({}, {"x-api-key": "0123456789abcdeF"}, {"authorization": "Bearer nothing"},
+                    {"authorization": "Basic 0123456789abcdef"}):
+        answer = client.get("/v1/model", headers=headers)
+        assert error_of(answer)[0] == "no_key"
+        assert answer.headers["www-authenticate"] == "Bearer"
+    assert error_of(client.get("/metrics"))[0] == "no_key"
+    for headers in ({"x-api-key": "0123456789abcdef"},
+                    {"authorization": "Bearer 0123456789abcdef"}):
+        assert client.get("/v1/model", headers=headers).status_code == 200
+    assert client.get("/healthz").status_code == client.get("/").status_code == 200
+
+
+def test_a_name_that_is_not_local_is_refused_on_a_local_address(served):
+    client = served()
+    assert error_of(client.get("/", headers={"host": "example.org"}))[0] == "wrong_host"
+    assert client.get("/healthz", headers={"host": "localhost:1"}).status_code == 200
+    assert client.get("/healthz", headers={"host": "[::1]:8000"}).status_code == 200
+    client = served(hosts=("example.org",))
+    assert client.get("/healthz", headers={"host": "example.org"}).status_code == 200
+    assert error_of(client.get("/healthz"))[0] == "wrong_host"
+
+
+def test_pages_of_other_sites_may_ask_only_if_they_are_named(served, picture):
+    headers = {"origin": "https://example.org", "content-type": "image/png"}
+    client = served()
+    answer = client.post("/v1/classify", content=picture(), headers=headers)
+    assert error_of(answer)[0] == "foreign_origin"
+    own = f"http://127.0.0.1:{client.port}"
+    assert client.get("/healthz", headers={"origin": own}).status_code == 200
+
+    client = served(origins=("https://example.org",), api_key="0123456789abcdef")
+    asked = client.options("/v1/classify", headers={
+        "origin": "https://example.org", "access-control-request-method": "POST",
+        "access-control-request-headers": "x-api-key"})
+    assert asked.status_code == 200
+    assert asked.headers["access-control-allow-origin"] == "https://example.org"
+    answer = client.post("/v1/classify", content=picture(),
+                         headers={**headers, "x-api-key": "0123456789abcdef"})
+    assert answer.status_code == 200
+    assert answer.headers["access-control-allow-origin"] == "https://example.org"
+
+
+def test_every_answer_keeps_pages_from_loading_or_framing_anything_else(client):
+    for path in ("/", "/healthz", "/nothing"):
+        headers = client.get(path).headers
+        assert headers["content-security-policy"].startswith("default-src 'none'; ")
+        assert headers["x-content-type-options"] == "nosniff"
+        assert "server" not in headers
+
+
+def test_a_fault_is_500_with_an_id_that_the_log_explains(served, predictor, picture, classify,
+                                                         monkeypatch, caplog):
+    client = served()
+
+    def broken(batch):
+        raise RuntimeError("the runtime broke")
+
+    LOG.setLevel(logging.ERROR)
+    with monkeypatch.context() as patch:
+        patch.setattr(predictor, "logits", broken)
+        answer = classify(client, picture())
+    code, message = error_of(answer)
+    assert code == "failed"
+    assert "broke" not in message  # what is inside stays inside
+    [record] = caplog.records
+    assert record.fields["id"] == answer.headers["x-request-id"]
+    assert "the runtime broke" in record.exc_text
+    assert classify(client, picture()).status_code == 200
+
+
+def test_the_log_is_json_that_cannot_steer_a_terminal(served, caplog):
+    client = served()
+    LOG.setLevel(logging.INFO)
+    client.get("/%1b]0;owned%07%0a{}", headers={"x-request-id": "r1"})
+    while not caplog.records:  # it is written once the answer is sent
+        time.sleep(0.01)
+    line = Line().format(caplog.records[-1])
+    assert line.isprintable()
+    told = json.loads(line)
+    assert told["path"] == "/\x1b]0;owned\x07\n{}"
+    assert (told["id"], told["status"], told["method"]) == ("r1", 404, "GET")

@@ -1,0 +1,248 @@
+"""Every limit one below, at and one above what it allows."""
+
+import io
+import socket
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+from PIL import Image
+
+from cvt.errors import InputError
+from cvt.serve.config import ServeConfig
+
+
+def raw(port, data, *, seconds=5.0):
+    """What a server answers to bytes, until it closes or for `seconds`."""
+    with socket.create_connection(("127.0.0.1", port), timeout=seconds) as connection:
+        connection.sendall(data)
+        return until_closed(connection)
+
+
+def until_closed(connection):
+    found = b""
+    try:
+        while chunk := connection.recv(65536):
+            found += chunk
+    except TimeoutError:
+        pass
+    return found
+
+
+HEAD = b"POST /v1/classify HTTP/1.1\r\nHost: localhost\r\nContent-Type: image/png\r\n"
+
+
+@pytest.mark.parametrize(("over", "status"), [(-1, 200), (0, 200), (1, 413)])
+def test_bytes_of_a_request(served, picture, classify, over, status):
+    data = picture()
+    client = served(max_body=len(data) - over)
+
+    assert classify(client, data).status_code == status
+    # The same where its size is not announced.
+    answer = client.post("/v1/classify", content=iter([data[:100], data[100:]]),
+                         headers={"content-type": "image/png"})
+    assert answer.status_code == status
+    assert client.server.memory.held == 0
+
+
+@pytest.mark.parametrize(("count", "status"), [(1, 200), (2, 200), (3, 413)])
+def test_pictures_of_a_request(served, picture, count, status):
+    client = served(max_pictures=2)
+    files = [("images", (f"{i}.png", picture(i))) for i in range(count)]
+    answer = client.post("/v1/classify", files=files)
+    assert answer.status_code == status
+    if status == 413:
+        assert answer.json()["error"]["code"] == "too_many"
+
+
+@pytest.mark.parametrize(("size", "status"), [((40, 39), 200), ((40, 40), 200), ((41, 40), 422)])
+def test_pixels_of_a_picture(served, picture, classify, size, status):
+    client = served(max_pixels=1600)
+    answer = classify(client, picture(size=size))
+    assert answer.status_code == status
+    if status == 422:
+        assert "has 41x40 pixels, more than 1,600" in answer.json()["error"]["message"]
+        explained = client.post("/v1/explain", content=picture(size=size),
+                                headers={"content-type": "image/png"})
+        assert explained.status_code == 422
+
+
+def test_pixels_are_counted_before_they_are_unpacked(served, classify):
+    file = io.BytesIO()
+    Image.new("1", (20_000, 20_000)).save(file, "PNG")
+    client = served()
+    start = time.perf_counter()
+    assert classify(client, file.getvalue()).status_code == 422
+    assert time.perf_counter() - start < 1
+
+
+def test_pictures_in_hand(served, slow, picture, classify):
+    client = served(max_queue=4, max_pictures=4, max_batch=1)
+    slow(0.3)
+    with ThreadPoolExecutor(5) as pool:
+        held = [pool.submit(classify, client, picture(i)) for i in range(3)]
+        while client.server.batcher.inside < 3:
+            time.sleep(0.01)
+        last = pool.submit(classify, client, picture(3))  # the fourth is taken
+        while client.server.batcher.inside < 4:
+            time.sleep(0.01)
+        start = time.perf_counter()
+        refused = classify(client, picture(4))
+        assert time.perf_counter() - start < 0.25
+        assert refused.status_code == 429
+        assert refused.json()["error"]["code"] == "busy"
+        assert 1 <= int(refused.headers["retry-after"]) <= 30
+        assert [f.result().status_code for f in (*held, last)] == [200] * 4
+    assert classify(client, picture(5)).status_code == 200
+
+
+def test_a_request_of_several_is_taken_whole_or_not_at_all(served, slow, picture, classify):
+    client = served(max_queue=3, max_pictures=3)
+    slow(0.3)
+    files = [("images", (f"{i}.png", picture(i))) for i in range(3)]
+    with ThreadPoolExecutor(1) as pool:
+        held = pool.submit(classify, client, picture())
+        while client.server.batcher.inside < 1:
+            time.sleep(0.01)
+        assert client.post("/v1/classify", files=files).status_code == 429
+        assert client.post("/v1/classify", files=files[:2]).status_code == 200
+        assert held.result().status_code == 200
+
+
+def test_bytes_in_hand(served, picture, classify):
+    data = picture()
+    client = served(max_body=len(data), max_bodies=len(data) + 50)
+    head = HEAD + b"Content-Length: %d\r\n\r\n" % len(data)
+    for already, status in ((49, 200), (50, 200), (51, 429)):
+        with socket.create_connection(("127.0.0.1", client.port)) as waiting:
+            waiting.sendall(head + data[:already])
+            while client.server.memory.held < already:
+                time.sleep(0.01)
+            assert classify(client, data).status_code == status
+        while client.server.memory.held:  # who has left gives back what was held
+            time.sleep(0.01)
+
+
+@pytest.mark.parametrize(("seconds", "status"), [(0.1, 200), (0.9, 503)])
+def test_the_time_until_the_network_comes_to_a_picture(served, slow, picture, classify, seconds,
+                                                       status):
+    client = served(max_batch=1, deadline=0.5)
+    slow(seconds)
+    with ThreadPoolExecutor(2) as pool:
+        first, second = [pool.submit(classify, client, picture(i)) for i in range(2)]
+        answers = sorted(f.result().status_code for f in (first, second))
+    assert answers == [200, status]
+    if status == 503:
+        late = next(f.result() for f in (first, second) if f.result().status_code == 503)
+        assert late.json()["error"]["code"] == "late"
+        assert "retry-after" in late.headers
+
+
+@pytest.mark.parametrize("begun", [
+    b"P", b"POST /v1/classify HTTP/1.1\r\nHost: loc",
+    HEAD + b"Content-Length: 100\r\n\r\nhalf of it",
+    HEAD + b"Transfer-Encoding: chunked\r\n\r\n4\r\nhalf\r\n"])
+def test_the_time_a_request_takes_to_arrive(served, begun):
+    client = served(read_timeout=0.3)
+    start = time.perf_counter()
+    answer = raw(client.port, begun)
+    assert 0.25 < time.perf_counter() - start < 3
+    assert answer.startswith(b"HTTP/1.1 408 ")
+    assert b'"code": "slow"' in answer
+    while client.server.memory.held:
+        time.sleep(0.01)
+
+
+def test_a_request_that_drips_is_not_waited_for_longer(served):
+    client = served(read_timeout=0.5)
+    with socket.create_connection(("127.0.0.1", client.port)) as connection:
+        start = time.perf_counter()
+        connection.sendall(HEAD + b"Content-Length: 1000\r\n\r\n")
+        connection.settimeout(0.05)
+        answer = b""
+        while not answer and time.perf_counter() - start < 5:
+            connection.sendall(b"x")
+            try:
+                answer = connection.recv(4096)
+            except TimeoutError:
+                continue
+        assert answer.startswith(b"HTTP/1.1 408 ")
+        assert 0.4 < time.perf_counter() - start < 2
+
+
+def test_who_says_nothing_is_let_go_without_a_word(served):
+    client = served(read_timeout=0.3)
+    assert raw(client.port, b"") == b""
+
+
+def test_a_request_that_arrives_in_time_is_answered_however_slowly(served, slow, picture, classify):
+    client = served(read_timeout=0.3)
+    slow(0.8)
+    assert classify(client, picture()).status_code == 200
+
+
+def test_a_connection_serves_one_request_after_another(served, picture):
+    client = served(read_timeout=0.5)
+    data = picture()
+    request = HEAD + b"Content-Length: %d\r\n\r\n" % len(data) + data
+    with socket.create_connection(("127.0.0.1", client.port), timeout=5) as connection:
+        for _ in range(3):  # each has the whole time anew
+            connection.sendall(request)
+            time.sleep(0.3)
+            assert connection.recv(65536).startswith(b"HTTP/1.1 200 ")
+        connection.sendall(request + request)  # pipelined
+        answers = b""
+        while answers.count(b"HTTP/1.1 200 ") < 2:
+            answers += connection.recv(65536)
+
+
+def test_a_refused_body_that_still_comes_does_not_break_the_connection(served, picture):
+    client = served(max_body=100)
+    with socket.create_connection(("127.0.0.1", client.port), timeout=5) as connection:
+        connection.sendall(HEAD + b"Content-Length: 500000\r\n\r\n" + b"x" * 250000)
+        answers = b""
+        while not answers.endswith(b"}}"):
+            answers += connection.recv(65536)
+        assert answers.startswith(b"HTTP/1.1 413 ")
+        connection.sendall(b"x" * 250000 + b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        assert connection.recv(65536).startswith(b"HTTP/1.1 200 ")
+
+
+def test_connections(served):
+    client = served(max_connections=3)
+    with socket.create_connection(("127.0.0.1", client.port)), \
+            socket.create_connection(("127.0.0.1", client.port)):
+        time.sleep(0.1)
+        assert client.get("/healthz").status_code == 200  # the third
+        assert raw(client.port, b"").startswith(b"HTTP/1.1 503 ")
+    client.close()
+    deadline = time.monotonic() + 5
+    while not raw(client.port, b"GET /healthz HTTP/1.0\r\nHost: localhost\r\n\r\n").startswith(
+            b"HTTP/1.1 200 "):
+        assert time.monotonic() < deadline
+
+
+@pytest.mark.parametrize("data", [
+    b"nonsense\r\n\r\n", b"GET / HTTP/1.1\r\n" + b"a: " + b"x" * 200_000 + b"\r\n\r\n",
+    b"GET / HTTP/1.1\r\nHost: a\r\nHost: b\r\n\r\n",
+    b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: -1\r\n\r\n",
+    b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 1\r\nContent-Length: 2\r\n\r\n"])
+def test_what_is_not_http_is_refused(served, data):
+    client = served()
+    answer = raw(client.port, data)
+    assert answer.startswith(b"HTTP/1.1 400 ")
+    assert b'"code": "bad_request"' in answer
+    assert client.get("/healthz").status_code == 200
+
+
+@pytest.mark.parametrize(("values", "message"), [
+    ({"max_queue": 4}, "max_queue=4 is less than max_pictures=16"),
+    ({"max_bodies": 5}, "max_bodies=5 is less than max_body="),
+    ({"max_batch": 0}, "max_batch=0 must be at least 1"),
+    ({"deadline": 0.0}, "deadline=0.0 must be above 0"),
+    ({"notice": -1.0}, "notice=-1.0 must be at least 0"),
+    ({"port": 70000}, "port=70000 must be from 0 to 65535"),
+    ({"host": 5}, "host=5")])
+def test_limits_that_make_no_sense_are_refused(values, message):
+    with pytest.raises(InputError, match=message):
+        ServeConfig(**values)
