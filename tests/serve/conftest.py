@@ -54,7 +54,11 @@ def slow(predictor, monkeypatch):
     real = predictor.logits
 
     def slow(seconds):
-        monkeypatch.setattr(predictor, "logits", lambda batch: (time.sleep(seconds), real(batch))[1])
+        def logits(batch):
+            time.sleep(seconds)
+            return real(batch)
+
+        monkeypatch.setattr(predictor, "logits", logits)
 
     return slow
 

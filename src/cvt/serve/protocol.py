@@ -13,7 +13,6 @@ from cvt.serve.config import ServeConfig
 from cvt.serve.refusals import Refusal
 from cvt.serve.watch import Figures
 
-
 _LINGER = 1.0  # seconds that a refused sender has to stop
 
 

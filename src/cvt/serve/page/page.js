@@ -85,6 +85,7 @@ async function look(blob) {
   $("error").textContent = "";
   $("result").hidden = $("see").hidden = true;
   $("status").textContent = "Classifying";
+  $("status").classList.remove("unseen");
   try {
     if (blob.size > model.limits.max_body) {
       throw new Refused(413, `This file has ${blob.size.toLocaleString()} bytes, more than the ${model.limits.max_body.toLocaleString()} that the server takes.`);
@@ -102,7 +103,8 @@ async function look(blob) {
     }
     if (mine === turn) {
       const [best] = answer.predictions[0].classes;
-      $("status").textContent = `${best.name}, ${percent(best.probability)}`;
+      $("status").textContent = `${best.name}, ${percent(best.probability)}`; // for who cannot see
+      $("status").classList.add("unseen");
     }
   } catch (error) {
     if (mine === turn) fail(error);
@@ -284,7 +286,8 @@ document.addEventListener("paste", (event) => {
 $("camera").addEventListener("click", openCamera);
 $("shoot").addEventListener("click", shoot);
 $("stop").addEventListener("click", closeCamera);
-$("controls").addEventListener("input", async ({ target }) => {
+$("strength").addEventListener("input", draw);
+$("controls").addEventListener("change", async ({ target }) => {
   if (target.id !== "target") {
     draw();
     return;
