@@ -34,7 +34,7 @@ def test_commands_are_understood(args, monkeypatch, tmp_path, capsys):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         Image.new("RGB", (4, 4)).save(tmp_path / name)
     monkeypatch.chdir(tmp_path)
-    if args[0] in ("train", "ablate", "search") and "--resume" not in args:
+    if args[0] in ("train", "ablate", "search", "serve") and "--resume" not in args:
         assert main([*args, "--print_config"]) == 0
     elif args[0] == "bench":  # understood up to a value that stops it before it measures
         assert main([*args, "--rounds", "0"]) == 2

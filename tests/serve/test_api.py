@@ -234,7 +234,7 @@ def test_a_name_that_is_not_local_is_refused_on_a_local_address(served):
     assert error_of(client.get("/", headers={"host": "example.org"}))[0] == "wrong_host"
     assert client.get("/healthz", headers={"host": "localhost:1"}).status_code == 200
     assert client.get("/healthz", headers={"host": "[::1]:8000"}).status_code == 200
-    client = served(hosts=("example.org",))
+    client = served(hosts="example.org, other.example.org")
     assert client.get("/healthz", headers={"host": "example.org"}).status_code == 200
     assert error_of(client.get("/healthz"))[0] == "wrong_host"
 
@@ -247,7 +247,7 @@ def test_pages_of_other_sites_may_ask_only_if_they_are_named(served, picture):
     own = f"http://127.0.0.1:{client.port}"
     assert client.get("/healthz", headers={"origin": own}).status_code == 200
 
-    client = served(origins=("https://example.org",), api_key="0123456789abcdef")
+    client = served(origins="https://example.org", api_key="0123456789abcdef")
     asked = client.options("/v1/classify", headers={
         "origin": "https://example.org", "access-control-request-method": "POST",
         "access-control-request-headers": "x-api-key"})

@@ -89,7 +89,7 @@ class Server:
 
     def _prepare(self, data: bytes) -> Input:
         return prepare(self.predictor.card.preprocess,
-                       read_image(data, "the picture", most=self.config.max_pixels))
+                       read_image(data, "the file", most=self.config.max_pixels))
 
     def _logits(self, batch: Input) -> Logits:
         return self.predictor.logits(batch)
@@ -166,9 +166,9 @@ def create_app(server: Server) -> ASGIApp:
     _add_page(api, server)
     paths = [route.path for route in api.routes]  # type: ignore[attr-defined]
     app: ASGIApp = api
-    if server.config.origins:
+    if origins := server.config.listed("origins"):
         app = CORSMiddleware(
-            app, allow_origins=server.config.origins, allow_methods=["GET", "POST"],
+            app, allow_origins=origins, allow_methods=["GET", "POST"],
             allow_headers=["authorization", "content-type", "x-api-key", "x-request-id"],
             expose_headers=["x-request-id"])
     return Gate(app, server.config, server.figures, paths=paths, guarded=_GUARDED,

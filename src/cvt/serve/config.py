@@ -17,11 +17,12 @@ class ServeConfig:
     """The address to listen on: by default this machine alone; 0.0.0.0 for all."""
     port: int = 8000
     """0 for a free one, which the first line of the log names."""
-    hosts: tuple[str, ...] = ()
-    """Names that a request's Host may have; others are answered with 421. By default the local ones
-    where `host` is local, else all."""
-    origins: tuple[str, ...] = ()
-    """Other sites, as https://example.org, whose pages may ask (CORS); others' get 403."""
+    hosts: str = ""
+    """Names, with commas between, that a request's Host may have; others are answered with 421. By
+    default the local ones where `host` is local, else all."""
+    origins: str = ""
+    """Other sites, as https://example.org, with commas between, whose pages may ask (CORS); those
+    of others get 403."""
     max_batch: int = 16
     """Pictures that the network sees at once at most."""
     max_wait: float = 0.005
@@ -47,6 +48,10 @@ class ServeConfig:
     balancer sends them elsewhere."""
     drain: float = 30.0
     """Seconds that requests in hand then have to end."""
+
+    def listed(self, name: str) -> tuple[str, ...]:
+        """What `hosts` or `origins` names, one by one."""
+        return tuple(part.strip() for part in getattr(self, name).split(",") if part.strip())
 
     def __post_init__(self) -> None:
         check_types(self)

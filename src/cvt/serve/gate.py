@@ -40,10 +40,11 @@ class Gate:
 
     def __init__(self, app: ASGIApp, config: ServeConfig, figures: Figures, *,
                  paths: Collection[str], guarded: tuple[str, ...], api_key: str | None) -> None:
-        self._app, self._config, self._figures = app, config, figures
+        self._app, self._figures = app, figures
         self._paths, self._guarded = frozenset(paths), guarded
         self._key = None if api_key is None else api_key.encode()
-        self._hosts = config.hosts or (_LOCAL if config.host in _LOCAL else ())
+        self._hosts = config.listed("hosts") or (_LOCAL if config.host in _LOCAL else ())
+        self._origins = config.listed("origins")
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Let a request through, or answer it."""
@@ -95,7 +96,7 @@ class Gate:
             raise Refusal("wrong_host", f"this server does not go by the name {host!r}; its names "
                           "are set by --hosts")
         origin = headers.get("origin")
-        if origin is not None and origin not in self._config.origins and (
+        if origin is not None and origin not in self._origins and (
                 urlsplit(origin).netloc != host):
             raise Refusal("foreign_origin", f"pages of {origin!r} may not ask here; --origins "
                           "would let them")
