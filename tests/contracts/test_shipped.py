@@ -42,8 +42,9 @@ def test_what_lies_in_the_package_is_in_the_zoo_and_small():
 
     assert sorted(p.name for p in home.iterdir()) == sorted(TAGS)
     for tag in TAGS:
-        assert sorted(p.name for p in (home / tag).iterdir()) == [
-            "README.md", "config.json", "model.safetensors", "recipe.yaml"]
+        assert {p.name for p in (home / tag).iterdir()} - {"samples"} == {
+            "README.md", "config.json", "model.safetensors", "recipe.yaml"}
+        assert all(p.suffix == ".png" for p in (home / tag).glob("samples/*"))
     assert sum(p.stat().st_size for p in home.rglob("*") if p.is_file()) <= 5e6
 
 
