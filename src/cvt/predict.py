@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import glob
+import hashlib
 import itertools
+import json
+import os
 import threading
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, Literal
 
@@ -17,6 +21,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from cvt.card import ModelCard
+from cvt.data.archives import Member, pictures_of
 from cvt.data.images import as_rgb, list_images, read_image
 from cvt.data.prepare import check_channels, prepare
 from cvt.errors import InputError, did_you_mean
@@ -33,7 +38,7 @@ STDIN = "-"
 Backend = Literal["auto", "eager", "compile", "openvino", "onnxruntime"]
 BACKENDS: tuple[Backend, ...] = ("auto", "eager", "compile", "openvino", "onnxruntime")
 PRECISIONS: tuple[Precision, ...] = ("fp32", "bf16", "int8")
-Picture = str | Path | bytes | Image.Image
+Picture = str | Path | bytes | Image.Image | Member
 
 # What runs each format of `cvt export`.
 _RUNNERS: dict[Format, Backend] = {"openvino": "openvino", "onnx": "onnxruntime", "torch": "eager"}
@@ -47,7 +52,8 @@ class Prediction:
     """What the model says of one picture, or why it could not be read."""
 
     picture: str
-    """Its path; - for the standard input; #0, #1, ... by position for what has no path."""
+    """Its path; ARCHIVE:NAME in an archive; - for the standard input; #0, #1, ... by position for
+    what has no path."""
     classes: tuple[tuple[str, float], ...] = ()
     """The likeliest classes and their probabilities in [0, 1], likeliest first."""
     error: str | None = None
@@ -75,6 +81,7 @@ class Predictor:
     """What computes it."""
     precision: Precision
     """What it computes in."""
+    _hash_weights: Callable[[], str]
 
     def __init__(self, source: str | Path, *, backend: Backend = "auto",
                  precision: Precision | None = None, device: str = "auto", act: Act | None = None,
@@ -108,14 +115,23 @@ class Predictor:
             # Writable and whole, which PyTorch wants of memory that it shares.
             return self._session(np.require(batch, np.float32, ["C", "W"]))
 
+    @cached_property
+    def identity(self) -> str:
+        """SHA-256, in hexadecimal, of all that an answer depends on but the picture and rounding:
+        network, weights, preprocessing, classes and precision."""
+        return hashlib.sha256(json.dumps(
+            [self.card.to_dict(), self._hash_weights(), self.precision], sort_keys=True
+        ).encode()).hexdigest()
+
     def __call__(self, images: Iterable[Picture], top_k: int = 5, *, stdin: BinaryIO | None = None
                  ) -> Iterator[Prediction]:
         """A prediction a picture, in their order, as batches of them are done.
 
-        images: paths, the bytes of files, or Pillow's images; an iterator may be endless, for no
-        more than a few batches are held. "-" is one picture's bytes from `stdin`, if that is given.
-        Threads read and prepare pictures while the network computes; they end with the iterator. A
-        picture that cannot be read yields a prediction with its error, and the others go on.
+        images: paths, the bytes of files, members of archives, or Pillow's images; an iterator may
+        be endless, for no more than a few batches are held. "-" is one picture's bytes from
+        `stdin`, if that is given. Threads read and prepare pictures while the network computes;
+        they end with the iterator. A picture that cannot be read yields a prediction with its
+        error, and the others go on.
         """
         if top_k < 1:
             raise InputError(f"top_k={top_k} must be at least 1")
@@ -134,7 +150,7 @@ class Predictor:
 
         def read_ahead() -> None:
             for i, picture in itertools.islice(numbered, 2 * self.batch_size - len(reading)):
-                name = str(picture) if isinstance(picture, (str, Path)) else f"#{i}"
+                name = str(picture) if isinstance(picture, (str, Path, Member)) else f"#{i}"
                 reading.append((name, readers.submit(self._input, picture, name, stdin)))
 
         try:
@@ -170,6 +186,8 @@ class Predictor:
         try:
             if isinstance(picture, Image.Image):
                 image = as_rgb(picture, name)
+            elif isinstance(picture, Member):
+                image = read_image(picture.read(), name)
             elif picture == STDIN and stdin is not None:
                 image = read_image(stdin.read(), "the standard input")
             else:
@@ -204,6 +222,8 @@ class Predictor:
                     f"which {option}={given!r} cannot change; export again, or give the model that "
                     "it was exported from")
         self.card, self.backend, self.precision = manifest.card, runner, manifest.precision
+        self._hash_weights = lambda: hashlib.sha256(json.dumps(
+            dict(manifest.hashes), sort_keys=True).encode()).hexdigest()
         # A second core checks what the first one opens.
         with ThreadPoolExecutor(1) as pool:
             checked = pool.submit(Manifest.load, directory)
@@ -224,8 +244,16 @@ class Predictor:
             raise InputError("int8 is calibrated on pictures; export the model first, with "
                              "`cvt export --precision int8`, and give the directory")
         self.backend, self.precision = "eager" if backend == "auto" else backend, precision
+        self._hash_weights = partial(_hash_tensors, network)
         self._session = _torch_session(network, self.backend, precision, device, threads,
                                        self.batch_size)
+
+
+def _hash_tensors(network: CvT) -> str:
+    digest = hashlib.sha256()
+    for name, tensor in sorted(network.state_dict().items()):
+        digest.update(name.encode() + tensor.cpu().numpy().tobytes())
+    return digest.hexdigest()
 
 
 def softmax(logits: NDArray[np.float32]) -> NDArray[np.float64]:
@@ -265,29 +293,58 @@ def _torch_session(network: CvT, backend: Backend, precision: Precision, device:
         device = "cpu"
     elif threads is not None:
         torch.set_num_threads(threads)
-    return session_of(network.to(pick_device(device)), backend=backend, precision=precision,
+    place = pick_device(device)
+    if place.type == "cuda" and ":" not in device:  # of several processes each has its own
+        place = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+    return session_of(network.to(place), backend=backend, precision=precision,
                       batch_size=batch_size, threads=threads)
 
 
-def find_images(names: Sequence[str]) -> list[str]:
-    """Every picture that `names` stand for: paths, "-", folders with all below, and patterns.
+def find_images(names: Sequence[str], *, strict: bool = False) -> list[str | Member]:
+    """Every picture that `names` stand for: paths, "-", folders with all below, tar archives,
+    folders that hold archives alone, and patterns of files and archives.
 
-    Raises InputError for a folder or a pattern without pictures. A path that is not there stays in
-    the list, for a `Predictor` to report.
+    Raises InputError for a folder, an archive or a pattern without pictures, and for an archive
+    that is compressed or damaged. A path that is not there stays in the list, for a `Predictor` to
+    report; with `strict` that is an InputError too.
     """
-    found: list[str] = []
+    found: list[str | Member] = []
     for name in names:
         path = Path(name)
         if name != STDIN and path.is_dir():
-            images = list_images(path)
+            images: list[Path] = list_images(path) or sorted(path.rglob("*.tar"))
             if not images:
-                raise InputError(f"{name} has no pictures in it or below it")
-            found += map(str, images)
+                raise InputError(f"{name} has no pictures or .tar archives in it or below it")
+            found += _opened(map(str, images))
         elif name != STDIN and not path.exists() and glob.has_magic(name):
             matches = sorted(m for m in glob.glob(name, recursive=True) if Path(m).is_file())
             if not matches:
                 raise InputError(f"no file matches the pattern {name!r}")
-            found += matches
+            found += _opened(matches)
+        elif strict and name != STDIN and not path.exists():
+            raise InputError(f"{name} is not there")
         else:
-            found.append(name)
+            found += _opened([name])
     return found
+
+
+def read_list(path: str | Path) -> list[str]:
+    """The paths that a text file has, a line each; lines without any are passed over.
+
+    Raises OSError where the file cannot be read, InputError where it lists nothing.
+    """
+    # A file's name may be any bytes, which this keeps.
+    text = Path(path).read_text(encoding="utf-8", errors="surrogateescape")
+    names = [line for line in text.split("\n") if line.strip()]
+    if not names:
+        raise InputError(f"{path} lists no pictures; it takes a path on each line")
+    return names
+
+
+def _opened(names: Iterable[str]) -> Iterator[str | Member]:
+    """Archives as the pictures in them, other names as they are."""
+    for name in names:
+        if name.endswith(".tar") and Path(name).is_file():
+            yield from pictures_of(Path(name))
+        else:
+            yield name

@@ -102,6 +102,10 @@ class Supernet(nn.Module):
         """Parameters of two or more dimensions that weight decay must leave alone."""
         return {f"model.{name}" for name in self.model.no_weight_decay()}
 
+    def get_classifier(self) -> nn.Module:
+        """As `CvT.get_classifier`."""
+        return self.model.get_classifier()
+
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         """As `CvT.set_grad_checkpointing`."""
         self.model.set_grad_checkpointing(enable)

@@ -8,7 +8,7 @@ from PIL import Image
 from sklearn.datasets import load_sample_images
 
 from cvt.cli import main
-from cvt.cli.printable import printable
+from cvt.printable import printable
 
 PHOTOS = [Image.fromarray(pixels) for pixels in load_sample_images().images]
 

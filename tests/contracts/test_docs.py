@@ -3,6 +3,9 @@
 import re
 import shlex
 import shutil
+import subprocess
+import sys
+import tarfile
 from pathlib import Path
 
 import pytest
@@ -101,6 +104,30 @@ def test_the_page_on_fine_tuning_runs_from_top_to_bottom(desk, monkeypatch, caps
     for run in ("photos", "probe", "balanced"):
         assert Path("runs", run, "report.html").is_file()
     assert Path("runs/find/lr_finder.png").is_file()
+
+
+def test_the_page_on_predicting_runs_from_top_to_bottom(desk, capsys):
+    for folder in ("photos", "scans", "shards"):
+        Path(folder).mkdir()
+    for i in range(6):
+        Image.effect_noise((40, 30), 50).save(f"photos/{i}.png")
+    shutil.copy("photos/0.png", "scans/0.png")
+    Path("files.txt").write_text("photos/1.png\nphotos/2.png\n")
+    with tarfile.open("shards/0.tar", "w") as archive:
+        archive.add("photos")
+    *single, jobs, shared = blocks((ROOT / "docs/predicting.md").read_text(), "sh")
+    for command in "".join([*single, jobs]).splitlines():
+        assert main(shlex.split(command)[1:]) == 0, command
+    subprocess.run([sys.executable, "-m", "torch.distributed.run", *shlex.split(shared)[1:]],
+                   check=True, capture_output=True)
+    exec(blocks((ROOT / "docs/predicting.md").read_text(), "python")[0], {})
+
+    assert capsys.readouterr().out.endswith("6 0\n")
+    for output, parts in {"answers": ["part-00000.csv"], "shared": ["part-00000.csv"],
+                          "from_shards": ["part-00000.parquet", "part-00001.parquet"],
+                          "from_list": ["part-00000.jsonl"], "again": ["part-00000.jsonl"]}.items():
+        assert sorted(p.name for p in Path(output).glob("part-*")) == parts
+        assert Path(output, "unreadable.csv").read_text() == "picture,error\n"
 
 
 def test_the_page_on_data_shows_what_its_commands_print(tmp_path, monkeypatch, capsys):

@@ -80,10 +80,13 @@ def test_the_network_learns(recipe, tmp_path):
     assert evaluation.top1.value > 0.5
 
 
-@pytest.mark.parametrize("steps", [0, 4, 13, 22])
-def test_a_resumed_run_ends_as_the_uninterrupted_one(recipe, tmp_path, monkeypatch, steps):
+@pytest.mark.parametrize(("steps", "optimizer"), [
+    (0, "adamw"), (4, "adamw"), (13, "adamw"), (22, "adamw"), (13, "muon"), (13, "sgd")])
+def test_a_resumed_run_ends_as_the_uninterrupted_one(
+        recipe, tmp_path, monkeypatch, steps, optimizer):
     """Of 22 steps, 11 an epoch; with a checkpoint at every fourth."""
-    recipe = dataclasses.replace(recipe, save_every=4)
+    recipe = dataclasses.replace(recipe, save_every=4, optim=dataclasses.replace(
+        recipe.optim, name=optimizer))
     loop.train(recipe, tmp_path / "whole", quiet=True)
     die_after(steps, monkeypatch)
     with pytest.raises(SystemExit):

@@ -53,6 +53,25 @@ def test_betas_reach_the_optimiser():
     assert isinstance(optimizer, torch.optim.AdamW)
 
 
+def test_muon_moves_the_matrices_of_linear_layers_and_adamw_all_else():
+    net = model()
+    optimizer = build_optimizer(net, OptimConfig(name="muon", lr=0.1, weight_decay=0.0))
+    before = {name: p.detach().clone() for name, p in net.named_parameters()}
+    for parameter in net.parameters():
+        parameter.grad = torch.randn_like(parameter)
+
+    optimizer.step()
+
+    moved = {name: p.detach() - before[name] for name, p in net.named_parameters()}
+    by_adamw = {name for name, step in moved.items() if torch.allclose(
+        step.abs(), torch.tensor(0.1), atol=1e-3)}  # its first step is lr in every element
+    assert by_adamw == {name for name in moved if not (
+        name.startswith("stages.0.blocks") and moved[name].ndim == 2)}
+    weight = moved["stages.0.blocks.0.mlp.fc1.weight"]
+    values = torch.linalg.svdvals(weight)
+    assert values.max() < 2.5 * values.min()  # nearly orthogonal
+
+
 @pytest.mark.parametrize("values", [{"lr": -1.0}, {"betas": (0.9, 1.0)}, {"accumulate": 0},
                                     {"lr": float("nan")}])
 def test_settings_that_make_no_sense_are_refused(values):

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from cvt.cli.model import add_model, model_of
 from cvt.cli.parser import Parser
-from cvt.cli.printable import printable
+from cvt.printable import printable
 
 STDIN = "-"
 

@@ -8,8 +8,8 @@ from rich.console import Console
 from rich.table import Column, Table
 from rich.text import Text
 
-from cvt.cli.printable import printable
 from cvt.data.check import ClassCount, DatasetReport, Group, Picture, Sides
+from cvt.printable import printable
 
 # Of longer lists the first are printed; --json has them all. Unreadable pictures are all printed.
 _MOST = 10

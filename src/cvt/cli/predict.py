@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 import time
 from collections.abc import Sequence
 from dataclasses import asdict
+from datetime import timedelta
 from typing import TYPE_CHECKING
+
+from jsonargparse import Namespace
 
 from cvt.cli.model import add_model, model_of
 from cvt.cli.parser import Parser
-from cvt.cli.printable import printable
+from cvt.printable import printable
 
 if TYPE_CHECKING:
-    from cvt.predict import Prediction
+    from cvt.bulk import Progress
+    from cvt.data.archives import Member
+    from cvt.predict import Prediction, Predictor
 
 _EVERY = 0.5  # seconds from one progress line to the next
 
@@ -23,10 +29,13 @@ def main(args: Sequence[str]) -> int:
     """Classify and print a table, or a line of JSON a picture; 1 where a picture failed."""
     parser = Parser(prog="cvt predict", description="Classify pictures with a trained or an "
                     "exported model. An unreadable picture is reported, the others are "
-                    "classified, and the exit code is 1.")
-    parser.add_argument("images", nargs="+", help="picture files, folders (searched with their "
-                        "sub-folders), patterns such as 'photos/*.jpg', or - for one picture on "
-                        "the standard input")
+                    "classified, and the exit code is 1. With --output results go to files, part "
+                    "by part: a job that was killed goes on when it is started again, and torchrun "
+                    "shares it among processes.")
+    parser.add_argument("images", nargs="*", help="picture files, folders (searched with their "
+                        "sub-folders), tar archives, patterns such as 'photos/*.jpg', or - for "
+                        "one picture on the standard input")
+    parser.add_argument("--list", metavar="FILE", help="a text file with a path on each line")
     add_model(parser, also="the directory that `cvt export` wrote, ")
     parser.add_argument("--backend", default="auto", choices=[
         "auto", "eager", "compile", "openvino", "onnxruntime"], help="what computes it (auto: what "
@@ -39,15 +48,31 @@ def main(args: Sequence[str]) -> int:
     parser.add_argument("--batch_size", type=int, default=32, help="pictures at a time")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, ...")
     parser.add_argument("--json", action="store_true", help="print one JSON object a line")
+    parser.add_argument("--output", metavar="DIR", help="write files of --part_size pictures each "
+                        "here, and unreadable.csv; exit code 0 though some could not be read")
+    parser.add_argument("--table", default="csv", choices=["csv", "jsonl", "parquet"],
+                        help="what --output writes")
+    parser.add_argument("--part_size", type=int, default=10_000, help="pictures in a file of "
+                        "--output")
     chosen = parser.read(args)
-    parser.at_least_one(chosen, "top_k", "batch_size")
+    parser.at_least_one(chosen, "top_k", "batch_size", "part_size")
+    if not chosen.images and chosen.list is None:
+        parser.error("give pictures, folders or --list FILE")
+    if chosen.json and chosen.output is not None:
+        parser.error("--json prints; for files of JSON say --output DIR --table jsonl")
 
-    from cvt.predict import Predictor, find_images
+    from cvt.machine import available_cores
+    from cvt.predict import Predictor, find_images, read_list
 
-    sources = find_images(chosen.images)
+    sources = find_images(chosen.images, strict=chosen.output is not None)
+    sources += find_images(read_list(chosen.list)) if chosen.list else []
+    world = int(os.environ.get("WORLD_SIZE", "1"))
     predictor = Predictor(model_of(chosen, parser), backend=chosen.backend,
                           precision=chosen.precision, device=chosen.device, act=chosen.act,
+                          threads=available_cores() if world > 1 else None,
                           batch_size=min(chosen.batch_size, len(sources)))
+    if chosen.output is not None:
+        return _job(chosen, predictor, sources, world)
     # On a terminal, the results are a progress of their own where they come line by line.
     live = (len(sources) > predictor.batch_size and sys.stderr.isatty()
             and not (chosen.json and sys.stdout.isatty()))
@@ -77,6 +102,30 @@ def main(args: Sequence[str]) -> int:
         print(f"cvt predict: {failed} of {len(sources)} pictures could not be read",
               file=sys.stderr)
     return 1 if failed else 0
+
+
+def _job(chosen: Namespace, predictor: Predictor, sources: Sequence[str | Member], world: int
+         ) -> int:
+    from cvt.bulk import UNREADABLE, classify_into
+
+    rank = int(os.environ.get("RANK", "0"))
+    who = f"process {rank}: " if world > 1 else ""
+
+    def tell(now: Progress) -> None:
+        pace = now.done / now.seconds
+        print(f"{who}part {now.part + 1} of {now.parts}: {now.pictures:,} pictures, "
+              f"{now.unreadable:,} unreadable; {pace:.3g} img/s, "
+              f"{timedelta(seconds=round(now.left / pace))} left", file=sys.stderr, flush=True)
+
+    outcome = classify_into(chosen.output, predictor, sources, table=chosen.table,
+                            top_k=chosen.top_k, part_size=chosen.part_size, rank=rank, world=world,
+                            progress=tell)
+    print(f"{who}{outcome.pictures:,} pictures in {chosen.output}"
+          + (f", {outcome.found:,} were there" if outcome.found else "")
+          + ("; other processes are not done" if outcome.unreadable is None else
+             f"; {outcome.unreadable:,} could not be read, see {UNREADABLE}" if outcome.unreadable
+             else "; all could be read"), file=sys.stderr)
+    return 0
 
 
 def _print(rows: Sequence[Prediction]) -> None:

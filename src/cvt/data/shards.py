@@ -8,7 +8,6 @@ is built once and kept beside the archives.
 from __future__ import annotations
 
 import json
-import tarfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -18,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cvt.atomic import replace_file
+from cvt.data.archives import Member, members
 from cvt.data.images import SUFFIXES
 from cvt.data.pictures import AS_IMAGENET, Dataset, Pictures, split
 from cvt.errors import InputError
@@ -112,31 +112,23 @@ def _load(root: Path, stamps: tuple[str, ...]) -> _Index | None:
 
 def _members(path: Path) -> Iterator[tuple[str, int, int, str]]:
     """Name, offset, size and class of each picture of an archive, in its order."""
-    pictures: dict[str, tuple[str, int, int]] = {}
+    pictures: dict[str, Member] = {}
     labels: dict[str, str] = {}
-    try:
-        with tarfile.open(path, "r:") as archive:
-            for member in archive:
-                stem = PurePosixPath(member.name)
-                key = str(stem.with_name(stem.name.split(".")[0]))
-                if not member.isreg():
-                    continue
-                if stem.suffix.lower() in SUFFIXES:
-                    if key in pictures:
-                        raise InputError(f"{path} has two pictures called {key}")
-                    pictures[key] = (member.name, member.offset_data, member.size)
-                elif stem.suffix in (".cls", ".json") and member.size <= _MOST_LABEL:
-                    text = archive.extractfile(member).read()  # type: ignore[union-attr]
-                    if (label := _label(text, stem.suffix)) is not None:
-                        labels.setdefault(key, label)
-    except (tarfile.TarError, OSError, EOFError) as error:
-        raise InputError(f"{path} is not a whole tar archive without compression: {error}"
-                         ) from None
-    for key, (name, offset, size) in pictures.items():
+    for member in members(path):
+        stem = PurePosixPath(member.name)
+        key = str(stem.with_name(stem.name.split(".")[0]))
+        if stem.suffix.lower() in SUFFIXES:
+            if key in pictures:
+                raise InputError(f"{path} has two pictures called {key}")
+            pictures[key] = member
+        elif (stem.suffix in (".cls", ".json") and member.size <= _MOST_LABEL
+              and (label := _label(member.read(), stem.suffix)) is not None):
+            labels.setdefault(key, label)
+    for key, member in pictures.items():
         if key not in labels:
-            raise InputError(f"{path}: {name} has no class; it takes {key}.cls, or {key}.json with "
-                             'a "label"')
-        yield name, offset, size, labels[key]
+            raise InputError(f"{path}: {member.name} has no class; it takes {key}.cls, or "
+                             f'{key}.json with a "label"')
+        yield member.name, member.offset, member.size, labels[key]
 
 
 def _label(text: bytes, suffix: str) -> str | None:

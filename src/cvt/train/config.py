@@ -17,8 +17,10 @@ class OptimConfig:
     paper fine-tunes with SGD, momentum 0.9 (Sec. 4.1).
     """
 
-    name: Literal["adamw", "sgd"] = "adamw"
-    """AdamW (Loshchilov and Hutter, 2019), or SGD with momentum."""
+    name: Literal["adamw", "sgd", "muon"] = "adamw"
+    """AdamW (Loshchilov and Hutter, 2019), SGD with momentum, or Muon (Jordan et al., 2024) for the
+    matrices of linear layers, scaled so that AdamW's learning rates suit it (Liu et al., 2025),
+    with AdamW for all else."""
     lr: float = 1e-3
     """Learning rate after the warm-up."""
     schedule: Literal["cosine", "linear", "constant"] = "cosine"
@@ -27,9 +29,9 @@ class OptimConfig:
     """Decay of weight matrices and kernels; norms, biases, class token and position embeddings
     have none."""
     betas: tuple[float, float] = (0.9, 0.999)
-    """AdamW's moment decays."""
+    """AdamW's moment decays, also of what Muon leaves to it."""
     momentum: float = 0.9
-    """SGD's."""
+    """SGD's and Muon's (Nesterov's)."""
     layer_decay: float = 1.0
     """Each layer's learning rate as a fraction of that of the layer above it, in (0, 1]; a layer is
     the stem, a block, or the head (Bao et al., 2022). For fine-tuning, 0.65 to 0.9 are usual."""

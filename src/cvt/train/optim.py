@@ -7,6 +7,7 @@ import re
 from typing import Any
 
 import torch
+from timm.optim import Muon
 from torch import nn
 
 from cvt.model import CvT
@@ -16,7 +17,7 @@ SCALE = "lr_scale"  # of a group: its learning rate as a fraction of the run's
 
 
 def build_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.Optimizer:
-    """AdamW or SGD over what requires a gradient; norms, biases, class token and position
+    """AdamW, SGD or Muon over what requires a gradient; norms, biases, class token and position
     embeddings are not decayed.
 
     Depthwise kernels are, as in the official code. A group's `lr_scale` is its layer's part in
@@ -25,25 +26,37 @@ def build_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.Optimi
     groups = parameter_groups(model, config)
     if config.name == "sgd":
         return torch.optim.SGD(groups, lr=config.lr, momentum=config.momentum)
+    if config.name == "muon":
+        return Muon(groups, lr=config.lr, momentum=config.momentum, betas=config.betas)
     return torch.optim.AdamW(groups, lr=config.lr, betas=config.betas)
 
 
 def parameter_groups(model: nn.Module, config: OptimConfig) -> list[dict[str, Any]]:
-    """Parameters by decay and layer, from the input to the classifier."""
+    """Parameters by decay and layer, from the input to the classifier.
+
+    For Muon the matrices of the linear layers but the classifier's are groups of their own; all
+    else has `use_fallback`, and so AdamW.
+    """
     free: set[str] = getattr(model, "no_weight_decay", set)()  # a ResNet names none
     # Only a CvT's layers are told apart.
     layer = _layers(model) if isinstance(model, CvT) else dict.fromkeys(
         (name for name, _ in model.named_parameters()), 0)
     top = max(layer.values())
-    groups: dict[tuple[int, bool], dict[str, Any]] = {}
+    head: nn.Module = model.get_classifier()  # type: ignore[operator]
+    outputs = {id(parameter) for parameter in head.parameters()}
+    muon = config.name == "muon"
+    groups: dict[tuple[int, bool, bool], dict[str, Any]] = {}
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad:
             continue
         decayed = parameter.ndim > 1 and name not in free
         depth = layer[name] if config.layer_decay < 1 else top
-        group = groups.setdefault((depth, decayed), {
+        fallback = muon and not (parameter.ndim == 2 and id(parameter) not in outputs)
+        group = groups.setdefault((depth, decayed, fallback), {
             "params": [], "weight_decay": config.weight_decay if decayed else 0.0,
-            SCALE: config.layer_decay ** (top - depth)})
+            SCALE: config.layer_decay ** (top - depth)} | (
+                # With Nesterov's momentum timm's AdamW would be NAdamW.
+                {"use_fallback": fallback, "nesterov": not fallback} if muon else {}))
         group["params"].append(parameter)
     return [groups[key] for key in sorted(groups)]
 
