@@ -107,7 +107,7 @@ HEAD = (b"POST /v1/classify HTTP/1.1\r\nHost: localhost\r\nContent-Type: image/j
 
 @dataclass
 class Served:
-    process: subprocess.Popen[str]
+    process: subprocess.Popen[bytes]
     port: int
 
     def memory_mb(self) -> float:
@@ -121,18 +121,20 @@ class Served:
 
 @contextmanager
 def served(model: Path, *options: str) -> Iterator[Served]:
-    process = subprocess.Popen(
-        [sys.executable, "-m", "cvt", "serve", "--model", str(model), "--port", "0",
-         "--log_level", "warning", *options], stderr=subprocess.PIPE, text=True)
-    assert process.stderr is not None
-    try:
-        for line in process.stderr:
-            if '"listening"' in line:
-                break
-        yield Served(process, int(json.loads(line)["url"].rsplit(":", 1)[1].strip("/")))
-    finally:
-        process.terminate()
-        process.wait(60)
+    """`cvt serve` as it comes, its log in a file."""
+    with tempfile.TemporaryFile("w+") as log:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "cvt", "serve", "--model", str(model), "--port", "0", *options],
+            stderr=log)
+        try:
+            while '"listening"' not in (told := os.pread(log.fileno(), 10_000, 0).decode()):
+                assert process.poll() is None, told
+                time.sleep(0.05)
+            line = next(line for line in told.splitlines() if '"listening"' in line)
+            yield Served(process, int(json.loads(line)["url"].rsplit(":", 1)[1].strip("/")))
+        finally:
+            process.terminate()
+            process.wait(60)
 
 
 async def closed_loop(port: int, files: Sequence[bytes], clients: int, seconds: float,
@@ -324,7 +326,7 @@ def drain(model: Path, files: Sequence[bytes]) -> dict[str, Any]:
     return {"statuses": answers.statuses(), "exit_code": code}
 
 
-def soak(model: Path, minutes: float) -> dict[str, Any]:
+def soak(model: Path, minutes: float, pause: float) -> dict[str, Any]:
     rng = np.random.default_rng(0)
     files = []
     for i in range(500):
@@ -337,14 +339,15 @@ def soak(model: Path, minutes: float) -> dict[str, Any]:
         asyncio.run(closed_loop(server.port, files, 16, 20))
         start = time.perf_counter()
         while time.perf_counter() - start < 60 * minutes:
-            statuses += Counter(asyncio.run(closed_loop(server.port, files, 16, 30)).statuses())
+            statuses += Counter(asyncio.run(closed_loop(server.port, files, 16, 30, pause)
+                                            ).statuses())
             time.sleep(0.5)
             samples.append({"seconds": round(time.perf_counter() - start, 1),
                             "requests": statuses.total(), "memory_mb": server.memory_mb(),
                             "descriptors": server.descriptors()})
             print("soak:", json.dumps(samples[-1]), flush=True)
-    return {"minutes": minutes, "requests": statuses.total(), "statuses": dict(statuses),
-            "samples": samples}
+    return {"minutes": minutes, "pause": pause, "requests": statuses.total(),
+            "statuses": dict(statuses), "samples": samples}
 
 
 def main() -> None:
@@ -356,6 +359,8 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=20, help="of each overload, and of idle")
     parser.add_argument("--pictures", type=int, default=10_000, help="of identity")
     parser.add_argument("--soak_minutes", type=float, default=60)
+    parser.add_argument("--soak_pause", type=float, default=0, help="seconds that each of the 16 "
+                        "clients waits between two requests")
     args = parser.parse_args()
     rng = np.random.default_rng(0)
     files = []
@@ -376,7 +381,7 @@ def main() -> None:
             "identity": lambda: identity(nano, args.pictures),
             "idle": lambda: idle(large, files, args.seconds),
             "drain": lambda: drain(large, files),
-            "soak": lambda: soak(nano, args.soak_minutes)}
+            "soak": lambda: soak(nano, args.soak_minutes, args.soak_pause)}
         for part in args.only:
             result = parts[part]()
             print(f"{part}:", json.dumps(result, indent=2))

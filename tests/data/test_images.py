@@ -52,6 +52,19 @@ def test_dark_sixteen_bit_gray_stays_dark():
     assert np.asarray(read_image(encoded(deep))).max() == 0
 
 
+def test_a_jpeg_of_as_many_scans_as_none_needs_is_not_unpacked():
+    data = encoded(Image.fromarray(gradient(64, 64)), "JPEG", progressive=True)
+    last = data.rindex(b"\xff\xda")
+    assert read_image(data).size == (64, 64)
+    with pytest.raises(InputError, match="more than 50 scans"):
+        read_image(data[:-2] + data[last:-2] * 50 + data[-2:])
+
+
+def test_an_icon_which_is_unpacked_as_it_is_opened_is_not_read():
+    with pytest.raises(InputError, match="not a picture that Pillow can read"):
+        read_image(encoded(Image.fromarray(gradient(16, 16)), "ICO"))
+
+
 def test_palette_gives_its_colours():
     image = Image.fromarray(gradient()).quantize(16)
     expected = np.asarray(image.convert("RGB"))

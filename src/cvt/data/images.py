@@ -21,10 +21,13 @@ from cvt.errors import InputError
 SUFFIXES = frozenset((".bmp", ".gif", ".jpeg", ".jpg", ".jp2", ".pbm", ".pgm", ".png", ".ppm",
                       ".tif", ".tiff", ".webp"))
 
-# Of Pillow's formats those that only hold pixels: some of the others start a program to be drawn.
-# The first ones are there without importing them all.
-_FORMATS = ("JPEG", "PNG", "BMP", "GIF", "PPM", "WEBP", "AVIF", "ICO", "JPEG2000", "QOI", "TGA",
-            "TIFF")
+# Of Pillow's formats those that only hold pixels: some of the others start a program to be drawn,
+# and icons are unpacked before their size can be looked at. The first ones are there without
+# importing them all.
+_FORMATS = ("JPEG", "PNG", "BMP", "GIF", "PPM", "WEBP", "AVIF", "JPEG2000", "QOI", "TGA", "TIFF")
+
+# A progressive JPEG has a dozen; each passes over all pixels, so that thousands take minutes.
+_MOST_SCANS = 50
 
 # What Pillow's decoders raise on damaged data.
 _DAMAGE = (OSError, SyntaxError, ValueError, EOFError, LookupError, TypeError, OverflowError,
@@ -59,6 +62,10 @@ def opened(data: bytes, name: str) -> Iterator[Image.Image]:
     """
     if not data:
         raise InputError(f"{name} is empty (0 bytes); remove it or copy it again")
+    # Behind 0xFF no byte of a scan itself is other than 0 or a restart.
+    if data.startswith(b"\xff\xd8") and data.count(b"\xff\xda") > _MOST_SCANS:
+        raise InputError(f"{name} is a JPEG of more than {_MOST_SCANS} scans, which takes too long "
+                         "to read; save it again")
     try:
         with _pillow_warnings, Image.open(io.BytesIO(data), formats=_FORMATS) as file:
             yield file
@@ -135,13 +142,16 @@ def _upright(image: Image.Image) -> Image.Image:
 
 def _rgb(image: Image.Image) -> Image.Image:
     if image.mode.startswith("I"):  # 16-bit gray; Pillow's own conversion would clip it to white
-        samples = np.asarray(image, dtype=np.int64)
+        samples = np.asarray(image)
         top = 65535 if samples.max(initial=0) > 255 or image.mode != "I" else 255
-        image = Image.fromarray((samples.clip(0, top) * 255 // top).astype(np.uint8))
+        # By table, for as 64-bit numbers the pixels would take eight times the memory.
+        table = (np.arange(top + 1) * 255 // top).astype(np.uint8)
+        image = Image.fromarray(table[samples.clip(0, top)])
     if image.mode in ("LA", "La", "PA", "RGBA", "RGBa") or "transparency" in image.info:
-        image = image.convert("RGBA")
-        white = Image.new("RGBA", image.size, "white")
-        image = Image.alpha_composite(white, image)
+        image = image if image.mode == "RGBA" else image.convert("RGBA")
+        white = Image.new("RGB", image.size, "white")
+        white.paste(image, mask=image.getchannel("A"))
+        return white
     return image if image.mode == "RGB" else image.convert("RGB")
 
 

@@ -6,8 +6,6 @@ trained, evaluated and deployed sees the same numbers bit for bit.
 
 from __future__ import annotations
 
-import math
-
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
@@ -17,6 +15,9 @@ from cvt.errors import InputError
 
 FILTERS = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR,
             "nearest": Image.Resampling.NEAREST, "lanczos": Image.Resampling.LANCZOS}
+
+# Pixels of a picture whose short side is resized, before it is cut: a panorama has a tenth.
+_MOST_RESIZED = 16_000_000
 
 
 def prepare(preprocess: Preprocess, image: Image.Image) -> NDArray[np.float32]:
@@ -46,7 +47,7 @@ def check_shape(preprocess: Preprocess, width: int, height: int) -> None:
     """Raise InputError for a picture so thin that resizing its short side would fill the memory."""
     short, long, side = min(width, height), max(width, height), preprocess.resize
     if (preprocess.mode == "crop"
-            and long * side * side > short * (Image.MAX_IMAGE_PIXELS or math.inf)):
+            and long * side * side > short * _MOST_RESIZED):
         raise InputError(f"a picture of {width}x{height} pixels is too thin to resize its short "
                          f"side to {side}; cut it first")
 

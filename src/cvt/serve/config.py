@@ -37,7 +37,7 @@ class ServeConfig:
     """Bytes of all requests held at once; above it the answer is 429."""
     max_pictures: int = 16
     """Pictures of one request; above it the answer is 413."""
-    max_pixels: int = 25_000_000
+    max_pixels: int = 16_000_000
     """Pixels of one picture; above it the answer is 422."""
     read_timeout: float = 10.0
     """Seconds from a request's first byte to its last; after that the answer is 408."""

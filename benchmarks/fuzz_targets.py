@@ -1,0 +1,100 @@
+"""What `hostile.py` fuzzes: python benchmarks/fuzz_targets.py picture|form|request CORPUS [OPTIONS]
+
+A file of its own, for atheris counts what is reached only in modules that it imports first.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import re
+import socket
+import sys
+import threading
+import time
+from collections.abc import Callable
+
+import atheris
+import numpy as np
+
+with atheris.instrument_imports(include=["PIL", "python_multipart", "cvt", "h11", "uvicorn"]):
+    from cvt.config import Preprocess
+    from cvt.data.images import read_image
+    from cvt.data.prepare import prepare
+    from cvt.errors import InputError
+    from cvt.predict import Predictor
+    from cvt.serve.app import Server
+    from cvt.serve.body import Body, Memory
+    from cvt.serve.config import ServeConfig
+    from cvt.serve.refusals import Refusal
+    from cvt.serve.run import Uvicorn, listen
+    from cvt.serve.watch import LOG
+
+
+def picture(data: bytes) -> None:
+    """A file's bytes to the network's input."""
+    try:
+        array = prepare(Preprocess(size=32), read_image(data, most=1_000_000))
+    except InputError:
+        return
+    assert array.shape == (3, 32, 32)
+    assert np.isfinite(array).all()
+
+
+def form(data: bytes) -> None:
+    """A form's bytes to its files."""
+    class Request:
+        headers = {"content-type": "multipart/form-data; boundary=b"}
+
+        async def stream(self):
+            for start in range(0, len(data), 64):  # in pieces, as a network brings it
+                yield data[start:start + 64]
+
+    async def read() -> None:
+        with Body(Request(), config, memory) as body:
+            try:
+                uploads = await body.uploads()
+            except Refusal:
+                return
+            assert 0 < len(uploads) <= config.max_pictures
+            assert sum(len(u.data) for u in uploads) <= len(data)
+
+    config = ServeConfig()
+    memory = Memory(config.max_bodies)
+    asyncio.run(read())
+    assert memory.held == 0
+
+
+def request_target() -> Callable[[bytes], None]:
+    """A server in this process, of which every input is a connection's bytes."""
+    config = ServeConfig(port=0, read_timeout=0.5)
+    server = Server(Predictor("cvt_nano.fashion_mnist"), config, name="tiny", samples=None,
+                    api_key=None, explainer=None)
+    LOG.setLevel(logging.CRITICAL)
+    taken = listen(config).__enter__()
+    uvicorn = Uvicorn(server)
+    threading.Thread(target=uvicorn.run, kwargs={"sockets": [taken]}, daemon=True).start()
+    while not uvicorn.started:
+        time.sleep(0.01)
+    address = taken.getsockname()
+
+    def request(data: bytes) -> None:
+        with socket.create_connection(address[:2], timeout=10) as link:
+            try:
+                link.sendall(data)
+                link.shutdown(socket.SHUT_WR)
+                answer = b""
+                while received := link.recv(65536):
+                    answer += received
+            except ConnectionError:
+                return  # hung up on while it still sends
+        for status in re.findall(rb"^HTTP/1\.1 (\d+)", answer, re.M):
+            assert status not in (b"500", b"502"), answer
+
+    return request
+
+
+if __name__ == "__main__":
+    target = {"picture": picture, "form": form}.get(sys.argv[1]) or request_target()
+    atheris.Setup([sys.argv[0], *sys.argv[2:]], target)
+    atheris.Fuzz()
