@@ -1,4 +1,5 @@
-"""Whole-process time of `cvt predict --model EXPORTED picture.jpg`, beside Python's own.
+"""Whole-process time of `cvt predict --model EXPORTED picture.jpg` and of `cvt explain`, beside
+Python's own.
 
     python benchmarks/start_up.py [--model cvt_13] [--rounds 9]
 
@@ -57,6 +58,9 @@ def main() -> None:
                 run, "-m", "cvt", "predict", str(picture), "--model", str(place))
         candidates["cvt predict, not exported"] = partial(
             run, "-m", "cvt", "predict", str(picture), "--model", str(home / "trained"))
+        candidates["cvt explain"] = partial(
+            run, "-m", "cvt", "explain", str(picture), "--model", str(home / "trained"),
+            "--output", str(home / "explained"))
         seconds = interleaved(candidates, args.rounds, warmup=1)
     found = {name: summary(times) for name, times in seconds.items()}
     for name, row in found.items():
