@@ -106,6 +106,7 @@ ZOO: Mapping[str, Pretrained] = {
               Preprocess(size=16, crop=1.0, mean=(0.305,) * 3, std=(0.376,) * 3),
               "digits, held out", 360, 99.17, 100.00),
 }
+"""The row of every tag, by which `create_model` and `load_model` know it."""
 
 
 def shipped(name: str | Path) -> Path | None:
