@@ -87,6 +87,8 @@ def _section(heading: str, rows: Sequence[Option]) -> list[str]:
         # A default that help has told in words, and that of a flag, say nothing twice.
         text = re.sub(r" ?\(default: (null|False)\)$", "", _plain(text))
         text = re.sub(r", default: null\)$", ")", text)
+        text = re.sub(r"\(type: DataConfig.*\)$", "Its fields are the `--data.` options of "
+                      "[cvt train](#cvt-train).", text)
         lines += [f"`{written.replace(chr(8), '')}`", f": {text or '&nbsp;'}", ""]
     return lines
 

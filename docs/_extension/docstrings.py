@@ -17,7 +17,7 @@ def to_rst(lines: list[str]) -> list[str]:
     for line in lines:
         inside = line.startswith("    ")
         if inside and not block:
-            found += ["", "::", ""]
+            found += ["", ".. code-block:: text", ""]
         elif block and not inside and line:
             found.append("")
         block = inside or (block and not line)

@@ -167,6 +167,7 @@ def open_checkpoint(source: str | Path, *, model: str | None = None, act: Act | 
 
     source: a tag, `hf-hub:org/name[@revision]`, a directory or a file. model: the tag, the variant
     or the configuration file that a bare file of weights is of, where its shapes do not tell.
+    Raises InputError where there is nothing of that name, and for what cannot be read.
     """
     text = str(source)
     if text in ZOO:

@@ -1,5 +1,6 @@
 """Links and pictures in the documentation lead somewhere, and each page has its place."""
 
+import inspect
 import json
 import re
 from pathlib import Path
@@ -58,6 +59,15 @@ def test_the_reference_has_every_public_name():
     page = (DOCS / "reference/api.md").read_text()
     found = re.findall(r"^\.\. (?:auto\w+|py:data):: cvt\.(\w+)$", page, re.MULTILINE)
     assert sorted(found) == sorted(cvt.__all__)
+
+
+def test_every_public_name_tells_what_it_is():
+    for name in set(cvt.__all__) - {"__version__", "VARIANTS"}:
+        found = getattr(cvt, name)
+        parts = [part for key, part in vars(found).items() if key[0] != "_" and (
+            inspect.isfunction(part) or isinstance(part, (property, classmethod)))
+                 ] if inspect.isclass(found) else []
+        assert all(part.__doc__ for part in [found, *parts]), name
 
 
 def test_drawings_are_shapes_and_letters_alone():
