@@ -49,7 +49,7 @@ def test_what_is_named_exists(name):
 @pytest.mark.parametrize("part", [
     *(f"Table {n}" for n in range(1, 9)), "Eq. 1", "Eq. 2",
     *(f"Fig. {n}" for n in ("1", "2a", "2b", "3a", "3b", "3c")), *(f"Sec. {n}" for n in (
-        "1", "2", "3", "3.1", "3.2", "3.2.1", "3.2.2", "3.3", "4.1", "4.2", "4.3", "4.4"))])
+        "1", "2", "3", "3.1", "3.2", "3.2.1", "3.2.2", "3.3", "4.1", "4.2", "4.3", "4.4", "5"))])
 def test_each_part_of_the_paper_has_a_row(part):
     first_cells = re.findall(r"^\| ([^|]+) \|", PAGE, re.MULTILINE)
     assert any(re.search(rf"{re.escape(part)}(?![\w.])", cell) for cell in first_cells)
