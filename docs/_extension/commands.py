@@ -100,8 +100,9 @@ def _plain(text: str) -> str:
                    for part in parts)
 
 
-def _fill(app: Sphinx, docname: str, source: list[str]) -> None:  # noqa: ARG001
+def _fill(app: Sphinx, docname: str, source: list[str]) -> None:
     if MARK in source[0] and docname == "reference/cli":
+        app.env.note_reread()  # parsers may change while the page's file does not
         source[0] = source[0].replace(MARK, to_markdown())
 
 
