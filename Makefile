@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/ready
 
-.PHONY: demo test check clean
+.PHONY: demo test check docs clean
 
 demo: $(READY)
 	$(BIN)/cvt train --config recipes/cvt_nano_digits.yaml --output runs/demo --overwrite
@@ -16,13 +16,17 @@ demo: $(READY)
 test: $(READY)
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2
 
-check: $(READY)
+check: $(READY) docs
 	$(BIN)/ruff check
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
+# The site, in docs/_build/html. A warning, such as a link that leads nowhere, is an error.
+docs: $(READY)
+	$(BIN)/python -m sphinx --quiet --fail-on-warning --keep-going docs docs/_build/html
+
 clean:
-	rm -rf .venv runs
+	rm -rf .venv runs docs/_build
 
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv

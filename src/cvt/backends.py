@@ -102,7 +102,8 @@ def pick_backend(precision: Precision, device: torch.device) -> str:
     """The fastest backend that is installed, has `precision` and runs on `device`.
 
     On a CPU OpenVINO, then ONNX Runtime, then PyTorch; on others PyTorch alone. torch.compile is
-    never picked unasked, for its first call takes a minute.
+    never picked unasked, for its first call takes a minute. Raises InputError where nothing that
+    is installed has the precision.
     """
     if device.type == "cpu":
         for name in ("openvino", "onnxruntime"):

@@ -23,8 +23,11 @@ class StageShape:
     stride: int
     """Pixels between neighbouring tokens."""
     dim: int
+    """Channels of a token."""
     num_heads: int
+    """Heads of its attention."""
     depth: int
+    """Its blocks."""
     cls_token: bool
     """Whether a class token stands in front of the tokens and the keys."""
     parameters: int

@@ -37,7 +37,7 @@ class Backbone(nn.Module):
         """Channels of each map, as `torchvision.ops.FeaturePyramidNetwork` asks for them."""
 
     def forward(self, x: Tensor) -> dict[str, Tensor]:
-        """The maps by name."""
+        """Images (B, in_chans, H, W) to the maps by name, in the order of `out`."""
         maps = self.model.forward_intermediates(x, self.indices, intermediates_only=True,
                                                 stop_early=True)
         return dict(zip(self.out, maps, strict=True))
@@ -48,8 +48,9 @@ def backbone(name: str, out: Sequence[str] = ("stride4", "stride8", "stride16"),
              act: Act | None = None) -> Backbone:
     """A trunk without a classifier, in evaluation mode; arguments as for `create_model`.
 
-    out: which maps, "stride4", "stride8" and "stride16" for the paper's networks. Parameters that
-    no map needs, the last norm's, get no gradient. Raises InputError for a map that the network
-    does not have.
+    Images (B, in_chans, H, W) give a dict of maps (B, C, H / stride, W / stride); `channels` has
+    each C. out: which maps, "stride4", "stride8" and "stride16" for the paper's networks.
+    Parameters that no map needs, the last norm's, get no gradient. Raises InputError for a map
+    that the network does not have.
     """
     return Backbone(create_model(name, weights=weights, in_chans=in_chans, act=act), out).eval()

@@ -210,7 +210,7 @@ class Stage(nn.Module):
         return x, grid  # (B, [1 +] T, C)
 
     def enter(self, x: Tensor) -> tuple[Tensor, Grid]:
-        """The sequence that the first block sees, and its grid."""
+        """Map (B, C_in, H_in, W_in) to the first block's sequence (B, [1 +] T, C) and its grid."""
         x, grid = self.embed(x)  # (B, T, C)
         if self.pos_embed is not None:
             x = x + to_tokens(F.interpolate(self.pos_embed, grid, mode="bicubic",
@@ -220,7 +220,7 @@ class Stage(nn.Module):
         return self.drop(x), grid
 
     def block(self, i: int, x: Tensor, grid: Grid) -> Tensor:
-        """Block `i`; its activations are computed again in the backward pass if so asked."""
+        """Block `i` on x (B, [1 +] T, C); if so asked, the backward pass computes it again."""
         block = self.blocks[i]
         if self.grad_checkpointing and self.training and torch.is_grad_enabled():
             contexts = partial(_checkpoint_contexts, block)
@@ -259,6 +259,7 @@ class CvT(nn.Module):
         self.init_weights()
 
     def forward(self, x: Tensor) -> Tensor:
+        """Images (B, in_chans, H, W) to logits (B, num_classes)."""
         return self.forward_head(self.forward_features(x))
 
     def forward_features(self, x: Tensor) -> Tensor:
@@ -422,7 +423,7 @@ def split(x: Tensor, grid: Grid, cls_token: bool) -> tuple[Tensor | None, Tensor
 
 
 def join(cls: Tensor | None, fmap: Tensor) -> Tensor:
-    """The inverse of `split`."""
+    """The inverse of `split`: (B, 1, C) or None and (B, C, H, W) to (B, [1 +] T, C)."""
     x = to_tokens(fmap)
     return x if cls is None else torch.cat([cls, x], 1)
 
@@ -440,7 +441,7 @@ def check_images(x: Tensor, in_chans: int, min_size: int) -> None:
 
 
 def positions(indices: int | Sequence[int] | None, count: int) -> list[int]:
-    """Absolute positions among `count`; an int n means the last n."""
+    """Absolute positions among `count`; an int n means the last n. InputError out of range."""
     if indices is None:
         return list(range(count))
     if isinstance(indices, int):

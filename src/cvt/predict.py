@@ -131,7 +131,8 @@ class Predictor:
         be endless, for no more than a few batches are held. "-" is one picture's bytes from
         `stdin`, if that is given. Threads read and prepare pictures while the network computes;
         they end with the iterator. A picture that cannot be read yields a prediction with its
-        error, and the others go on.
+        error, and the others go on. Raises InputError for one picture in the place of several,
+        and for top_k below 1.
         """
         if top_k < 1:
             raise InputError(f"top_k={top_k} must be at least 1")

@@ -71,7 +71,7 @@ class Supernet(nn.Module):
             block.attn.v = SharedProjection(cast("ConvProjection", block.attn.v))
 
     def forward(self, x: Tensor) -> Tensor:
-        """Logits by `choice`, or by the one drawn."""
+        """Images (B, in_chans, H, W) to logits (B, K) by `choice`, or by the one drawn."""
         choice = self.choice or (self.draw() if self.training else self.largest)
         for block, (stride, ratio) in zip(self._blocks(), choice, strict=True):
             cast("SharedProjection", block.attn.k).stride = stride

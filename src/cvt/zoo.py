@@ -106,6 +106,7 @@ ZOO: Mapping[str, Pretrained] = {
               Preprocess(size=16, crop=1.0, mean=(0.305,) * 3, std=(0.376,) * 3),
               "digits, held out", 360, 99.17, 100.00),
 }
+"""The row of every tag, by which `create_model` and `load_model` know it."""
 
 
 def shipped(name: str | Path) -> Path | None:
@@ -166,6 +167,7 @@ def open_checkpoint(source: str | Path, *, model: str | None = None, act: Act | 
 
     source: a tag, `hf-hub:org/name[@revision]`, a directory or a file. model: the tag, the variant
     or the configuration file that a bare file of weights is of, where its shapes do not tell.
+    Raises InputError where there is nothing of that name, and for what cannot be read.
     """
     text = str(source)
     if text in ZOO:

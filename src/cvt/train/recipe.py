@@ -22,7 +22,10 @@ DEFAULT = "cvt_nano"
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """A training run."""
+    """A training run.
+
+    Raises InputError for values that are nonsense or exclude each other.
+    """
 
     model: str | None = None
     """A variant (cvt_13, cvt_21, cvt_w24, cvt_nano), a .json or .yaml file with a configuration of

@@ -16,7 +16,8 @@ def save_model(directory: str | Path, model: CvT, preprocess: Preprocess,
                classes: tuple[str, ...]) -> None:
     """Write `model` to `directory`, made if need be: config.json and best.safetensors.
 
-    `load_model` reads it back bit for bit.
+    classes: names in the order of the logits. `load_model` reads it back bit for bit. Raises
+    OSError where the directory cannot be written.
     """
     directory = Path(directory)
     directory.mkdir(parents=True, exist_ok=True)

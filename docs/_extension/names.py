@@ -1,0 +1,72 @@
+"""Links that pages need no markup for: names of the package, and files outside docs/."""
+
+import os
+import re
+from pathlib import Path
+from typing import Any
+
+from docutils import nodes
+from sphinx.addnodes import download_reference, pending_xref
+from sphinx.application import Sphinx
+from sphinx.transforms import SphinxTransform
+
+import cvt
+
+_NAME = re.compile(r"cvt(?:\.\w+)+")
+
+
+def public(name: str) -> str:
+    """The name under which the reference has it: `cvt.model.CvT` is there as `cvt.CvT`."""
+    module, _, last = name.rpartition(".")
+    return f"cvt.{last}" if cvt._HOMES.get(last) == module else name
+
+
+class _Names(SphinxTransform):
+    """`cvt.CvT` in a page or a docstring becomes a link where the reference has that name."""
+
+    default_priority = 5  # before Sphinx resolves references
+
+    def apply(self, **_: Any) -> None:
+        """Wrap each literal that is a name in a reference, which may lead nowhere."""
+        for literal in list(self.document.findall(nodes.literal)):
+            text = literal.astext()
+            if _NAME.fullmatch(text) and not isinstance(literal.parent, nodes.reference):
+                link = pending_xref("", refdomain="py", reftype="obj", reftarget=public(text),
+                                    refexplicit=True, refwarn=False, refdoc=self.env.docname)
+                literal.replace_self(link)
+                link += literal
+
+
+class _Files(SphinxTransform):
+    """A page outside docs/, such as a model card, is handed over as the file that it is.
+
+    And what leads to search.md leads to the page that shows it, see conf.py.
+    """
+
+    default_priority = 5
+
+    def apply(self, **_: Any) -> None:
+        """MyST has left out the suffix and made the path absolute."""
+        here = Path(self.env.doc2path(self.env.docname)).parent
+        for link in list(self.document.findall(pending_xref)):
+            if link.get("refdomain") == "doc" and link["reftarget"] == "search":
+                link["reftarget"] = "network_search"
+            elif link.get("refdomain") == "doc" and os.path.isabs(link["reftarget"]):
+                file = download_reference("", reftarget=os.path.relpath(
+                    link["reftarget"] + ".md", here), refdoc=self.env.docname, reftype="download")
+                file += link.children
+                link.replace_self(file)
+
+
+def _orphan(app: Sphinx, doctree: nodes.document) -> None:  # noqa: ARG001
+    """The studies' own pages are reached from claims.md; they need no place in the contents."""
+    if app.env.docname.startswith("ablations/"):
+        app.env.metadata[app.env.docname]["orphan"] = "1"
+
+
+def setup(app: Sphinx) -> dict[str, Any]:
+    """Sphinx's entry."""
+    app.add_transform(_Names)
+    app.add_transform(_Files)
+    app.connect("doctree-read", _orphan)
+    return {"parallel_read_safe": True}
