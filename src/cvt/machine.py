@@ -6,7 +6,7 @@ import ctypes
 import os
 import platform
 import re
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 
@@ -16,8 +16,15 @@ def describe_machine() -> dict[str, str]:
         "processor": f"{_processor()}, {os.cpu_count()} cores",
         "system": f"{platform.system()} {platform.machine()}",
         "versions": ", ".join([f"Python {platform.python_version()}",
-                               *(f"{name} {version(name)}" for name in ("cvt-torch", "torch"))]),
+                               *(f"{name} {_version(name)}" for name in ("cvt-torch", "torch"))]),
     }
+
+
+def _version(name: str) -> str:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return "missing"
 
 
 def _processor() -> str:

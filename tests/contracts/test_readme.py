@@ -39,7 +39,7 @@ def test_commands_are_understood(args, monkeypatch, tmp_path, capsys):
     elif args[0] == "bench":  # understood up to a value that stops it before it measures
         assert main([*args, "--rounds", "0"]) == 2
         assert "rounds" in capsys.readouterr().err
-    elif args[0] in ("info", "zoo") or (
+    elif args[0] in ("info", "zoo", "doctor") or (
             args[0] in ("predict", "explain") and "--model" not in args):
         assert main(args) == 0
     else:  # understood, but there is no such model here

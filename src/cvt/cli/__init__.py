@@ -23,6 +23,7 @@ COMMANDS = {
     "convert": "write a checkpoint in the format of another tool",
     "export": "a graph for ONNX Runtime, OpenVINO or torch.export, compared before it is written",
     "info": "parameters, multiply-adds and the shape of every stage",
+    "doctor": "what is installed, and what works on this machine",
     "bench": "speed of our networks and backends beside those of timm and transformers",
 }
 

@@ -1,0 +1,97 @@
+import importlib.metadata
+import json
+
+import pytest
+
+import cvt.doctor
+import cvt.machine
+from cvt import backends
+from cvt.cli import main
+from cvt.doctor import examine
+from cvt.errors import InputError
+
+REAL = importlib.metadata.version
+
+
+@pytest.fixture
+def without(monkeypatch):
+    """without(name, ...): these packages seem not to be installed."""
+    def hide(*names):
+        def version(name):
+            if name in names:
+                raise importlib.metadata.PackageNotFoundError(name)
+            return REAL(name)
+
+        for module in (cvt.doctor, cvt.machine):
+            monkeypatch.setattr(module, "version", version)
+
+    return hide
+
+
+@pytest.fixture(scope="module")
+def found():
+    return examine()
+
+
+def test_every_backend_is_tried_and_agrees_with_pytorch(found):
+    tried = {(t.backend, t.precision) for t in found.trials if t.device == "cpu"}
+    assert tried == {(name, precision) for name, precisions in backends.PRECISIONS.items()
+                     for precision in precisions if name != "compile"}
+    assert all(t.works for t in found.trials), [t.reason for t in found.trials]
+    limits = {"fp32": 2e-5, "bf16": 0.1, "int8": 0.5}
+    assert all(t.difference <= limits[t.precision] and t.milliseconds > 0 for t in found.trials)
+    assert found.healthy
+
+
+def test_packages_are_those_that_pyproject_names(found):
+    extras = {p.name: p.extra for p in found.packages}
+    assert extras["torch"] is None
+    assert (extras["openvino"], extras["fastapi"], extras["pyarrow"]) == (
+        "openvino", "serve", "data")
+    assert "pytest" not in extras
+    assert next(p for p in found.packages if p.name == "torch").version == REAL("torch")
+
+
+def test_a_backend_that_fails_says_why_and_what_to_install(monkeypatch):
+    def fail(model, backend, precision, **_):
+        if backend == "openvino":
+            raise InputError("openvino is not installed; pip install 'cvt-torch[openvino]'")
+        if backend == "onnxruntime":
+            raise RuntimeError("no such instruction\nat line 3")
+        return real(model, backend, precision)
+
+    real = backends.optimize
+    monkeypatch.setattr(backends, "optimize", fail)
+    trials = {(t.backend, t.precision): t for t in examine().trials}
+
+    openvino, ort = trials["openvino", "fp32"], trials["onnxruntime", "fp32"]
+    assert (openvino.works, openvino.mend) == (False, "pip install 'cvt-torch[openvino]'")
+    assert (ort.works, ort.reason) == (False, "RuntimeError: no such instruction")
+    assert trials["eager", "fp32"].works
+
+
+def test_the_command_prints_what_to_install(without, monkeypatch, capsys):
+    monkeypatch.setattr(cvt.doctor, "_trials", lambda _: [
+        cvt.doctor.Trial(backend="eager", precision="fp32", device="cpu", milliseconds=1.0,
+                         difference=1e-7)])
+    without("openvino", "mlflow")
+    assert main(["doctor"]) == 0
+    out = capsys.readouterr().out
+    assert "for openvino: pip install 'cvt-torch[openvino]'" in out
+    assert "for mlflow: pip install 'cvt-torch[mlflow]'" in out
+    assert out.endswith("well\n")
+
+    without("timm")
+    assert main(["doctor"]) == 1
+    out = capsys.readouterr().out
+    assert "for timm: pip install timm" in out
+    assert "not well" in out
+
+
+def test_without_torch_nothing_is_tried_and_the_exit_code_says_so(without, capsys):
+    without("torch")
+    assert main(["doctor", "--json"]) == 1
+    told = json.loads(capsys.readouterr().out)
+    assert told["trials"] == []
+    assert told["machine"]["versions"].endswith("torch missing")
+    assert told["healthy"] is False
