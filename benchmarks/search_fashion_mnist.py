@@ -47,15 +47,15 @@ def a_recipe(pictures: int, passes: int, **more: Any) -> Recipe:
         optim=OptimConfig(lr=1e-3, warmup_epochs=0.1, clip_grad=1.0), **more)
 
 
-def candidates(result: Result) -> dict[str, CvTConfig]:
-    """What is trained, by name."""
+def candidates(result: Result, most: int) -> dict[str, CvTConfig]:
+    """What is trained, by name; of the uniform networks `most`."""
     uniform = [chosen(result.model, (gene,) * len(result.found.choice)) for gene in GENES]
     within = sorted((config for config in uniform if multiply_adds(config, SIZE) <= result.budget),
                     key=lambda config: -multiply_adds(config, SIZE))
     return {"evolution": result.config(result.found),
             "random search": result.config(result.found_at_random),
             **{f"uniform, stride {config.stages[0].stride_kv}, ratio "
-               f"{config.stages[0].mlp_ratio:g}": config for config in within},
+               f"{config.stages[0].mlp_ratio:g}": config for config in within[:most]},
             "cvt_nano, above the budget": VARIANTS["cvt_nano"]}
 
 
@@ -64,13 +64,13 @@ def trained(result: Result, args: argparse.Namespace, work: Path) -> list[dict[s
     base = a_recipe(args.pictures, args.passes)
     planned = {name: [plan_run(base, Row(label=name, change=partial(_as, wanted)), seed, work)
                       for seed in range(args.seeds)]
-               for name, wanted in candidates(result).items()}
+               for name, wanted in candidates(result, args.uniform).items()}
     # Both methods may have found one network, which is then trained once.
     every = {run.directory: run for runs in planned.values() for run in runs}
     for run in train_all([run for run in every.values() if not run.done], jobs=args.jobs):
         print(f"{run.directory.name}: {outcome(run).top1:.2f} %", flush=True)
     rows = []
-    for name, wanted in candidates(result).items():
+    for name, wanted in candidates(result, args.uniform).items():
         outcomes = [outcome(run) for run in planned[name]]
         mean, deviation = mean_of(outcomes)
         rows.append({"network": name, "choice": choice_of(wanted),
@@ -101,6 +101,7 @@ def main() -> None:
     parser.add_argument("--population", type=int, default=15)
     parser.add_argument("--generations", type=int, default=4)
     parser.add_argument("--passes", type=int, default=4, help="of each network trained in the end")
+    parser.add_argument("--uniform", type=int, default=3, help="uniform networks to train")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--jobs", type=int, default=2)
     parser.add_argument("--work", type=Path, help="where search and runs go (default: nowhere)")

@@ -426,7 +426,7 @@ def test_ctrl_c_ends_a_long_run_in_a_moment(home, pictures):
     # What runs in the background of a shell inherits that SIGINT is ignored.
     code = ("import itertools, signal, sys, cvt.cli, cvt.predict\n"
             "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
-            "cvt.predict.find_images = lambda names: names * 1_000_000\n"
+            "cvt.predict.find_images = lambda names, strict: names * 1_000_000\n"
             "sys.exit(cvt.cli.main(sys.argv[1:]))")
     process = subprocess.Popen(
         [sys.executable, "-c", code, "predict", str(pictures[0]), "--model", str(home / "onnx"),
@@ -449,3 +449,18 @@ def test_names_are_files_folders_and_patterns(home, pictures, tmp_path):
         find_images([str(tmp_path)])
     with pytest.raises(InputError, match="no file matches"):
         find_images([str(folder / "*.gif")])
+
+
+def test_an_export_that_pytorch_would_unpickle_is_opened_only_if_it_is_trusted(
+        home, tmp_path, capsys):
+    export(home / "trained", tmp_path / "torch", "torch")
+    picture = str(home / "pictures" / "0.png")
+    with pytest.raises(InputError, match="can run code"):
+        Predictor(tmp_path / "torch")
+    assert main(["predict", picture, "--model", str(tmp_path / "torch")]) == 1
+    assert "can run code" in capsys.readouterr().err
+
+    (got,), (expected,) = (list(Predictor(tmp_path / "torch", trusted=True)([picture])),
+                           list(Predictor(home / "trained")([picture])))
+    assert [name for name, _ in got.classes] == [name for name, _ in expected.classes]
+    assert main(["predict", picture, "--model", str(tmp_path / "torch"), "--trusted"]) == 0

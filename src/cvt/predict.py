@@ -64,7 +64,8 @@ class Predictor:
     """A trained model that classifies pictures as fast as it computes.
 
     source: the directory of an exported model, for which no torch is imported (but for the format
-    torch), or whatever `cvt.load_model` takes. backend: what computes it; "auto" is the exported
+    torch), or whatever `cvt.load_model` takes. trusted: open the format torch, whose files can run
+    code, for PyTorch unpickles them. backend: what computes it; "auto" is the exported
     model's own, else eager, for the others first take from seconds to minutes to convert it.
     precision: by default the exported one, else fp32. device and act: for models that are not
     exported. threads: how many cores the network may use, by default all; for eager and compile
@@ -85,7 +86,7 @@ class Predictor:
 
     def __init__(self, source: str | Path, *, backend: Backend = "auto",
                  precision: Precision | None = None, device: str = "auto", act: Act | None = None,
-                 threads: int | None = None, batch_size: int = 32) -> None:
+                 threads: int | None = None, batch_size: int = 32, trusted: bool = False) -> None:
         for name, value, known in (("backend", backend, BACKENDS),
                                    ("precision", precision or "fp32", PRECISIONS)):
             if value not in known:
@@ -96,7 +97,7 @@ class Predictor:
         self.batch_size = batch_size
         self._turn = threading.Lock()
         if (Path(source) / MANIFEST).is_file():
-            self._open_exported(Path(source), backend, precision, device, act, threads)
+            self._open_exported(Path(source), backend, precision, device, act, threads, trusted)
         else:
             self._open_trained(source, backend, precision or "fp32", device, act, threads)
         check_channels(self.card.preprocess)
@@ -210,8 +211,12 @@ class Predictor:
             (self.card.classes[i], float(probs[i])) for i in best))
 
     def _open_exported(self, directory: Path, backend: Backend, precision: Precision | None,
-                       device: str, act: Act | None, threads: int | None) -> None:
+                       device: str, act: Act | None, threads: int | None, trusted: bool) -> None:
         manifest = Manifest.load(directory, verify=False)
+        if manifest.format == "torch" and not trusted:
+            raise InputError(f"{directory} is an export for PyTorch, which unpickles it, and so "
+                             "can run code that somebody put in; if you made it yourself, say "
+                             "trusted, else take an export for ONNX or OpenVINO")
         runner = _RUNNERS[manifest.format]
         for option, given, possible in (
                 ("backend", backend, ("auto", runner)),

@@ -47,6 +47,8 @@ def main(args: Sequence[str]) -> int:
     parser.add_argument("--top_k", type=int, default=3, help="how many classes to name")
     parser.add_argument("--batch_size", type=int, default=32, help="pictures at a time")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, ...")
+    parser.add_argument("--trusted", action="store_true", help="open an export for PyTorch, which "
+                        "can hold code: only for one that you made yourself")
     parser.add_argument("--json", action="store_true", help="print one JSON object a line")
     parser.add_argument("--output", metavar="DIR", help="write files of --part_size pictures each "
                         "here, and unreadable.csv; exit code 0 though some could not be read")
@@ -69,6 +71,7 @@ def main(args: Sequence[str]) -> int:
     world = int(os.environ.get("WORLD_SIZE", "1"))
     predictor = Predictor(model_of(chosen, parser), backend=chosen.backend,
                           precision=chosen.precision, device=chosen.device, act=chosen.act,
+                          trusted=chosen.trusted,
                           threads=available_cores() if world > 1 else None,
                           batch_size=min(chosen.batch_size, len(sources)))
     if chosen.output is not None:

@@ -33,6 +33,8 @@ def main(args: Sequence[str]) -> int:
     parser.add_argument("--act", choices=["quick_gelu", "gelu"], help="the activation, where the "
                         "weights do not say theirs")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, ...")
+    parser.add_argument("--trusted", action="store_true", help="open an export for PyTorch, which "
+                        "can hold code: only for one that you made yourself")
     parser.add_argument("--threads", type=int, help="cores that the network may use (default: all)")
     parser.add_argument("--samples", metavar="DIR", help="pictures that the page offers to try")
     parser.add_argument("--api_key_file", metavar="FILE", help="a file with the key that requests "
@@ -64,7 +66,8 @@ def main(args: Sequence[str]) -> int:
         model, card = load_model(name, act=chosen.act)
         explainer = explainer_of(model.to(device), card, told, config.max_pixels)
     predictor = Predictor(name, backend=backend, precision=precision, device=chosen.device,
-                          act=chosen.act, threads=chosen.threads, batch_size=config.max_batch)
+                          act=chosen.act, threads=chosen.threads, batch_size=config.max_batch,
+                          trusted=chosen.trusted)
     if key is None and config.host not in ("127.0.0.1", "localhost", "::1"):
         print(f"cvt serve: warning: whoever reaches {config.host} may ask, for there is no API "
               f"key; set {_KEY} or --api_key_file", file=sys.stderr)
