@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/ready
 
-.PHONY: demo test check docs clean
+.PHONY: demo test check docs dist clean
 
 demo: $(READY)
 	$(BIN)/cvt train --config recipes/cvt_nano_digits.yaml --output runs/demo --overwrite
@@ -20,13 +20,23 @@ check: $(READY) docs
 	$(BIN)/ruff check
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	$(BIN)/python release/audit.py
 
 # The site, in docs/_build/html. A warning, such as a link that leads nowhere, is an error.
 docs: $(READY)
 	$(BIN)/python -m sphinx --quiet --fail-on-warning --keep-going docs docs/_build/html
 
+# What is published, in dist/, and proved: the wheel is built from the sdist, and used from an
+# environment of its own away from the sources, which takes 5 GB for some minutes.
+dist: $(READY)
+	rm -rf dist
+	$(BIN)/python -m build --no-isolation
+	$(BIN)/twine check --strict dist/*
+	$(BIN)/python release/contents.py dist
+	PYTHON='$(PYTHON)' release/smoke.sh dist/*.whl
+
 clean:
-	rm -rf .venv runs docs/_build
+	rm -rf .venv runs dist docs/_build
 
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
