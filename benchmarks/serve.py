@@ -76,7 +76,8 @@ class Client:
         start = time.perf_counter()
         try:
             status, body = await self._ask(data)
-        except (OSError, asyncio.IncompleteReadError):
+        except (OSError, asyncio.IncompleteReadError) as error:
+            print("no answer:", repr(error), file=sys.stderr)
             status, body = 0, b""
             self.close()
         answers.rows.append((start - answers.began, status, time.perf_counter() - start))

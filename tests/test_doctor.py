@@ -95,3 +95,15 @@ def test_without_torch_nothing_is_tried_and_the_exit_code_says_so(without, capsy
     assert told["trials"] == []
     assert told["machine"]["versions"].endswith("torch missing")
     assert told["healthy"] is False
+
+
+def test_a_torch_that_cannot_be_imported_is_told(monkeypatch):
+    def broken(name):
+        assert name == "torch"
+        raise OSError("libtorch_cpu.so: cannot open shared object file")
+
+    monkeypatch.setattr(cvt.doctor, "import_module", broken)
+    found = examine()
+    assert [t.reason for t in found.trials] == [
+        "OSError: libtorch_cpu.so: cannot open shared object file"]
+    assert not found.healthy

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import shutil
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from importlib import import_module
 from importlib.metadata import PackageNotFoundError, requires, version
-from pathlib import Path
 
 from cvt.errors import InputError
-from cvt.machine import available_cores, describe_machine, native_bf16
+from cvt.machine import available_cores, describe_machine, native_bf16, native_int8
 
 TRIED = "cvt_nano.fashion_mnist"  # the weights in this package, so that nothing is downloaded
 
@@ -81,9 +82,18 @@ def examine(*, compile: bool = False) -> Diagnosis:
     compile: try torch.compile too, which takes a minute or more.
     """
     packages = tuple(_packages())
-    there = {package.name for package in packages if package.version}
-    trials = tuple(_trials(compile)) if "torch" in there else ()
-    return Diagnosis(machine=_machine("torch" in there), packages=packages, trials=trials)
+    broken = None
+    if any(p.name == "torch" and p.version for p in packages):
+        try:
+            import_module("torch")
+        except Exception as error:  # a library of it that is missing or of another system
+            broken = Trial(backend="eager", precision="fp32", device="cpu", reason=_told(error),
+                           mend="install PyTorch again")
+        trials = (broken,) if broken else tuple(_trials(compile))
+    else:
+        trials = ()
+    return Diagnosis(machine=_machine(bool(trials) and broken is None), packages=packages,
+                     trials=trials)
 
 
 def _packages() -> Iterator[Package]:
@@ -99,21 +109,23 @@ def _packages() -> Iterator[Package]:
         yield Package(name=name[0], version=installed, extra=extra[1] if extra else None)
 
 
-def _machine(torch_there: bool) -> dict[str, str]:
+def _machine(torch_works: bool) -> dict[str, str]:
     found = describe_machine()
     found["cores for this process"] = str(available_cores())
     if hasattr(os, "sysconf"):
         size = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
         found["memory"] = f"{size / 2**30:.1f} GiB"
-    found["bfloat16"] = ("in the processor" if native_bf16() else
-                         "not in the processor: bf16 is slower than fp32 there")
-    if torch_there:
+    for name, native in (("bfloat16", native_bf16()), ("int8", native_int8())):
+        found[name] = "in the processor" if native else "not in the processor, and so no faster"
+    if torch_works:
         import torch
 
         gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
         found["GPUs"] = ", ".join(gpus) or "none that PyTorch sees"
-    home = os.environ.get("HF_HOME") or Path.home() / ".cache/huggingface"
-    found["downloaded weights"] = os.environ.get("HF_HUB_CACHE") or str(Path(home) / "hub")
+    with contextlib.suppress(ImportError):
+        from huggingface_hub.constants import HF_HUB_CACHE
+
+        found["downloaded weights"] = HF_HUB_CACHE
     return found
 
 
@@ -158,10 +170,13 @@ def _try(backend: str, precision: str, device: str) -> Trial:
         return Trial(backend=backend, precision=precision, device=device, reason=str(error),
                      mend=install[0] if install else None)
     except Exception as error:  # a compiler's or a driver's: whatever it is, it does not work here
-        return Trial(backend=backend, precision=precision, device=device,
-                     reason=f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}")
+        return Trial(backend=backend, precision=precision, device=device, reason=_told(error))
     slow = precision == "bf16" and device == "cpu" and not native_bf16()
     return Trial(backend=backend, precision=precision, device=device,
                  milliseconds=1000 * sorted(seconds[5:])[10],
                  difference=fast.agreement.difference,
                  reason="emulated: this processor has no bfloat16" if slow else None)
+
+
+def _told(error: Exception) -> str:
+    return f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"

@@ -50,9 +50,17 @@ def native_bf16() -> bool:
 
     Others emulate them, which is slower than float32.
     """
+    return not {"avx512_bf16", "amx_bf16", "bf16"}.isdisjoint(_flags())
+
+
+def native_int8() -> bool:
+    """Whether it has instructions for sums of products in 8 bits, as Linux tells it."""
+    return not {"avx512_vnni", "avx_vnni", "amx_int8", "asimddp", "i8mm"}.isdisjoint(_flags())
+
+
+def _flags() -> list[str]:
     flags = re.search(r"^(?:flags|Features)\s*:(.*)$", _cpuinfo(), re.MULTILINE)
-    return flags is not None and not {"avx512_bf16", "amx_bf16", "bf16"}.isdisjoint(
-        flags[1].split())
+    return flags[1].split() if flags else []
 
 
 def keep_freed_memory() -> bool:

@@ -196,6 +196,19 @@ def test_a_connection_serves_one_request_after_another(served, picture):
             answers += connection.recv(65536)
 
 
+def test_an_answer_does_not_wait_for_the_acknowledgement_of_its_head(served):
+    seconds = []
+    with socket.create_connection(("127.0.0.1", served().port), timeout=5) as connection:
+        for _ in range(20):
+            start = time.perf_counter()
+            connection.sendall(b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n")
+            answer = b""
+            while not answer.endswith(b'{"status":"ok"}'):
+                answer += connection.recv(65536)
+            seconds.append(time.perf_counter() - start)
+    assert sorted(seconds)[10] < 0.03  # else 0.04, by the system's clock for acknowledgements
+
+
 def test_a_refused_body_that_still_comes_does_not_break_the_connection(served, picture):
     client = served(max_body=100)
     with socket.create_connection(("127.0.0.1", client.port), timeout=5) as connection:
