@@ -67,6 +67,11 @@ def test_numbers_in_tables_are_the_same():
     assert any(any(row) for row in tables(ENGLISH))
 
 
+def test_no_line_ends_between_two_chinese_characters():
+    """It would be shown as a space."""
+    assert not re.search("[\u4e00-\u9fff]\n[\u4e00-\u9fff]", prose(CHINESE))
+
+
 @pytest.mark.parametrize(("before", "after"), [
     ("93.58", "93.85"), ("docs/claims.md", "docs/data.md"), ("\n## ", "\n### "),
     ("cvt zoo   ", "cvt info   "), ("`--print_config`", "`--config`")])
