@@ -18,6 +18,10 @@ from cvt.serve.config import ServeConfig
 from cvt.serve.protocol import protocol_of
 from cvt.serve.watch import start_log, tell
 
+# Seconds that a connection may wait for its next request: longer than proxies keep theirs (nginx
+# 60), for who sends one as the other end closes gets no answer.
+_KEEP_ALIVE = 75
+
 
 def serve(predictor: Predictor, config: ServeConfig, *, name: str,
           explainer: Explainer | None = None, samples: Path | None = None,
@@ -64,7 +68,8 @@ class Uvicorn(uvicorn.Server):
         super().__init__(uvicorn.Config(
             create_app(server), http=protocol_of(server.config, server.figures), ws="none",
             lifespan="on", log_config=None, access_log=False, server_header=False,
-            proxy_headers=False, timeout_graceful_shutdown=math.ceil(server.config.drain)))
+            proxy_headers=False, timeout_graceful_shutdown=math.ceil(server.config.drain),
+            timeout_keep_alive=_KEEP_ALIVE))
         self._server = server
         self._until: float | None = None  # of time.monotonic(): when to stop listening
 
