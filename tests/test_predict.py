@@ -264,7 +264,10 @@ def test_a_predictor_serves_several_threads(predictor, pictures):
         thread.start()
     for thread in threads:
         thread.join()
-    assert [found[i] for i in range(3)] == [alone] * 3
+    for i in range(3):  # a runtime may compile a shape anew meanwhile, which rounds otherwise
+        for got, expected in zip(found[i], alone, strict=True):
+            assert [name for name, _ in got] == [name for name, _ in expected]
+            assert [p for _, p in got] == pytest.approx([p for _, p in expected], rel=1e-5)
 
 
 def test_logits_that_are_not_finite_are_an_error_of_the_picture(predictor, pictures, monkeypatch):
