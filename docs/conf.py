@@ -16,8 +16,7 @@ release = version = cvt.__version__
 
 extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx_copybutton",
               "commands", "docstrings", "figures", "names"]
-# Sphinx has a search.html of its own, so search.md is shown by network_search.md.
-exclude_patterns = ["_build", "_extension", "search.md"]
+exclude_patterns = ["_build", "_extension"]
 smartquotes = False  # it would make a dash of the -- before an option
 
 myst_heading_anchors = 3

@@ -20,8 +20,10 @@ NEEDED = ("cvt/py.typed", "cvt/evaluate/report.css", "cvt/evaluate/report.html.j
 
 def tracked(root: Path = ROOT) -> set[str]:
     """The files under version control. Raises CalledProcessError where there is none."""
-    return set(subprocess.run(["git", "-C", root, "ls-files", "-z"], check=True, text=True,
-                              capture_output=True).stdout.split("\0")) - {""}
+    # In a container the clone may be another user's, which git would not look into.
+    return set(subprocess.run(["git", "-C", root, "-c", "safe.directory=*", "ls-files", "-z"],
+                              check=True, text=True, capture_output=True
+                              ).stdout.split("\0")) - {""}
 
 
 def names_of(archive: Path) -> set[str]:

@@ -256,3 +256,15 @@ def test_the_command_says_what_a_list_lacks(tmp_path, capsys):
     assert "--list FILE" in capsys.readouterr().err
     assert main(["predict", "a.png", "--json", "--output", str(tmp_path / "out")]) == 2
     assert "--table jsonl" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("option", [["--table", "jsonl"], ["--part_size", "5"]])
+def test_an_option_of_a_job_is_not_passed_over_where_there_is_none(option, capsys):
+    assert main(["predict", "a.png", *option]) == 2
+    assert "what --output writes, which is not given" in capsys.readouterr().err
+
+
+def test_processes_that_would_all_print_the_same_are_refused(monkeypatch, capsys):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert main(["predict", "a.png"]) == 2
+    assert "2 processes would all print the same" in capsys.readouterr().err

@@ -38,10 +38,7 @@ class _Names(SphinxTransform):
 
 
 class _Files(SphinxTransform):
-    """A page outside docs/, such as a model card, is handed over as the file that it is.
-
-    And what leads to search.md leads to the page that shows it, see conf.py.
-    """
+    """A page outside docs/, such as a model card, is handed over as the file that it is."""
 
     default_priority = 5
 
@@ -49,9 +46,7 @@ class _Files(SphinxTransform):
         """MyST has left out the suffix and made the path absolute."""
         here = Path(self.env.doc2path(self.env.docname)).parent
         for link in list(self.document.findall(pending_xref)):
-            if link.get("refdomain") == "doc" and link["reftarget"] == "search":
-                link["reftarget"] = "network_search"
-            elif link.get("refdomain") == "doc" and os.path.isabs(link["reftarget"]):
+            if link.get("refdomain") == "doc" and os.path.isabs(link["reftarget"]):
                 file = download_reference("", reftarget=os.path.relpath(
                     link["reftarget"] + ".md", here), refdoc=self.env.docname, reftype="download")
                 file += link.children

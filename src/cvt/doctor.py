@@ -43,7 +43,7 @@ class Trial:
     reason: str | None = None
     """Why it failed, or in what it is slow, in one line."""
     mend: str | None = None
-    """What to do about it, where something can be done."""
+    """What to do about it, where `reason` does not say so."""
 
     @property
     def works(self) -> bool:
@@ -81,19 +81,18 @@ def examine(*, compile: bool = False) -> Diagnosis:
 
     compile: try torch.compile too, which takes a minute or more.
     """
-    packages = tuple(_packages())
-    broken = None
+    packages, machine = tuple(_packages()), _machine()
+    trials: tuple[Trial, ...] = ()
     if any(p.name == "torch" and p.version for p in packages):
         try:
             import_module("torch")
         except Exception as error:  # a library of it that is missing or of another system
-            broken = Trial(backend="eager", precision="fp32", device="cpu", reason=_told(error),
-                           mend="install PyTorch again")
-        trials = (broken,) if broken else tuple(_trials(compile))
-    else:
-        trials = ()
-    return Diagnosis(machine=_machine(bool(trials) and broken is None), packages=packages,
-                     trials=trials)
+            trials = (Trial(backend="eager", precision="fp32", device="cpu", reason=_told(error),
+                            mend="install PyTorch again"),)
+        else:
+            machine["GPUs"] = _gpus()
+            trials = tuple(_trials(compile))
+    return Diagnosis(machine=machine, packages=packages, trials=trials)
 
 
 def _packages() -> Iterator[Package]:
@@ -109,7 +108,7 @@ def _packages() -> Iterator[Package]:
         yield Package(name=name[0], version=installed, extra=extra[1] if extra else None)
 
 
-def _machine(torch_works: bool) -> dict[str, str]:
+def _machine() -> dict[str, str]:
     found = describe_machine()
     found["cores for this process"] = str(available_cores())
     if hasattr(os, "sysconf"):
@@ -117,16 +116,18 @@ def _machine(torch_works: bool) -> dict[str, str]:
         found["memory"] = f"{size / 2**30:.1f} GiB"
     for name, native in (("bfloat16", native_bf16()), ("int8", native_int8())):
         found[name] = "in the processor" if native else "not in the processor, and so no faster"
-    if torch_works:
-        import torch
-
-        gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
-        found["GPUs"] = ", ".join(gpus) or "none that PyTorch sees"
     with contextlib.suppress(ImportError):
         from huggingface_hub.constants import HF_HUB_CACHE
 
         found["downloaded weights"] = HF_HUB_CACHE
     return found
+
+
+def _gpus() -> str:
+    import torch
+
+    names = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+    return ", ".join(names) or "none that PyTorch sees"
 
 
 def _trials(compile: bool) -> Iterator[Trial]:
@@ -166,9 +167,7 @@ def _try(backend: str, precision: str, device: str) -> Trial:
             fast(pictures[0][:1])
             seconds.append(time.perf_counter() - start)
     except InputError as error:
-        install = re.search(r"pip install \S+", str(error))
-        return Trial(backend=backend, precision=precision, device=device, reason=str(error),
-                     mend=install[0] if install else None)
+        return Trial(backend=backend, precision=precision, device=device, reason=str(error))
     except Exception as error:  # a compiler's or a driver's: whatever it is, it does not work here
         return Trial(backend=backend, precision=precision, device=device, reason=_told(error))
     slow = precision == "bf16" and device == "cpu" and not native_bf16()

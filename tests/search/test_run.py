@@ -204,7 +204,7 @@ def test_the_command_refuses_in_one_line(config, tmp_path, capsys, options, code
 
 
 def test_the_page_on_the_search_shows_commands_that_are_understood(capsys):
-    page = (Path(__file__).parents[2] / "docs/search.md").read_text()
+    page = (Path(__file__).parents[2] / "docs/network_search.md").read_text()
     lines = [shlex.split(text)[1:] for text in re.findall(r"```sh\n(cvt search .*)\n```", page)]
     assert lines
     for args in lines:

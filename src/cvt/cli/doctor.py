@@ -52,7 +52,7 @@ def main(args: Sequence[str]) -> int:
     for extra, names in found.missing().items():
         what = f"'cvt-torch[{extra}]'" if extra else " ".join(names)
         print(f"for {', '.join(names)}: pip install {what}")
-    for mend in dict.fromkeys(t.mend for t in found.trials if t.mend and "pip" not in t.mend):
+    for mend in dict.fromkeys(trial.mend for trial in found.trials if trial.mend):
         print(mend)
     print("well" if found.healthy else "not well: see what is missing above")
     return 0 if found.healthy else 1

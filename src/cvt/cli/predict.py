@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from cvt.predict import Prediction, Predictor
 
 _EVERY = 0.5  # seconds from one progress line to the next
+_TABLE, _PART = "csv", 10_000  # of --output
 
 
 def main(args: Sequence[str]) -> int:
@@ -52,23 +53,28 @@ def main(args: Sequence[str]) -> int:
     parser.add_argument("--json", action="store_true", help="print one JSON object a line")
     parser.add_argument("--output", metavar="DIR", help="write files of --part_size pictures each "
                         "here, and unreadable.csv; exit code 0 though some could not be read")
-    parser.add_argument("--table", default="csv", choices=["csv", "jsonl", "parquet"],
+    parser.add_argument("--table", default=_TABLE, choices=["csv", "jsonl", "parquet"],
                         help="what --output writes")
-    parser.add_argument("--part_size", type=int, default=10_000, help="pictures in a file of "
+    parser.add_argument("--part_size", type=int, default=_PART, help="pictures in a file of "
                         "--output")
     chosen = parser.read(args)
+    world = int(os.environ.get("WORLD_SIZE", "1"))
     parser.at_least_one(chosen, "top_k", "batch_size", "part_size")
     if not chosen.images and chosen.list is None:
         parser.error("give pictures, folders or --list FILE")
     if chosen.json and chosen.output is not None:
         parser.error("--json prints; for files of JSON say --output DIR --table jsonl")
+    if chosen.output is None and (chosen.table, chosen.part_size) != (_TABLE, _PART):
+        parser.error("--table and --part_size say what --output writes, which is not given")
+    if chosen.output is None and world > 1:
+        parser.error(f"{world} processes would all print the same; to share the work they need "
+                     "--output DIR")
 
     from cvt.machine import available_cores
     from cvt.predict import Predictor, find_images, read_list
 
     sources = find_images(chosen.images, strict=chosen.output is not None)
     sources += find_images(read_list(chosen.list)) if chosen.list else []
-    world = int(os.environ.get("WORLD_SIZE", "1"))
     predictor = Predictor(model_of(chosen, parser), backend=chosen.backend,
                           precision=chosen.precision, device=chosen.device, act=chosen.act,
                           trusted=chosen.trusted,

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 
 from PIL import Image, ImageDraw
 
 from cvt.atomic import replace_file
+from cvt.data.parallel import in_threads
 from cvt.explain.run import Explanation
 from cvt.lettering import write_line
-from cvt.machine import available_cores
 
 SHEET, ARRAYS = "sheet.png", "explanation.json"
 
@@ -80,15 +79,15 @@ def write(explanation: Explanation, directory: Path, *, title: str, arrays: bool
     pictures = explanation.pictures()
     files = {f"{name}.png": picture for name, picture in pictures.items()}
     files[SHEET] = _sheet(explanation, pictures, title)
+    named = list(files.items())
 
-    def save(name: str) -> None:
+    def save(index: int) -> None:
+        name, picture = named[index]
         # Quickly, not as small as could be: there are many.
-        replace_file(directory / name, partial(files[name].save, format="PNG", compress_level=1))
+        replace_file(directory / name, partial(picture.save, format="PNG", compress_level=1))
 
-    # Compression and the disk let others run meanwhile.
-    with ThreadPoolExecutor(2 * available_cores()) as pool:
-        for saved in [pool.submit(save, name) for name in files]:
-            saved.result()
+    for _ in in_threads(save, range(len(named))):
+        pass
     if arrays:
         text = json.dumps(explanation.to_dict())
         replace_file(directory / ARRAYS, lambda part: part.write_text(text))
