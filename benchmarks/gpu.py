@@ -44,8 +44,8 @@ from torch import Tensor, nn
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "src"))  # the checkout need not be installed
 
-from cvt.bench import PEERS, build_peer, interleaved, peer_operations, ratio, summary
-from cvt.complexity import multiply_adds
+from cvt.bench import PEERS, build_peer, interleaved, ratio, summary
+from cvt.complexity import multiply_adds, network_multiply_adds
 from cvt.config import VARIANTS
 from cvt.errors import InputError
 from cvt.fast.network import Folded
@@ -456,7 +456,7 @@ def build(network: str, size: int, machine: Machine) -> tuple[nn.Module, int]:
     torch.manual_seed(0)
     if ":" in network:
         peer = build_peer(network, size)
-        operations = peer_operations(peer, size)
+        operations = 2 * network_multiply_adds(peer, torch.zeros(1, 3, size, size))
         return peer.to(machine.device), operations
     config = dataclasses.replace(VARIANTS[network], image_size=size)
     return (CvT(config).eval().to(machine.device), 2 * multiply_adds(config, (size, size)))

@@ -1,3 +1,6 @@
+import itertools
+import math
+
 import pytest
 import torch
 
@@ -92,3 +95,36 @@ def test_the_backend_is_picked_from_what_is_installed():
     assert pick_backend("bf16", torch.device("cuda")) == "eager"
     with pytest.raises(InputError, match="pip install"):
         pick_backend("int8", torch.device("cuda"))
+
+
+def test_threads_are_pytorchs_setting_where_it_computes(model):
+    before = torch.get_num_threads()
+    try:
+        optimize(model, threads=before + 1)
+        assert torch.get_num_threads() == before + 1
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_calibration_takes_no_more_than_it_needs(model):
+    """It may come from a loader without an end."""
+    endless = (torch.randn(100, 3, 32, 32) for _ in itertools.count())
+
+    fast = optimize(model, "onnxruntime", "int8", calibration=endless, tolerance=math.inf)
+
+    assert fast(torch.randn(2, 3, 32, 32)).shape == (2, 10)
+
+
+def test_a_graph_of_a_model_on_another_device_is_refused(tiny):
+    with torch.device("meta"):
+        model = CvT(tiny()).eval()
+
+    with pytest.raises(InputError, match="openvino computes on the CPU alone, and the model is on"):
+        optimize(model, "openvino")
+
+
+def test_compiling_without_a_compiler_says_what_to_install(model, monkeypatch):
+    monkeypatch.setenv("PATH", "")
+
+    with pytest.raises(InputError, match="there is none; install g"):
+        optimize(model, "compile")

@@ -153,6 +153,11 @@ def test_grids_refuse_exactly_the_sizes_with_a_side_below_the_least(
 def test_a_config_whose_own_image_size_is_too_small_is_refused():
     with pytest.raises(InputError, match=r"2x2 pixels leaves stage 1 .* at least 3 pixels a side"):
         dataclasses.replace(VARIANTS["cvt_13"], image_size=2)
+    with pytest.raises(InputError, match=r"224x224 pixels .* at least 70000 pixels a side"):
+        CvTConfig(stages=(a_stage(embed_kernel=70_000, embed_padding=0),))
+    wide = a_stage(embed_kernel=100_000, embed_padding=0)
+    with pytest.raises(InputError, match="no room for a token in images of up to 100000 pixels"):
+        CvTConfig(stages=(wide, wide))
 
 
 @pytest.mark.parametrize(("changes", "message"), [
@@ -292,6 +297,8 @@ def test_the_official_file_sets_classes_size_and_projections(tmp_path):
     ({"DIM_EMBEDS": [1]}, "unknown key DIM_EMBEDS; did you mean DIM_EMBED"),
     ({"QKV_PROJ_METHOD": ["dw_bm"] * 3}, "'dw_bm'.*did you mean dw_bn"),
     ({"QKV_PROJ_METHOD": [None] * 3}, "None.*choose from dw_bn, avg, linear"),
+    ({"QKV_PROJ_METHOD": [["dw_bn"]] * 3}, r"\['dw_bn'\].*is not a projection"),
+    ({"KERNEL_QKV": ["a"] * 3}, "kernel='a' must be of type int"),
     ({"NUM_HEADS": [1, 3, 5]}, "dim=384 is not divisible by num_heads=5"),
     ({"NUM_HEADS": 3}, "no entry for stage 1"),
     ({"NUM_HEADS": {"a": 3}}, "no entry for stage 1"),

@@ -103,6 +103,27 @@ def test_a_conversion_of_what_the_zoo_published_says_what_it_was_trained_on(tmp_
     assert yaml.safe_load(text.split("---\n")[1])["datasets"] == ["imagenet-1k", "imagenet-21k"]
 
 
+def test_weights_of_ones_own_are_not_called_the_zoos(tmp_path, source):
+    with pytest.raises(InputError, match=r"says itself .* for a bare file of weights"):
+        convert(source, tmp_path / "hf", "huggingface", model="cvt_13.msft_in1k")
+    convert("cvt_nano.digits", tmp_path / "named", "timm")
+    convert(source, tmp_path / "own", "timm")
+
+    assert "# cvt_nano.digits" in (tmp_path / "named/README.md").read_text()
+    assert "cvt_nano.digits" not in (tmp_path / "own/README.md").read_text()
+
+
+def test_a_model_in_another_format_is_not_mixed_with_the_new_one(tmp_path, source):
+    convert(source, tmp_path / "x", "huggingface")
+    before = {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()}
+
+    for to in ("native", "timm"):
+        with pytest.raises(InputError, match="is of a model in another format"):
+            convert(source, tmp_path / "x", to, overwrite=True)
+
+    assert {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()} == before
+
+
 @pytest.mark.parametrize(("to", "name", "message"), [
     ("official", "x", "one file; end it in"), ("official", "x.yaml", "one file; end it in"),
     ("native", "file.txt", "is a file; --to native writes a directory")])

@@ -1,3 +1,5 @@
+import dataclasses
+
 import pytest
 import torch
 
@@ -9,6 +11,11 @@ from cvt.weights.native import save_model
 from cvt.zoo import ZOO, create_model, imagenet_classes, list_models, load_model, shipped
 
 MICROSOFTS = {tag: row for tag, row in ZOO.items() if row.repo}
+
+
+def with_stages(config, **changes):
+    return dataclasses.replace(config, stages=tuple(
+        dataclasses.replace(stage, **changes) for stage in config.stages))
 
 
 @pytest.fixture
@@ -65,6 +72,19 @@ def test_a_configuration_file_is_created(tmp_path, tiny):
     tiny().save(tmp_path / "mine.yaml")
 
     assert create_model(str(tmp_path / "mine.yaml")).config == tiny()
+
+
+def test_a_configuration_file_decides_the_network_of_the_weights(tmp_path, nano):
+    changed = with_stages(VARIANTS["cvt_nano"], stride_kv=1, drop_path_rate=0.2)
+    changed.save(tmp_path / "mine.yaml")
+
+    model = create_model(str(tmp_path / "mine.yaml"), weights=nano)
+
+    assert model.config == dataclasses.replace(changed, num_classes=2)
+    torch.testing.assert_close(model.state_dict(), load_model(nano)[0].state_dict(), rtol=0, atol=0)
+    with_stages(changed, projection="avg").save(tmp_path / "other.yaml")
+    with pytest.raises(InputError, match=r"126 left over \(stages\.0\.blocks\.0\.attn\.k\.bn"):
+        create_model(str(tmp_path / "other.yaml"), weights=nano)
 
 
 @pytest.mark.parametrize(("name", "message"), [

@@ -11,11 +11,11 @@ from __future__ import annotations
 
 import copy
 import importlib.util
+import shutil
 import tempfile
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 import torch
@@ -25,15 +25,12 @@ from torch._inductor import config as inductor
 
 from cvt.errors import InputError, did_you_mean
 from cvt.export.graphs import onnx_graph, openvino_graph, traceable_side
-from cvt.export.quantise import quantise, quantise_onnx
+from cvt.export.quantise import MOST, Images, quantise, quantise_onnx
 from cvt.fast.network import Folded
 from cvt.fast.verify import Agreement, samples, verify
 from cvt.model import CvT
-from cvt.runtime.sessions import onnx_session, openvino_session
-
-Backend = Literal["auto", "eager", "compile", "openvino", "onnxruntime"]
-Precision = Literal["fp32", "bf16", "int8"]
-Session = Callable[[NDArray[np.float32]], NDArray[np.float32]]
+from cvt.runtime.manifest import Precision
+from cvt.runtime.sessions import Backend, Session, onnx_session, openvino_session
 
 PRECISIONS: Mapping[str, tuple[Precision, ...]] = {
     "eager": ("fp32", "bf16"), "compile": ("fp32", "bf16"),
@@ -71,10 +68,12 @@ def optimize(model: CvT, backend: Backend = "eager", precision: Precision = "fp3
 
     backend: "auto" takes the best that is installed and has the precision. batch_size: what it will
     mostly be called with, for which it is tuned; it takes any. threads: how many cores it may use;
-    by default all. calibration: for int8, normalised batches (B, C, H, W) of pictures like those to
-    come. tolerance: the largest difference of a logit that is accepted, in units of the largest
-    logit; by default 2e-5 in fp32, 0.1 in bf16 and 0.5 in int8. Raises InputError for a precision
-    that the backend lacks, for a package that is missing, and above the tolerance.
+    by default all; for eager and compile that is PyTorch's setting for the whole process.
+    calibration: for int8, normalised batches (B, C, H, W) of pictures like those to come, of which
+    the first 300 pictures are taken. tolerance: the largest difference of a logit that is accepted,
+    in units of the largest logit; by default 2e-5 in fp32, 0.1 in bf16 and 0.5 in int8. Raises
+    InputError for a precision that the backend lacks, for a package or a compiler that is missing,
+    for a graph's backend and a model on a GPU, and above the tolerance.
     """
     if model.training:
         raise InputError("only a model in evaluation mode is optimised; call model.eval() first")
@@ -87,13 +86,23 @@ def optimize(model: CvT, backend: Backend = "eager", precision: Precision = "fp3
     if precision == "int8" and calibration is None:
         raise InputError("int8 needs calibration=, batches of normalised pictures like those that "
                          "the model will see")
+    if chosen == "compile" and not any(map(shutil.which, ("c++", "g++", "clang++", "cl"))):
+        raise InputError("torch.compile calls a C++ compiler, and there is none; install g++ or "
+                         "clang, or take backend='eager'")
+    device = next(model.parameters()).device
     images = samples(model.config, size=max(model.config.image_size, traceable_side(model.config)))
-    images = images.to(next(model.parameters()).device)
+    images = images.to(device)
     folded = Folded(model)
     if chosen in ("eager", "compile"):
+        if threads is not None:
+            torch.set_num_threads(threads)
         run = _torch_run(folded, chosen, precision)
+    elif device.type != "cpu":
+        raise InputError(f"{chosen} computes on the CPU alone, and the model is on {device}; move "
+                         "it with model.cpu(), or take backend='eager'")
     else:
-        run = _graph_run(folded, chosen, precision, images.cpu(), batch_size, threads, calibration)
+        run = _graph_run(folded, chosen, precision, images, batch_size, threads,
+                         _pictures(calibration or ()))
     agreement = verify(model, run, images, precision, tolerance)
     return Optimized(backend=chosen, precision=precision, agreement=agreement, run=run)
 
@@ -152,12 +161,12 @@ def _frozen(network: nn.Module) -> Callable[[Tensor], Tensor]:
 
 
 def _graph_run(folded: Folded, backend: str, precision: Precision, example: Tensor,
-               batch_size: int, threads: int | None, calibration: Iterable[Tensor] | None
+               batch_size: int, threads: int | None, pictures: Sequence[Images]
                ) -> Callable[[Tensor], Tensor]:
     if backend == "openvino":
         graph = openvino_graph(folded, example=example)
         if precision == "int8":
-            graph = quantise(graph, [batch.numpy() for batch in calibration or ()])
+            graph = quantise(graph, pictures)
         session = openvino_session(graph, precision=precision, threads=threads,
                                    latency=batch_size == 1)
     else:
@@ -166,7 +175,17 @@ def _graph_run(folded: Folded, backend: str, precision: Precision, example: Tens
             onnx_graph(folded, path, example=example)
             if precision == "int8":
                 small = path.with_stem("int8")
-                quantise_onnx(path, small, [batch.numpy() for batch in calibration or ()])
+                quantise_onnx(path, small, pictures)
                 path = small
             session = onnx_session(path, threads=threads)
     return lambda images: torch.from_numpy(session(images.numpy()))
+
+
+def _pictures(batches: Iterable[Tensor]) -> list[Images]:
+    """No more of the batches than int8 needs: a loader of a whole dataset may be given."""
+    taken: list[Images] = []
+    for batch in batches:
+        taken.append(batch.cpu().numpy())
+        if sum(map(len, taken)) >= MOST:
+            break
+    return taken

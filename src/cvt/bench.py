@@ -17,30 +17,30 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils.flop_counter import FlopCounterMode
 
 from cvt.card import ModelCard
-from cvt.complexity import multiply_adds
+from cvt.complexity import multiply_adds, network_multiply_adds
 from cvt.config import CvTConfig, Preprocess
 from cvt.device import autocast
 from cvt.errors import InputError, did_you_mean
 from cvt.extras import require
 from cvt.machine import describe_machine
 from cvt.model import CvT
+from cvt.runtime.manifest import Precision
+from cvt.runtime.sessions import Backend
 from cvt.weights.huggingface import config_json
 from cvt.zoo import config_of
 
-BACKENDS = ("plain", "eager", "compile", "openvino", "onnxruntime")
+BACKENDS = ("plain", *get_args(Backend)[1:])
 """What computes our networks: `plain` is the model itself, the others are of `cvt.backends`."""
 TRAINING = ("plain", "eager", "compile")
 """Those that train: `eager` leaves dead work out (`cvt.fast.training`), `compile` compiles that."""
-PRECISIONS = ("fp32", "bf16", "int8")
+PRECISIONS = get_args(Precision)
 PEERS = ("timm:vit_small_patch16_224", "timm:swin_tiny_patch4_window7_224", "timm:convnext_tiny",
          "transformers:cvt")
 _TYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
@@ -331,17 +331,6 @@ def draw(comparison: Comparison, path: str | Path) -> None:
     figure.savefig(path, format="png")
 
 
-def peer_operations(model: nn.Module, size: int) -> int:
-    """Operations of one image, 2 x multiply-adds: counted by torch while the model runs.
-
-    Convolutions, Linears and attention's products, as `cvt.complexity` counts ours.
-    """
-    # The counter sees attention's two products only where attention is not one fused operator.
-    with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
-        model(torch.zeros(1, 3, size, size))
-    return counter.get_total_flops()
-
-
 def build_peer(name: str, size: int) -> nn.Module:
     """The untrained network that `timm:NAME` or `transformers:VARIANT` stands for.
 
@@ -358,7 +347,8 @@ def build_peer(name: str, size: int) -> nn.Module:
                          classes=tuple(map(str, range(config.num_classes))))
         keys = {k: v for k, v in config_json(card).items() if k not in ("model_type", "dtype")}
         return transformers.CvtForImageClassification(transformers.CvtConfig(**keys)).eval()
-    timm = require("timm", "dev")
+    import timm  # slow to import
+
     if not timm.is_model(network):
         raise InputError(f"timm has no {network!r}; {_near(network, timm.list_models())}")
     try:
@@ -480,7 +470,8 @@ class _Theirs:
         if self.model is None:
             torch.manual_seed(0)
             self.model = build_peer(self.name, self.size)
-            self.operations = peer_operations(self.model, self.size)
+            self.operations = 2 * network_multiply_adds(
+                self.model, torch.zeros(1, 3, self.size, self.size))
         images = torch.randn(batch, 3, self.size, self.size)
         operations = float(self.operations * batch)
         if self.train:

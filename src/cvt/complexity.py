@@ -57,7 +57,7 @@ def multiply_adds(config: CvTConfig, size: Grid) -> int:
 
 
 def network_multiply_adds(network: torch.nn.Module, image: torch.Tensor) -> int:
-    """The same of any network for `image` (1, C, H, W), both on the meta device."""
+    """The same of any network for `image` (1, C, H, W), on whatever device both are."""
     network.eval()
     # The counter sees attention's two products only where attention is not one fused operator.
     with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:

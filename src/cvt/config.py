@@ -18,6 +18,7 @@ from typing import Any, Literal, TypeVar
 from cvt.errors import InputError, did_you_mean
 from cvt.schema import check, check_types, from_mapping, read_mapping, write_mapping
 
+Act = Literal["quick_gelu", "gelu"]
 Grid = tuple[int, int]  # (H, W) in tokens
 _Number = TypeVar("_Number", int, float)
 
@@ -156,7 +157,7 @@ class CvTConfig:
     """Channels of the input image."""
     num_classes: int = 1000
     """Width of the classifier; 0 for none."""
-    act: Literal["quick_gelu", "gelu"] = "quick_gelu"
+    act: Act = "quick_gelu"
     """The MLP's activation. The official code and its weights use QuickGELU, x sigmoid(1.702 x);
     weights trained with the transformers port use GELU."""
     init: Literal["trunc_norm", "xavier"] = "trunc_norm"
@@ -187,21 +188,26 @@ class CvTConfig:
             if _empty(stage, grid):
                 raise InputError(
                     f"an image of {size[0]}x{size[1]} pixels leaves stage {i + 1} without tokens; "
-                    f"this network needs at least {self.min_size()} pixels a side")
+                    + self._needs())
             grids.append(grid)
         return tuple(grids)
 
     def min_size(self) -> int:
         """The least image side, in pixels, that leaves every stage at least one token."""
-        def fits(side: int) -> bool:
-            grid = (side, side)
-            for stage in self.stages:
-                grid = stage.grid(grid)
-                if _empty(stage, grid):
-                    return False
-            return True
+        return next(filter(self._fits, range(1, self.image_size)), self.image_size)
 
-        return next(side for side in range(1, 1 << 16) if fits(side))
+    def _fits(self, side: int) -> bool:
+        grid = (side, side)
+        for stage in self.stages:
+            grid = stage.grid(grid)
+            if _empty(stage, grid):
+                return False
+        return True
+
+    def _needs(self) -> str:
+        least = next(filter(self._fits, range(1, MOST + 1)), None)
+        return (f"this network needs at least {least} pixels a side" if least else
+                f"this network has no room for a token in images of up to {MOST} pixels a side")
 
     @property
     def strides(self) -> tuple[int, ...]:
@@ -278,17 +284,17 @@ class CvTConfig:
                 raise InputError(f"MODEL.SPEC says NUM_STAGES={spec['NUM_STAGES']}, but a list in "
                                  f"it has no entry for stage {i + 1}") from None
             method = stage.get("projection", "dw_bn")
-            if method not in _PROJECTIONS:
+            if not isinstance(method, str) or method not in _PROJECTIONS:
                 raise InputError(f"QKV_PROJ_METHOD={method!r} is not a projection; "
                                  f"{did_you_mean(str(method), _PROJECTIONS)}")
             stage["projection"] = _PROJECTIONS[method]
             if method == "linear":
                 stage["stride_kv"] = 1
-            if stride_q != 1 or padding_q not in (None, stage.get("kernel", 3) // 2):
+            stages.append(from_mapping(StageConfig, stage, f"stage {i + 1} of MODEL.SPEC"))
+            if stride_q != 1 or padding_q not in (None, stages[-1].kernel // 2):
                 raise InputError(
                     f"STRIDE_Q={stride_q}, PADDING_Q={padding_q} in stage {i + 1} change the grid "
                     "of the queries, which the residual needs; use 1 and kernel // 2")
-            stages.append(from_mapping(StageConfig, stage, f"stage {i + 1} of MODEL.SPEC"))
         return cls(stages=tuple(stages), num_classes=num_classes, image_size=image_size,
                    init=spec.get("INIT", "trunc_norm"))
 
@@ -377,6 +383,11 @@ class Preprocess:
         mean, std = ((sum(v) / len(v),) if channels == 1 else
                      tuple(v[i % len(v)] for i in range(channels)) for v in (self.mean, self.std))
         return replace(self, mean=mean, std=std)
+
+
+def imagenet_preprocess(size: int) -> Preprocess:
+    """As the paper evaluates at `size` pixels: ImageNet's mean and std, from 384 on squashed."""
+    return Preprocess(size=size, mode="squash", crop=1.0) if size >= 384 else Preprocess(size=size)
 
 
 def check_range(config: Any, name: str, least: int) -> None:

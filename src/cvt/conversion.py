@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -13,15 +13,15 @@ from torch import Tensor
 
 from cvt.atomic import replace_file
 from cvt.card import CONFIG, ModelCard
-from cvt.config import CvTConfig
+from cvt.config import Act, CvTConfig
 from cvt.errors import InputError
 from cvt.model import CvT
 from cvt.schema import write_mapping
 from cvt.weights import huggingface, timm
-from cvt.weights.checkpoint import Act, build
+from cvt.weights.checkpoint import build
 from cvt.weights.load import LoadReport, is_finite
 from cvt.weights.names import FROM_NATIVE, Names, rename
-from cvt.weights.native import BEST
+from cvt.weights.native import BEST, WEIGHTS
 from cvt.weights.readme import model_readme
 from cvt.weights.tensors import SUFFIXES, write_tensors
 from cvt.zoo import ZOO, open_checkpoint
@@ -59,14 +59,15 @@ def convert(source: str | Path, destination: str | Path, to: Format, *, model: s
     not fit, where the format cannot express the network, where values are too large for float16,
     and where files would be replaced without `overwrite`.
     """
+    if model is not None and not Path(source).is_file():
+        raise InputError(f"{source} says itself what its weights are of; model={model!r} is for a "
+                         "bare file of weights")
     checkpoint = open_checkpoint(source, model=model, act=act)
     network, report = build(checkpoint)  # strict: every weight has its place
     card = checkpoint.card
-    directory, files = _contents(card, Path(destination), to, tag=_tag(str(source), model))
-    there = [path for path in files if path.exists()]
-    if there and not overwrite:
-        raise InputError(f"{there[0]} is there already; give another place, or --overwrite")
-    notes = list(report.notes)
+    directory, files = _contents(card, Path(destination), to, tag=checkpoint.tag)
+    _check_place(directory, files, to, overwrite)
+    notes: list[str] = []
     tensors = network.state_dict()
     if dtype == "fp16":
         tensors = {name: _halved(name, tensor) for name, tensor in tensors.items()}
@@ -116,6 +117,19 @@ def _contents(card: ModelCard, place: Path, to: Format, *, tag: str | None
         {place / huggingface.PREPROCESSOR: preprocessor} if preprocessor else {})
     return place, {**readme, place / CONFIG: huggingface.config_json(card), **extra,
                    place / huggingface.WEIGHTS: None}
+
+
+def _check_place(directory: Path, files: Collection[Path], to: Format, overwrite: bool) -> None:
+    there = [path for path in files if path.exists()]
+    if there and not overwrite:
+        raise InputError(f"{there[0]} is there already; give another place, or --overwrite")
+    # Left beside the new files, those of another format might be read in their place.
+    others = [] if to == "official" else [
+        path for name in (*WEIGHTS, huggingface.PREPROCESSOR)
+        if (path := directory / name) not in files and path.exists()]
+    if others:
+        raise InputError(f"{others[0]} is of a model in another format, which would be mixed up "
+                         "with this one; give another place")
 
 
 def _named(tensors: dict[str, Tensor], to: Format) -> dict[str, Tensor]:
@@ -172,14 +186,6 @@ def _on_a_sample(network: CvT, other: CvT, card: ModelCard) -> str:
         right, wrong = network(images), other(images)
     return (f"on a sample its logits differ by up to {(right - wrong).abs().max().item():.2g} (the "
             f"largest is {right.abs().max().item():.2g})")
-
-
-def _tag(source: str, model: str | None) -> str | None:
-    """The zoo's name of the weights, if they are the zoo's."""
-    if model in ZOO:
-        return model
-    return next((tag for tag, row in ZOO.items()
-                 if source in (tag, f"hf-hub:{row.repo}") or Path(source).name == row.file), None)
 
 
 def _write_text(path: Path, text: str) -> None:

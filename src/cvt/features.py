@@ -7,9 +7,9 @@ from pathlib import Path
 
 from torch import Tensor, nn
 
+from cvt.config import Act
 from cvt.errors import InputError, did_you_mean
 from cvt.model import CvT
-from cvt.weights.checkpoint import Act
 from cvt.zoo import create_model
 
 

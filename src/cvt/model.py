@@ -107,13 +107,10 @@ class ConvAttention(nn.Module):
 
     def forward(self, x: Tensor, grid: Grid) -> Tensor:  # (B, [1 +] T, C)
         cls, fmap = split(x, grid, self.cls_token)
-        q, k, v = (self._heads(p(cls, fmap)) for p in (self.q, self.k, self.v))
+        q, k, v = (heads(p(cls, fmap), self.num_heads) for p in (self.q, self.k, self.v))
         x = F.scaled_dot_product_attention(q, k, v, scale=self.scale,
                                            dropout_p=self.attn_drop if self.training else 0.0)
         return self.drop(self.proj(x.transpose(1, 2).flatten(2)))  # (B, [1 +] T, C)
-
-    def _heads(self, x: Tensor) -> Tensor:
-        return x.unflatten(2, (self.num_heads, -1)).transpose(1, 2)  # (B, N, T or S, D)
 
 
 class MLP(nn.Module):
@@ -140,15 +137,18 @@ class MLP(nn.Module):
                 or isinstance(cast("object", x), torch.fx.Proxy) or type(self.act) is not QuickGELU)
 
 
-class QuickGELU(nn.Module):
-    """x sigmoid(1.702 x), the activation of the official code, where the paper says GELU.
+QUICK = 1.702  # with it x sigmoid(a x) is nearest to GELU (Hendrycks and Gimpel, 2016)
 
-    Written as SiLU, silu(1.702 x) / 1.702, which keeps one tensor for the backward pass, not three.
+
+class QuickGELU(nn.Module):
+    """x sigmoid(a x), a = 1.702: the activation of the official code, where the paper says GELU.
+
+    Written as SiLU, silu(a x) / a, which keeps one tensor for the backward pass, not three.
     """
 
     def forward(self, x: Tensor, inplace: bool = False) -> Tensor:
-        x = x.mul_(1.702) if inplace else x * 1.702
-        return F.silu(x, inplace).mul_(1 / 1.702)
+        x = x.mul_(QUICK) if inplace else x * QUICK
+        return F.silu(x, inplace).mul_(1 / QUICK)
 
 
 class DropPath(nn.Module):
@@ -426,6 +426,11 @@ def join(cls: Tensor | None, fmap: Tensor) -> Tensor:
     """The inverse of `split`: (B, 1, C) or None and (B, C, H, W) to (B, [1 +] T, C)."""
     x = to_tokens(fmap)
     return x if cls is None else torch.cat([cls, x], 1)
+
+
+def heads(x: Tensor, num_heads: int) -> Tensor:
+    """Queries, keys or values (B, [1 +] T, C), a head each: (B, N, [1 +] T, D)."""
+    return x.unflatten(2, (num_heads, -1)).transpose(1, 2)
 
 
 @torch.fx.wrap

@@ -14,7 +14,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO, Literal
+from typing import TYPE_CHECKING, BinaryIO, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,17 +27,16 @@ from cvt.data.prepare import check_channels, prepare
 from cvt.errors import InputError, did_you_mean
 from cvt.machine import available_cores
 from cvt.runtime.manifest import MANIFEST, Format, Manifest, Precision
-from cvt.runtime.sessions import Session, onnx_session, openvino_session
+from cvt.runtime.sessions import Backend, Session, onnx_session, openvino_session
 
 if TYPE_CHECKING:
+    from cvt.config import Act
     from cvt.model import CvT
-    from cvt.weights.checkpoint import Act
 
 STDIN = "-"
 
-Backend = Literal["auto", "eager", "compile", "openvino", "onnxruntime"]
-BACKENDS: tuple[Backend, ...] = ("auto", "eager", "compile", "openvino", "onnxruntime")
-PRECISIONS: tuple[Precision, ...] = ("fp32", "bf16", "int8")
+BACKENDS: tuple[Backend, ...] = get_args(Backend)
+PRECISIONS: tuple[Precision, ...] = get_args(Precision)
 Picture = str | Path | bytes | Image.Image | Member
 
 # What runs each format of `cvt export`.
@@ -297,8 +296,6 @@ def _torch_session(network: CvT, backend: Backend, precision: Precision, device:
             raise InputError(f"{backend} computes on the CPU alone, not on device={device!r}; use "
                              "backend='eager' or 'compile' there")
         device = "cpu"
-    elif threads is not None:
-        torch.set_num_threads(threads)
     place = pick_device(device)
     if place.type == "cuda" and ":" not in device:  # of several processes each has its own
         place = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))

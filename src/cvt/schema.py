@@ -98,6 +98,9 @@ def _is(value: Any, hint: Any) -> bool:
         return isinstance(value, tuple) and (
             all(_is(v, kinds[0]) for v in value) if kinds[-1] is Ellipsis
             else len(value) == len(kinds) and all(map(_is, value, kinds)))
+    if get_origin(hint) is Mapping:
+        return isinstance(value, Mapping) and all(
+            all(map(_is, entry, get_args(hint))) for entry in value.items())
     if hint is float:
         return (isinstance(value, (int, float)) and not isinstance(value, bool)
                 and math.isfinite(value))

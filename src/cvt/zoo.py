@@ -15,10 +15,10 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 
 from cvt.card import CONFIG, ModelCard, find_config
-from cvt.config import VARIANTS, CvTConfig, Preprocess
+from cvt.config import VARIANTS, Act, CvTConfig, Preprocess, imagenet_preprocess
 from cvt.errors import InputError, did_you_mean
 from cvt.model import CvT
-from cvt.weights.checkpoint import Act, Checkpoint, build, read_card, read_checkpoint
+from cvt.weights.checkpoint import Checkpoint, build, read_card, read_checkpoint
 from cvt.weights.hub import fetch
 
 HUB = "hf-hub:"
@@ -67,10 +67,8 @@ class Pretrained:
 
 
 def _msft(variant: str, repo: str, file: str, size: int, *top: float) -> Pretrained:
-    # As the paper evaluates: bicubic, ImageNet's mean and std, at 384 squashed.
-    preprocess = Preprocess(size=size, mode="squash", crop=1.0) if size >= 384 else Preprocess(
-        size=size)
-    return Pretrained(variant=variant, repo=f"microsoft/{repo}", file=file, preprocess=preprocess,
+    return Pretrained(variant=variant, repo=f"microsoft/{repo}", file=file,
+                      preprocess=imagenet_preprocess(size),
                       trained_on=(*(["imagenet-21k"] if "22k" in repo else []), "imagenet-1k"),
                       tested_on="ImageNet-1k", n=50000,
                       paper_top1=top[0], measured_top1=top[1], measured_top5=top[2])
@@ -130,10 +128,11 @@ def create_model(name: str, *, weights: str | Path | None = None, num_classes: i
 
     name: a variant, a tag, or a configuration file. weights: a tag, a file, a directory of this
     package, transformers or timm, or `hf-hub:org/name[@revision]`; by default those of the tag,
-    for a variant none. num_classes: another number puts a new head on; 0 takes it away. in_chans:
-    another number fits the first convolution. act: instead of what the weights were trained with.
-    What was done stands in the model's `load_report`. Raises InputError for an unknown name, for
-    weights of another network, and where they cannot be had.
+    for a variant none. The network is that of the weights, or a configuration file's where one is
+    given, but for classes, channels and activation. num_classes: another number puts a new head on;
+    0 takes it away. in_chans: another number fits the first convolution. act: instead of what the
+    weights were trained with. What was done stands in the model's `load_report`. Raises InputError
+    for an unknown name, for weights of another network, and where they cannot be had.
     """
     variant = ZOO[name].variant if name in ZOO else name
     if variant not in VARIANTS and Path(variant).suffix not in (".json", ".yaml", ".yml"):
@@ -148,6 +147,11 @@ def create_model(name: str, *, weights: str | Path | None = None, num_classes: i
     if [(s.dim, s.depth) for s in found.stages] != [(s.dim, s.depth) for s in config.stages]:
         theirs = next((v for v, c in VARIANTS.items() if c.stages == found.stages), "another CvT")
         raise InputError(f"{weights} holds weights of {theirs}, not of {variant}; create that one")
+    if variant not in VARIANTS:  # a file says more than a name does
+        network = dataclasses.replace(config, num_classes=found.num_classes,
+                                      in_chans=found.in_chans, act=found.act)
+        checkpoint = dataclasses.replace(
+            checkpoint, card=dataclasses.replace(checkpoint.card, model=network))
     return _build(checkpoint, num_classes, in_chans)
 
 
@@ -207,7 +211,7 @@ def _open_tag(tag: str, path: Path, act: Act | None) -> Checkpoint:
         classes = imagenet_classes()
     card = ModelCard(model=found, preprocess=row.preprocess.with_channels(found.in_chans),
                      classes=classes)
-    return dataclasses.replace(checkpoint, card=card)
+    return dataclasses.replace(checkpoint, card=card, tag=tag)
 
 
 def _build(checkpoint: Checkpoint, num_classes: int | None, in_chans: int | None) -> CvT:

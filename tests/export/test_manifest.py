@@ -100,7 +100,7 @@ def test_a_file_outside_the_directory_is_refused(made, name):
 @pytest.mark.parametrize(("fields", "message"), [
     ({"format": "tflite"}, "format='tflite'"), ({"precision": "int4"}, "precision='int4'"),
     ({"format": ["onnx"]}, "format="),
-    ({"graph": "other.xml"}, "not among the hashes"), ({"graph": 3}, "not the name of a file"),
+    ({"graph": "other.xml"}, "not among the hashes"), ({"graph": 3}, "graph=3 must be"),
     ({"hashes": []}, "hashes="), ({"hashes": {"model.xml": 1}}, "hashes="),
     ({"parity": {"difference": "small"}}, "parity="), ({"versions": None}, "versions="),
     ({"schema": "1"}, "schema='1'"), ({"schema": 0}, "schema=0"), ({"extra": 1}, "unknown key"),

@@ -50,7 +50,6 @@ SESSIONS = {
     "threads": lambda home: openvino_session(str(home / "model.xml"), precision="fp32", threads=1,
                                              latency=False),
     "onnx": lambda home: onnx_session(home / "model.onnx", threads=1),
-    "bytes": lambda home: onnx_session((home / "model.onnx").read_bytes()),
 }
 OPENED = {".xml": partial(openvino_session, precision="fp32", latency=True), ".onnx": onnx_session}
 

@@ -14,6 +14,7 @@ from cvt.model import CvT
 from cvt.weights import huggingface, timm
 from cvt.weights.checkpoint import build, read_checkpoint
 from cvt.weights.names import FROM_NATIVE, rename
+from cvt.weights.tensors import write_tensors
 
 CLASSES = tuple("abcdefghij")
 
@@ -83,6 +84,19 @@ def test_a_directory_of_transformers_computes_gelu_unless_told(tmp_path, portabl
         assert checkpoint.card.model.act == act
         assert "GELU" in checkpoint.notes[0]
         assert read_checkpoint(directory, act="quick_gelu").card.model.act == "quick_gelu"
+
+
+def test_an_activation_that_was_asked_for_hides_no_other_note(tmp_path, portable):
+    """A trunk of transformers lacks the last norm, whatever it is to compute."""
+    trunk = {n: t for n, t in portable.state_dict().items() if not n.startswith(("norm", "head"))}
+    directory = huggingface_directory(tmp_path / "hf", portable, card_of(portable))
+    write_tensors({rename(n, FROM_NATIVE["huggingface"]): t for n, t in trunk.items()},
+                  directory / "model.safetensors")
+
+    notes = read_checkpoint(directory, act="gelu").notes
+
+    assert [note.split(",")[0] for note in notes] == [
+        "it is a CvtModel of transformers", "gelu is computed"]
 
 
 @pytest.mark.parametrize(("change", "message"), [
@@ -157,7 +171,7 @@ def test_a_built_model_does_not_share_memory_between_parameters(tmp_path, portab
     tensors["norm.weight"] = tensors["norm.bias"] = torch.ones(24)
     torch.save(tensors, tmp_path / "w.pth")
 
-    model, _ = build(read_checkpoint(tmp_path / "w.pth", card=card_of(portable)))
+    model, _ = build(read_checkpoint(tmp_path / "w.pth", config=portable.config))
     with torch.no_grad():
         model.norm.weight.fill_(5)
 
@@ -169,7 +183,7 @@ def test_training_a_loaded_model_leaves_its_file_alone(tmp_path, portable):
     save_file(portable.state_dict(), tmp_path / "w.safetensors")
     before = (tmp_path / "w.safetensors").read_bytes()
 
-    model, _ = build(read_checkpoint(tmp_path / "w.safetensors", card=card_of(portable)))
+    model, _ = build(read_checkpoint(tmp_path / "w.safetensors", config=portable.config))
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(1)
@@ -189,6 +203,10 @@ def test_a_directory_with_two_unnamed_files_asks_which(tmp_path, portable):
 @pytest.mark.parametrize(("file", "change", "message"), [
     ("config.json", {"num_labels": 10**12, "id2label": None}, "num_labels=1000000000000"),
     ("config.json", {"num_labels": "a", "id2label": None}, "num_labels='a'"),
+    ("config.json", {"num_channels": 10**12}, "num_channels=1000000000000"),
+    ("config.json", {"num_channels": "3"}, "num_channels='3'"),
+    ("config.json", {"num_channels": 2.0}, "num_channels=2.0"),
+    ("config.json", {"num_channels": None}, "num_channels=None"),
     ("config.json", {"qkv_projection_method": [{}, {}, {}]}, "qkv_projection_method"),
     ("config.json", {"depth": [1, 2, 10**9]}, "depth=1000000000 must be at most"),
     ("config.json", {"depth": [1, 2, 90_000]}, "too few for the 90003 blocks"),
@@ -198,6 +216,7 @@ def test_a_directory_with_two_unnamed_files_asks_which(tmp_path, portable):
     ("preprocessor_config.json", {"image_mean": ["a"]}, "cannot be read"),
     ("preprocessor_config.json", {"image_mean": 3}, "cannot be read"),
     ("preprocessor_config.json", {"resample": [1]}, "cannot be read"),
+    ("preprocessor_config.json", {"resample": 5}, r"'resample': 5.*0 \(nearest\), 1 \(lanczos\)"),
     ("preprocessor_config.json", {"size": {"shortest_edge": 10**12}}, "must be at most"),
     ("preprocessor_config.json", {"do_center_crop": True, "size": 0, "crop_size": 8},
      "cannot be read")])

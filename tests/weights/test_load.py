@@ -348,12 +348,22 @@ def test_a_trunk_is_loaded_out_of_a_larger_model(tmp_path, tiny, source):
     path = save({**tensors, "box_head.weight": torch.zeros(4)}, tmp_path / "w.pth")
     model = CvT(tiny())
 
-    with pytest.raises(InputError, match=r"left over \(box_head\.weight\)"):
+    with pytest.raises(InputError, match=r"1 tensors .* not begin .*\(box_head\.weight\)"):
         load_weights(model, path, prefix="backbone.")
     report = load_weights(model, path, prefix="backbone.", ignore=["box_head.*"])
 
     assert_same(model, source.state_dict())
     assert report.skipped == {"box_head.weight": "ignored, as asked"}
+
+
+def test_a_name_outside_the_prefix_takes_the_place_of_none_inside(tmp_path, tiny, source):
+    tensors = {f"backbone.{name}": t for name, t in source.state_dict().items()}
+    path = save({**tensors, "norm.weight": torch.zeros(24)}, tmp_path / "w.pth")  # a decoder's
+
+    with pytest.raises(InputError, match=r"'backbone\.' \(norm\.weight\); name them in ignore"):
+        load_weights(CvT(tiny()), path, prefix="backbone.")
+    with pytest.raises(InputError, match=r"do not begin with 'trunk\.'"):
+        load_weights(CvT(tiny()), path, prefix="trunk.")
 
 
 @pytest.mark.parametrize("front", ["module.", "_orig_mod.", "module._orig_mod."])

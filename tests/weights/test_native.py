@@ -106,7 +106,7 @@ def test_a_directory_without_a_config_is_no_model(saved):
 def test_a_directory_without_weights_is_no_model(saved):
     (saved / "best.safetensors").unlink()
 
-    with pytest.raises(InputError, match=r"has no weights; put best\.safetensors"):
+    with pytest.raises(InputError, match=r"has no weights; put model\.safetensors or best"):
         load_model(saved)
 
 

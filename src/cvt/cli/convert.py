@@ -35,8 +35,7 @@ def main(args: Sequence[str]) -> int:
                    act=chosen.act, dtype=chosen.dtype, overwrite=chosen.overwrite)
     print(done.report, file=sys.stderr)
     for note in done.notes:
-        if note not in done.report.notes:
-            print(f"cvt convert: {note}", file=sys.stderr)
+        print(f"cvt convert: {note}", file=sys.stderr)
     for path in done.written:
         print(path)
     return 0

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from cvt.card import ModelCard
+from cvt.config import Act
 from cvt.data.config import DataConfig
 from cvt.data.datasets import load_dataset
 from cvt.data.loader import Batch, Unreadable, evaluation_batches
@@ -22,7 +23,6 @@ from cvt.evaluate.metrics import Evaluation, score
 from cvt.evaluate.report import write_report
 from cvt.machine import describe_machine
 from cvt.schema import from_mapping, read_mapping, write_mapping
-from cvt.weights.checkpoint import Act
 from cvt.zoo import ZOO, load_model, shipped
 
 METRICS, REPORT, RECIPE, EVALUATION = "metrics.json", "report.html", "recipe.yaml", "evaluation"

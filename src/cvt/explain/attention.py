@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from cvt.config import Grid, StageConfig
-from cvt.model import Block, ConvAttention, CvT, split, to_map
+from cvt.model import Block, ConvAttention, CvT, heads, split, to_map
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,8 +62,7 @@ def look(model: CvT, images: Tensor) -> tuple[Tensor, list[Tensor], Looked | Non
 def attention_weights(attn: ConvAttention, x: Tensor, grid: Grid) -> Tensor:
     """softmax(q k^T / sqrt(C)), (B, N, [1 +] T, [1 +] S), of a normed sequence (B, [1 +] T, C)."""
     cls, fmap = split(x, grid, attn.cls_token)
-    q, k = (p(cls, fmap).unflatten(2, (attn.num_heads, -1)).transpose(1, 2)
-            for p in (attn.q, attn.k))
+    q, k = (heads(p(cls, fmap), attn.num_heads) for p in (attn.q, attn.k))
     return (q @ k.mT * attn.scale).softmax(-1)
 
 

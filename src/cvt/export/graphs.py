@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import itertools
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -35,9 +36,8 @@ OPSET = 18
 GRAPHS: dict[Format, str] = {"onnx": "model.onnx", "openvino": "model.xml", "torch": "model.pt2"}
 PRECISIONS: dict[Format, tuple[Precision, ...]] = {
     "onnx": ("fp32", "int8"), "openvino": ("fp32", "bf16", "int8"), "torch": ("fp32", "bf16")}
-_EXTRAS: dict[Format, dict[str, str]] = {
-    "onnx": {"onnx": "onnx", "onnxscript": "onnx", "onnxruntime": "onnx"},
-    "openvino": {"openvino": "openvino"}, "torch": {}}
+_PACKAGES: dict[Format, tuple[str, ...]] = {
+    "onnx": ("onnx", "onnxscript", "onnxruntime"), "openvino": ("openvino",), "torch": ()}
 
 _PROTOBUF_LIMIT = 2**31  # bytes in one message of Protocol Buffers
 
@@ -50,10 +50,13 @@ def check_possible(to: Format, precision: Precision) -> None:
         raise InputError(f"there is no format {to!r}; choose from {', '.join(PRECISIONS)}")
     if precision not in PRECISIONS[to]:
         raise InputError(f"--to {to} has no {precision}; it has {', '.join(PRECISIONS[to])}")
-    for module, extra in _EXTRAS[to].items():
-        require(module, extra)
-    if to == "openvino" and precision == "int8":
-        require("nncf", "openvino")
+    for package in packages(to, precision):
+        require(package, extra=to)
+
+
+def packages(to: Format, precision: Precision) -> tuple[str, ...]:
+    """What writes a format in a precision, beside torch; the extra of the format's name has it."""
+    return (*_PACKAGES[to], *(["nncf"] if (to, precision) == ("openvino", "int8") else []))
 
 
 def traceable_side(config: CvTConfig) -> int:
@@ -63,7 +66,7 @@ def traceable_side(config: CvTConfig) -> int:
         return all(min(map(min, (grid, *stage.grids_kv(grid)))) > 1
                    for stage, grid in zip(config.stages, grids, strict=True))
 
-    return next(side for side in range(config.min_size(), 1 << 16) if wide(side))
+    return next(side for side in itertools.count(config.min_size()) if wide(side))
 
 
 def onnx_graph(network: nn.Module, path: str | Path, *, example: Tensor) -> None:

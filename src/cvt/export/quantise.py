@@ -73,10 +73,15 @@ def quantise_onnx(source: str | Path, destination: str | Path, batches: Sequence
 def _pictures(batches: Sequence[Images]) -> list[Images]:
     """Batches of one: a batch counts as one sample to the calibrators, however large it is."""
     pictures = [batch[i:i + 1] for batch in batches for i in range(len(batch))][:MOST]
-    if len(pictures) < LEAST:
-        raise InputError(f"int8 is calibrated on at least {LEAST} pictures, {len(pictures)} "
-                         f"given; give some {MOST} like those that the model will see")
+    check_enough(len(pictures))
     return pictures
+
+
+def check_enough(n: int) -> None:
+    """Raise InputError where `n` pictures are too few to calibrate on."""
+    if n < LEAST:
+        raise InputError(f"int8 is calibrated on at least {LEAST} pictures, {n} given; give some "
+                         f"{MOST} like those that the model will see")
 
 
 @contextlib.contextmanager

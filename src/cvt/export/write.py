@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import secrets
 import shutil
 import tempfile
 from collections.abc import Iterable, Sequence
@@ -16,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from cvt.card import ModelCard
+from cvt.config import Act
 from cvt.data.config import DataConfig
 from cvt.data.datasets import load_dataset
 from cvt.data.folder import files
@@ -30,23 +32,20 @@ from cvt.export.graphs import (
     onnx_graph,
     open_graph,
     openvino_graph,
+    packages,
     save_openvino,
     torch_graph,
     traceable_side,
 )
-from cvt.export.quantise import LEAST, MOST, quantise, quantise_onnx
+from cvt.export.quantise import MOST, check_enough, quantise, quantise_onnx
 from cvt.fast.network import Folded
 from cvt.runtime.manifest import MANIFEST, Format, Manifest, Precision, hash_files
-from cvt.weights.checkpoint import Act
 from cvt.zoo import load_model
 
 # Of the largest logit. Rounding measures 1e-7 to 2e-6 in every format; a wrong graph, 1e-3 and up.
 TOLERANCE = 2e-5
 NOISE = (1, 3, 4)  # batches, where no picture is given
 BATCH = 16
-
-_PACKAGES: dict[Format, tuple[str, ...]] = {
-    "onnx": ("onnx", "onnxscript", "onnxruntime"), "openvino": ("openvino",), "torch": ()}
 
 
 def export(source: str | Path, destination: str | Path, to: Format, precision: Precision = "fp32",
@@ -86,7 +85,8 @@ def export(source: str | Path, destination: str | Path, to: Format, precision: P
     calibration = _calibration(card, own, dataset) if precision == "int8" else []
 
     destination.parent.mkdir(parents=True, exist_ok=True)
-    part = Path(tempfile.mkdtemp(prefix=f".{destination.name}.", dir=destination.parent))
+    part = destination.with_name(f".{destination.name}.{secrets.token_hex(4)}")
+    part.mkdir()  # not by mkdtemp, which keeps its directory to the owner; results are for all
     try:
         graph = part / GRAPHS[to]
         _write_graph(graph, network, card, to, precision, calibration)
@@ -94,12 +94,10 @@ def export(source: str | Path, destination: str | Path, to: Format, precision: P
         _check_parity(parity, precision, max_drop)
         if calibration:
             parity["calibrated"] = sum(map(len, calibration))
-        packages = ["cvt-torch", "torch", *_PACKAGES[to]]
-        if (to, precision) == ("openvino", "int8"):
-            packages.append("nncf")
         manifest = Manifest(format=to, precision=precision, graph=graph.name,
                             hashes=hash_files(part), card=card, parity=parity,
-                            versions={name: version(name) for name in packages})
+                            versions={name: version(name) for name in
+                                      ("cvt-torch", "torch", *packages(to, precision))})
         manifest.save(part)
         _into_place(part, destination)
     finally:
@@ -140,9 +138,7 @@ def _calibration(card: ModelCard, own: Pictures | None, dataset: Dataset | None
                  ) -> list[np.ndarray]:
     pictures = own if own is not None else dataset.train if dataset else None
     assert pictures is not None
-    if len(pictures) < LEAST:
-        raise InputError(f"int8 is calibrated on at least {LEAST} pictures, {len(pictures)} "
-                         f"given; give some {MOST} like those that the model will see")
+    check_enough(len(pictures))  # before they are read
     return [images.numpy() for images, _ in _batches(_some(pictures, MOST), card)]
 
 
@@ -235,9 +231,6 @@ def _check_parity(parity: dict[str, float], precision: Precision, max_drop: floa
 
 def _into_place(part: Path, destination: Path) -> None:
     """Move the finished directory to where it belongs; what was there goes once it is."""
-    mask = os.umask(0)
-    os.umask(mask)
-    part.chmod(0o777 & ~mask)  # mkdtemp keeps its directory to the owner; results are for all
     if not destination.exists():
         part.rename(destination)
         return

@@ -8,7 +8,9 @@ rounding, which `cvt.fast.verify` bounds.
 from __future__ import annotations
 
 import torch
-from torch import Tensor, nn
+from torch import nn
+
+from cvt.model import QUICK
 
 
 @torch.no_grad()
@@ -33,14 +35,6 @@ def batchnorm_into_conv(conv: nn.Conv2d, bn: nn.BatchNorm2d) -> nn.Conv2d:
     return folded.eval()
 
 
-def scale_into_query(query: nn.Linear, scale: float) -> nn.Linear:
-    """The attention's scale in the query's Linear: scale (q . k) = (scale q) . k.
-
-    The product then needs no scale of its own: `scaled_dot_product_attention(..., scale=1)`.
-    """
-    return scaled_output(query, scale)
-
-
 @torch.no_grad()
 def norm_into_linear(norm: nn.LayerNorm, linear: nn.Linear) -> nn.Linear:
     """A LayerNorm's gain and bias in the Linear after it.
@@ -60,14 +54,14 @@ def norm_into_linear(norm: nn.LayerNorm, linear: nn.Linear) -> nn.Linear:
 def quick_gelu_into_linears(fc1: nn.Linear, fc2: nn.Linear) -> tuple[nn.Linear, nn.Linear]:
     """QuickGELU between two Linears as SiLU between two others.
 
-    x sigmoid(a x) = silu(a x) / a with a = 1.702, so fc1 is scaled by a and fc2's weight, but not
+    x sigmoid(a x) = silu(a x) / a with a = QUICK, so fc1 is scaled by a and fc2's weight, but not
     its bias, by 1 / a.
     """
     second = _like(fc2)
     with torch.no_grad():
-        second.weight.copy_(fc2.weight / 1.702)
+        second.weight.copy_(fc2.weight / QUICK)
         second.bias.copy_(fc2.bias)
-    return scaled_output(fc1, 1.702), second
+    return scaled_output(fc1, QUICK), second
 
 
 @torch.no_grad()
@@ -78,30 +72,6 @@ def scaled_output(linear: nn.Linear, scale: float) -> nn.Linear:
     folded.bias.copy_(linear.bias * scale if linear.bias is not None
                       else torch.zeros_like(folded.bias))
     return folded
-
-
-@torch.no_grad()
-def keys_and_values_together(key: nn.Conv2d, value: nn.Conv2d) -> nn.Conv2d:
-    """The depthwise convolutions of keys and values as one, which reads the map once.
-
-    A depthwise convolution of C groups may have two outputs a group: output 2c is the key's channel
-    c, output 2c + 1 the value's. `split_pairs` takes them apart. `Folded` does not use it: a CPU's
-    depthwise kernels have one output a group, and it takes 1.4 to 1.6 times as long as two of them.
-    """
-    both = nn.Conv2d(key.in_channels, 2 * key.out_channels, key.kernel_size,  # type: ignore[arg-type]
-                     key.stride, key.padding, groups=key.groups,  # type: ignore[arg-type]
-                     device=key.weight.device, dtype=key.weight.dtype)
-    both.weight.copy_(torch.stack([key.weight, value.weight], 1).flatten(0, 1))
-    assert key.bias is not None
-    assert value.bias is not None
-    both.bias.copy_(torch.stack([key.bias, value.bias], 1).flatten())  # type: ignore[union-attr]
-    return both.eval()
-
-
-def split_pairs(both: Tensor) -> tuple[Tensor, Tensor]:
-    """(B, S, 2C) with keys and values in turns to (B, S, C) each."""
-    key, value = both.unflatten(2, (-1, 2)).unbind(3)
-    return key, value
 
 
 def _like(linear: nn.Linear) -> nn.Linear:

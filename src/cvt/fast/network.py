@@ -23,6 +23,7 @@ from cvt.model import (
     CvT,
     QuickGELU,
     Stage,
+    heads,
     join,
     split,
 )
@@ -45,7 +46,7 @@ class FoldedProjection(nn.Module):
 
 
 class FoldedAttention(nn.Module):
-    """`ConvAttention` with the scale in the query's Linear."""
+    """`ConvAttention` with the scale in the query's Linear: scale (q . k) = (scale q) . k."""
 
     def __init__(self, attention: ConvAttention) -> None:
         super().__init__()
@@ -59,12 +60,9 @@ class FoldedAttention(nn.Module):
         return self.attend(self.q(cls, fmap), cls, fmap)
 
     def attend(self, q: Tensor, cls: Tensor | None, fmap: Tensor) -> Tensor:
-        q, k, v = (self._heads(t) for t in (q, self.k(cls, fmap), self.v(cls, fmap)))
+        q, k, v = (heads(t, self.num_heads) for t in (q, self.k(cls, fmap), self.v(cls, fmap)))
         x = F.scaled_dot_product_attention(q, k, v, scale=1.0)
         return self.proj(x.transpose(1, 2).flatten(2))
-
-    def _heads(self, x: Tensor) -> Tensor:
-        return x.unflatten(2, (self.num_heads, -1)).transpose(1, 2)  # (B, N, T or S, D)
 
 
 class ClassAttention(FoldedAttention):

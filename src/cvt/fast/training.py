@@ -9,7 +9,19 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from cvt.config import Grid
-from cvt.model import MLP, Block, ConvAttention, ConvProjection, CvT, QuickGELU, Stage, join, split
+from cvt.model import (
+    MLP,
+    QUICK,
+    Block,
+    ConvAttention,
+    ConvProjection,
+    CvT,
+    QuickGELU,
+    Stage,
+    heads,
+    join,
+    split,
+)
 
 
 class TrainingForm(nn.Module):
@@ -80,7 +92,7 @@ def _class_token(block: Block, x: Tensor, grid: Grid) -> Tensor:
 
 
 def _attend(attn: ConvAttention, q: Tensor, cls: Tensor | None, fmap: Tensor) -> Tensor:
-    q, k, v = (t.unflatten(2, (attn.num_heads, -1)).transpose(1, 2) for t in (
+    q, k, v = (heads(t, attn.num_heads) for t in (
         q, _project(attn.k, cls, fmap), _project(attn.v, cls, fmap)))
     x = F.scaled_dot_product_attention(q, k, v, scale=attn.scale,
                                        dropout_p=attn.attn_drop if attn.training else 0.0)
@@ -107,14 +119,14 @@ def _mlp(mlp: MLP, x: Tensor) -> Tensor:
 
 
 class _QuickGELU(torch.autograd.Function):
-    """silu(a x) / a with a = 1.702, whose derivative is silu'(a x)."""
+    """silu(a x) / a with a = QUICK, whose derivative is silu'(a x)."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:
         # In place: x is fc1's result, which no backward pass needs.
-        scaled = x.detach().mul_(1.702)
+        scaled = x.detach().mul_(QUICK)
         ctx.save_for_backward(scaled)
-        return F.silu(scaled).mul_(1 / 1.702)
+        return F.silu(scaled).mul_(1 / QUICK)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> Tensor:

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 from cvt.card import ModelCard
-from cvt.errors import InputError, did_you_mean
-from cvt.schema import check, from_mapping, read_mapping, write_mapping
+from cvt.errors import InputError
+from cvt.schema import check, check_types, from_mapping, read_mapping, write_mapping
 
 Format = Literal["onnx", "openvino", "torch"]
 Precision = Literal["fp32", "bf16", "int8"]
@@ -46,20 +45,8 @@ class Manifest:
     """Of this file; a reader refuses one newer than it knows."""
 
     def __post_init__(self) -> None:
-        for name, known in (("format", get_args(Format)), ("precision", get_args(Precision))):
-            value = getattr(self, name)
-            check(value in known, f"{name}={value!r}; {did_you_mean(str(value), known)}")
-        check(type(self.schema) is int and self.schema >= 1, f"schema={self.schema!r} must be a "
-              "number from 1")
-        for name in ("hashes", "versions"):
-            entries = getattr(self, name)
-            check(isinstance(entries, Mapping) and all(
-                isinstance(text, str) for entry in entries.items() for text in entry),
-                f"{name}={entries!r} must be a mapping of text to text")
-        check(isinstance(self.parity, Mapping) and all(
-            isinstance(key, str) and isinstance(value, (int, float)) and math.isfinite(value)
-            for key, value in self.parity.items()),
-            f"parity={self.parity!r} must be a mapping of text to numbers")
+        check_types(self)
+        check(self.schema >= 1, f"schema={self.schema} must be a number from 1")
         for name in (self.graph, *self.hashes):
             check(_plain(name), f"{name!r} is not the name of a file beside {MANIFEST}")
         check(self.graph in self.hashes, f"graph={self.graph!r} is not among the hashes")

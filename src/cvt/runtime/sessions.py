@@ -11,7 +11,7 @@ import itertools
 import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,6 +24,8 @@ from cvt.runtime.manifest import Precision
 if TYPE_CHECKING:
     import openvino
 
+Backend = Literal["auto", "eager", "compile", "openvino", "onnxruntime"]
+"""What computes a network, `cvt.backends` says how; "auto" leaves the choice to who is asked."""
 Session = Callable[[NDArray[np.float32]], NDArray[np.float32]]
 
 # Images that a large batch is computed by: with more, what one layer writes is out of the caches
@@ -127,8 +129,8 @@ def _core() -> openvino.Core:
     return require("openvino", "openvino").Core()
 
 
-def onnx_session(model: str | Path | bytes, *, threads: int | None = None) -> Session:
-    """A graph of ONNX in ONNX Runtime on the CPU: a file, or its bytes.
+def onnx_session(model: str | Path, *, threads: int | None = None) -> Session:
+    """A graph of ONNX in ONNX Runtime on the CPU, in a file.
 
     threads: how many cores it may use; by default all. Raises InputError where onnxruntime is not
     installed, the graph cannot be opened, and, when called, for images that it does not take.
@@ -141,8 +143,7 @@ def onnx_session(model: str | Path | bytes, *, threads: int | None = None) -> Se
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     options.log_severity_level = 3  # errors; a warning of its is about its own machinery
     try:
-        source = str(model) if isinstance(model, Path) else model
-        opened = ort.InferenceSession(source, options, providers=["CPUExecutionProvider"])
+        opened = ort.InferenceSession(str(model), options, providers=["CPUExecutionProvider"])
     # Its exceptions derive from nothing narrower, and their classes are private.
     except Exception as error:
         raise InputError(f"ONNX Runtime cannot open {_called(model)}: {_reason(error)}") from None

@@ -6,27 +6,20 @@ import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 import torch
 from torch import Tensor
 
 from cvt.card import CONFIG, ModelCard, find_config
-from cvt.config import VARIANTS, CvTConfig, Preprocess
+from cvt.config import VARIANTS, Act, CvTConfig, imagenet_preprocess
 from cvt.errors import InputError
 from cvt.model import CvT
 from cvt.schema import read_mapping
 from cvt.weights import huggingface, timm
 from cvt.weights.load import Adapt, LoadReport, fit, to_native
 from cvt.weights.names import Names
-from cvt.weights.native import BEST
-from cvt.weights.tensors import INDEX, SUFFIXES, read_tensors
-
-Act = Literal["quick_gelu", "gelu"]
-
-# In a directory, by preference: nothing in a safetensors file can run.
-_WEIGHTS = (BEST, "model.safetensors", "model.safetensors" + INDEX, "pytorch_model.bin",
-            "pytorch_model.bin" + INDEX)
+from cvt.weights.native import WEIGHTS
+from cvt.weights.tensors import SUFFIXES, read_tensors
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,17 +38,18 @@ class Checkpoint:
     """Parameters and buffers under our names."""
     notes: tuple[str, ...] = ()
     """What was decided where the checkpoint does not say."""
+    tag: str | None = None
+    """The zoo's name of the weights, if they are the zoo's."""
 
 
-def read_checkpoint(path: str | Path, *, card: ModelCard | None = None,
-                    config: str | CvTConfig | None = None, act: Act | None = None) -> Checkpoint:
+def read_checkpoint(path: str | Path, *, config: str | CvTConfig | None = None,
+                    act: Act | None = None) -> Checkpoint:
     """Read a directory of this package, transformers or timm, or one file of weights.
 
     A file's card is that of its directory; a bare one is known by the experiment file of the same
-    name beside it (.yaml), else by its shapes. `card` or `config` (a
-    variant or a configuration file) is believed instead of either, and `act` instead of any
-    activation. Raises InputError where something is missing, damaged or unknown, OSError for a
-    path that is not there.
+    name beside it (.yaml), else by its shapes. `config` (a network, a variant or a configuration
+    file) is believed instead of either, and `act` instead of any activation. Raises InputError
+    where something is missing, damaged or unknown.
     """
     path = Path(path)
     if not path.exists():
@@ -73,20 +67,21 @@ def read_checkpoint(path: str | Path, *, card: ModelCard | None = None,
                       "norm.bias": torch.zeros_like(found[last])}
         notes.append("it is a CvtModel of transformers, which has no last norm: a new one stands "
                      "in its place")
-    if card is None and config is None and (weights.parent / CONFIG).is_file():
-        card, note = read_card(weights.parent, headless="head.weight" not in found)
-        notes += [note] if note else []
-    elif card is None and config is None and path.is_dir():
+    by_act = None
+    if config is None and (weights.parent / CONFIG).is_file():
+        card, by_act = read_card(weights.parent, headless="head.weight" not in found)
+    elif config is None and path.is_dir():
         raise InputError(f"{path} has no {CONFIG}, which says what its weights are of; name it "
                          "with --model, or give the file of weights itself")
-    if card is None:
+    else:
         if config is None and weights.with_suffix(".yaml").is_file():  # as `convert` writes it
             config = str(weights.with_suffix(".yaml"))
         network = find_config(config) if isinstance(config, str) else config
         card = bare_card(network or _recognise(found, weights), found)
     if act is not None:
         card = dataclasses.replace(card, model=dataclasses.replace(card.model, act=act))
-        notes = [f"{act} is computed, as asked"]
+        by_act = f"{act} is computed, as asked"
+    notes += [by_act] if by_act else []
     return Checkpoint(path=weights, names=names, renamed=renamed, card=card, tensors=found,
                       notes=tuple(notes))
 
@@ -143,7 +138,7 @@ def _apart(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _weights_in(directory: Path) -> Path:
-    for name in _WEIGHTS:
+    for name in WEIGHTS:
         if (directory / name).is_file():
             return directory / name
     files = sorted(p for p in directory.iterdir() if p.suffix in SUFFIXES and p.is_file())
@@ -152,7 +147,7 @@ def _weights_in(directory: Path) -> Path:
     if files:
         raise InputError(f"{directory} has {len(files)} files of weights ({files[0].name}, ...); "
                          "name the one that is meant")
-    raise InputError(f"{directory} has no weights; put {_WEIGHTS[0]} or {_WEIGHTS[1]} there")
+    raise InputError(f"{directory} has no weights; put {WEIGHTS[0]} or {WEIGHTS[1]} there")
 
 
 def read_card(directory: Path, *, headless: bool = False) -> tuple[ModelCard, str | None]:
@@ -185,12 +180,10 @@ def bare_card(config: CvTConfig, tensors: Mapping[str, Tensor]) -> ModelCard:
     if head is None and "head.bias" not in tensors:
         num_classes = 0
     in_chans = config.in_chans if first is None else first.shape[1]
-    size = config.image_size
-    preprocess = Preprocess(size=size, mode="squash", crop=1.0) if size >= 384 else Preprocess(
-        size=size)
     return ModelCard(
         model=dataclasses.replace(config, num_classes=num_classes, in_chans=in_chans),
-        preprocess=preprocess.with_channels(in_chans), classes=tuple(map(str, range(num_classes))))
+        preprocess=imagenet_preprocess(config.image_size).with_channels(in_chans),
+        classes=tuple(map(str, range(num_classes))))
 
 
 def _recognise(tensors: Mapping[str, Tensor], path: Path) -> CvTConfig:

@@ -8,12 +8,8 @@ from pathlib import Path
 from cvt.card import CONFIG
 from cvt.errors import InputError
 from cvt.weights.huggingface import PREPROCESSOR
-from cvt.weights.native import BEST
+from cvt.weights.native import WEIGHTS
 from cvt.weights.tensors import INDEX, read_index
-
-# The first that a repository has is taken: nothing in a safetensors file can run.
-_WEIGHTS = ("model.safetensors", BEST, "model.safetensors" + INDEX, "pytorch_model.bin",
-            "pytorch_model.bin" + INDEX)
 
 
 def fetch(repo: str, revision: str = "main") -> Path:
@@ -76,9 +72,9 @@ def _download(repo: str, revision: str) -> Path:
         return True
 
     get(PREPROCESSOR)
-    weights = next((name for name in _WEIGHTS if get(name)), None)
+    weights = next((name for name in WEIGHTS if get(name)), None)
     if weights is None:
-        raise InputError(f"{repo} at {revision} has no weights ({', '.join(_WEIGHTS)}); choose a "
+        raise InputError(f"{repo} at {revision} has no weights ({', '.join(WEIGHTS)}); choose a "
                          "repository that has, or give the path of a file")
     for part in _parts(directory / weights):
         if not get(part):
@@ -95,9 +91,9 @@ def _cached(repo: str, revision: str) -> tuple[Path | None, str]:
     if not isinstance(config, str):
         return None, CONFIG
     directory = Path(config).parent
-    weights = next((name for name in _WEIGHTS if (directory / name).is_file()), None)
+    weights = next((name for name in WEIGHTS if (directory / name).is_file()), None)
     if weights is None:
-        return None, _WEIGHTS[0]
+        return None, WEIGHTS[0]
     missing = [part for part in _parts(directory / weights) if not (directory / part).is_file()]
     return (None, missing[0]) if missing else (directory, "")
 

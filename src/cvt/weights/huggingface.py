@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from cvt.card import ModelCard
-from cvt.config import MOST, CvTConfig, Preprocess, StageConfig
+from cvt.config import MOST, Act, CvTConfig, Preprocess, StageConfig
 from cvt.errors import InputError
 from cvt.schema import check, from_mapping, read_mapping
 
@@ -63,13 +63,15 @@ def read_card(directory: Path, data: Mapping[str, Any]) -> tuple[ModelCard, str 
     classes = _classes(data, where)
     act, note = _act(data)
     in_chans = data.get("num_channels", 3)
+    check(type(in_chans) is int and 1 <= in_chans <= MOST,
+          f"{where} says num_channels={in_chans!r}, which is not a number of channels")
     preprocess = read_preprocess(directory).with_channels(in_chans)
     model = CvTConfig(stages=tuple(stages), in_chans=in_chans,
-                      num_classes=len(classes), act=act, image_size=preprocess.size)  # type: ignore[arg-type]
+                      num_classes=len(classes), act=act, image_size=preprocess.size)
     return ModelCard(model=model, preprocess=preprocess, classes=classes), note
 
 
-def _act(data: Mapping[str, Any]) -> tuple[str, str | None]:
+def _act(data: Mapping[str, Any]) -> tuple[Act, str | None]:
     trained = data.get("trained_act")
     if trained == "quick_gelu" and "transformers_version" not in data:
         return "quick_gelu", None
@@ -107,7 +109,8 @@ def read_preprocess(directory: Path) -> Preprocess:
     names = {number: name for name, number in _RESAMPLE.items()}
     fields: dict[str, Any] = {}
     try:
-        fields["interpolation"] = names.get(data.get("resample", 3), "bicubic")
+        resample = data.get("resample")
+        fields["interpolation"] = "bicubic" if resample is None else names[resample]
         for key, ours in (("image_mean", "mean"), ("image_std", "std")):
             if key in data:
                 fields[ours] = tuple(map(float, data[key]))
@@ -125,7 +128,9 @@ def read_preprocess(directory: Path) -> Preprocess:
         told = {key: data[key] for key in ("size", "crop_size", "resample", "image_mean",
                                            "image_std") if key in data}
         raise InputError(f"{path} says {str(told)[:200]}, which cannot be read; write size as "
-                         '{"shortest_edge": 224}, mean and std as lists of numbers') from None
+                         '{"shortest_edge": 224}, mean and std as lists of numbers, resample as '
+                         f"{', '.join(f'{n} ({name})' for n, name in sorted(names.items()))}"
+                         ) from None
     return from_mapping(Preprocess, fields, str(path))
 
 

@@ -68,7 +68,7 @@ def load_weights(model: nn.Module, path: str | Path, *, adapt: Collection[Adapt]
     "decoder.*" of the file's names that are skipped.
     """
     path = Path(path)
-    tensors, skipped = choose(read_tensors(path), prefix, ignore)
+    tensors, skipped = choose(read_tensors(path), prefix, ignore, path)
     names, renamed, format = to_native(tensors, path)
     fitted, report = fit(model, names, path, adapt=adapt, format=format, renamed=renamed,
                          skipped=skipped)
@@ -76,15 +76,21 @@ def load_weights(model: nn.Module, path: str | Path, *, adapt: Collection[Adapt]
     return report
 
 
-def choose(tensors: Mapping[str, Tensor], prefix: str, ignore: Collection[str]
+def choose(tensors: Mapping[str, Tensor], prefix: str, ignore: Collection[str], path: Path
            ) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """The tensors without `prefix`, and those that `ignore` skips."""
+    """The tensors of `path` without `prefix`, and those that `ignore` skips."""
     chosen, skipped = {}, {}
+    others = []
     for name, tensor in tensors.items():
         if any(fnmatchcase(name, pattern) for pattern in ignore):
             skipped[name] = "ignored, as asked"
-        else:
+        elif name.startswith(prefix):
             chosen[name.removeprefix(prefix)] = tensor
+        else:
+            others.append(name)
+    if others:
+        raise InputError(f"{path} holds {len(others)} tensors whose names do not begin with "
+                         f"{prefix!r} ({_some(others)}); name them in ignore")
     return chosen, skipped
 
 

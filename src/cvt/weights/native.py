@@ -7,9 +7,13 @@ from pathlib import Path
 from cvt.card import ModelCard
 from cvt.config import Preprocess
 from cvt.model import CvT
-from cvt.weights.tensors import write_tensors
+from cvt.weights.tensors import INDEX, write_tensors
 
 BEST = "best.safetensors"
+
+# The first that a directory or a repository has is taken: nothing in a safetensors file can run.
+WEIGHTS = ("model.safetensors", BEST, "model.safetensors" + INDEX, "pytorch_model.bin",
+           "pytorch_model.bin" + INDEX)
 
 
 def save_model(directory: str | Path, model: CvT, preprocess: Preprocess,
