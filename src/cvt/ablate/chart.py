@@ -37,6 +37,7 @@ def _rows(study: Mapping[str, Any]) -> Figure:
     rows = study["rows"]
     figure = Figure(figsize=(7.5, 1.5 + 0.42 * len(rows)), layout="constrained")
     axes: Axes = figure.subplots()
+    left, right = _limits(rows)
     for y, row in enumerate(rows):
         found = _accuracies(row)
         axes.plot(found, [y] * len(found), "o", color=_COLOURS[0], alpha=0.35, markersize=5,
@@ -45,25 +46,28 @@ def _rows(study: Mapping[str, Any]) -> Figure:
         if low is not None and high is not None:
             axes.plot([low, high], [y, y], color=_COLOURS[0], linewidth=1.5,
                       label="95 % interval of the mean" if y == 0 else None)
+            cut = [(left, "<")] * (low < left) + [(right, ">")] * (high > right)
+            for edge, arrow in cut:  # it goes on beyond the chart
+                axes.plot(edge, y, arrow, color=_COLOURS[0], markersize=7, clip_on=False)
         if row["mean"] is not None:
             axes.plot(row["mean"], y, "D", color=_COLOURS[0], markersize=7,
                       label="mean" if y == 0 else None)
     axes.set_yticks(range(len(rows)), [row["label"] for row in rows])
     axes.set_ylim(len(rows) - 0.4, -0.6)
     axes.grid(visible=False, axis="y")
-    _within(axes, rows)
+    axes.tick_params(axis="y", pad=10)
+    axes.set_xlim(left, right)
     axes.set_xlabel("top-1 on held-out pictures, %")
     axes.set_title(_title(study))
     figure.legend(loc="outside lower right", ncols=3, fontsize=9)
     return figure
 
 
-def _within(axes: Axes, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Show all runs; an interval of few seeds may reach far beyond them."""
-    found = [top1 for row in rows for top1 in _accuracies(row)]
-    if found:
-        margin = 0.15 * max(max(found) - min(found), 2.0)
-        axes.set_xlim(min(found) - margin, min(100.0, max(found) + margin))
+def _limits(rows: Sequence[Mapping[str, Any]]) -> tuple[float, float]:
+    """What shows all runs; an interval of few seeds may reach far beyond them."""
+    found = [top1 for row in rows for top1 in _accuracies(row)] or [0.0, 100.0]
+    margin = 0.15 * max(max(found) - min(found), 2.0)
+    return min(found) - margin, min(100.0, max(found) + margin)
 
 
 def _against_pictures(study: Mapping[str, Any]) -> Figure:
