@@ -20,6 +20,7 @@ from typing import Any, Literal, get_args
 
 from cvt.atomic import replace_file
 from cvt.data.archives import Member
+from cvt.data.unreadable import UNREADABLE
 from cvt.errors import InputError, did_you_mean
 from cvt.extras import require
 from cvt.predict import STDIN, Prediction, Predictor
@@ -27,7 +28,7 @@ from cvt.printable import printable
 
 TableFormat = Literal["csv", "jsonl", "parquet"]
 FORMATS: tuple[TableFormat, ...] = get_args(TableFormat)
-JOB, UNREADABLE = "job.json", "unreadable.csv"
+JOB = "job.json"
 _SCHEMA = 1
 # A spreadsheet takes a cell that begins so for a formula, and runs it.
 _FORMULA = ("=", "+", "-", "@", "\t", "\r")

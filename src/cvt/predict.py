@@ -22,7 +22,7 @@ from PIL import Image
 
 from cvt.card import ModelCard
 from cvt.data.archives import Member, pictures_of
-from cvt.data.images import as_rgb, list_images, read_image
+from cvt.data.images import as_rgb, fault, list_images, read_image
 from cvt.data.prepare import check_channels, prepare
 from cvt.errors import InputError, did_you_mean
 from cvt.machine import available_cores
@@ -184,20 +184,20 @@ class Predictor:
     def _input(self, picture: Picture, name: str, stdin: BinaryIO | None
                ) -> NDArray[np.float32] | str:
         """The network's input for a picture, or why there is none."""
+        if picture == STDIN and stdin is not None:
+            name = "the standard input"
         try:
             if isinstance(picture, Image.Image):
                 image = as_rgb(picture, name)
             elif isinstance(picture, Member):
                 image = read_image(picture.read(), name)
             elif picture == STDIN and stdin is not None:
-                image = read_image(stdin.read(), "the standard input")
+                image = read_image(stdin.read(), name)
             else:
                 image = read_image(picture, name)
             return prepare(self.card.preprocess, image)
-        except InputError as error:
-            return str(error)
-        except OSError as error:
-            return f"{name}: {error.strerror or error}"
+        except (InputError, OSError) as error:
+            return fault(error, name)
 
     def _prediction(self, name: str, logits: NDArray[np.float32], top_k: int) -> Prediction:
         if not np.isfinite(logits).all():

@@ -228,3 +228,32 @@ def test_results_of_another_version_are_refused_and_left_alone(recipe, tmp_path)
     with pytest.raises(InputError, match=r"ablation.json has version 7, this package writes 1"):
         ablate(["stride"], recipe, tmp_path, sampling=Sampling(seeds=(0,)), jobs=1)
     assert (tmp_path / "ablation.json").read_text() == '{"version": 7, "studies": {}}'
+
+
+def test_a_run_killed_while_it_was_tidied_up_is_tidied_up_and_not_trained_again(
+        recipe, tmp_path, monkeypatch):
+    run = plan.plan_run(recipe, STUDIES["stride"].rows[0], 0, tmp_path)
+
+    def killed(path, **_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(plan.shutil, "rmtree", killed)
+        with pytest.raises(KeyboardInterrupt):
+            plan.train_run(run)
+    assert not run.done
+    assert (run.directory / "best.safetensors").is_file()
+
+    monkeypatch.setattr(loop, "train", killed)
+    monkeypatch.setattr(loop, "resume", killed)
+    plan.train_run(run)
+    assert run.done
+    assert {p.suffix for p in run.directory.iterdir()} == {"", ".json", ".jsonl", ".csv", ".yaml",
+                                                            ".html"}
+
+
+def test_a_disk_that_fails_in_one_of_several_runs_is_told_as_itself(recipe, tmp_path):
+    """Not as a want of memory, which is what most often ends a process."""
+    (tmp_path / "runs").write_text("a file where the runs should go")
+    with pytest.raises(OSError, match="runs"):
+        ablate(["stride"], recipe, tmp_path, sampling=Sampling(seeds=(0,)), jobs=2)

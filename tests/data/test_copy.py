@@ -7,11 +7,12 @@ from PIL import Image, ImageCms
 from sklearn.datasets import load_sample_images
 
 from cvt.data.config import DataConfig
-from cvt.data.copy import PLAN, UNREADABLE, copy
+from cvt.data.copy import PLAN, copy
 from cvt.data.datasets import load_dataset
 from cvt.data.folder import folder
 from cvt.data.images import read_image
 from cvt.data.shards import shards
+from cvt.data.unreadable import UNREADABLE
 from cvt.errors import InputError
 
 PHOTO = Image.fromarray(load_sample_images().images[0])  # 640x427
@@ -233,3 +234,22 @@ def test_a_very_long_picture_is_kept_whole(root, tmp_path):
     (root / "train/temple/long.png").write_bytes(file.getvalue())
     copy(of(root), tmp_path / "out")
     assert read_image(tmp_path / "out/train/temple/long.png").size == (70_000, 2)
+
+
+def test_a_copy_that_was_killed_while_it_replaced_another_can_be_replaced(root, tmp_path,
+                                                                          monkeypatch):
+    out = tmp_path / "out"
+    copy(of(root), out, short=80)
+
+    def killed(path):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("shutil.rmtree", killed)
+        with pytest.raises(KeyboardInterrupt):
+            copy(of(root), out, short=50, overwrite=True)
+
+    with pytest.raises(InputError, match="with other options; replace it with --overwrite"):
+        copy(of(root), out, short=50)
+    assert copy(of(root), out, short=50, overwrite=True).before == 0
+    assert min(read_image(next(out.rglob("*.jpg"))).size) <= 50

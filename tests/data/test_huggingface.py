@@ -70,6 +70,23 @@ def test_a_hidden_test_set_is_refused(tmp_path):
         huggingface(str(tmp_path / "set"))
 
 
+def test_a_missing_label_is_refused_and_a_missing_picture_named(tmp_path):
+    rows = half(10).to_dict()
+    rows["image"][7] = None
+    features = half(1).features
+    datasets.DatasetDict(train=datasets.Dataset.from_dict(rows, features=features),
+                         test=half(4)).save_to_disk(tmp_path / "set")
+    data = huggingface(str(tmp_path / "set"))
+    assert len(data.train) == 10
+    with pytest.raises(OSError, match="its row has no picture"):
+        data.train.fetch(7)
+    rows["label"][2] = None
+    datasets.DatasetDict(train=datasets.Dataset.from_dict(rows, features=features),
+                         test=half(4)).save_to_disk(tmp_path / "other")
+    with pytest.raises(InputError, match="the split train has pictures without a label"):
+        huggingface(str(tmp_path / "other"))
+
+
 def test_what_is_no_dataset_says_why(tmp_path):
     (tmp_path / "set").mkdir()
     with pytest.raises(InputError, match="cannot be had as a dataset: "):

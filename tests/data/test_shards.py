@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from cvt.data.archives import members
 from cvt.data.config import DataConfig
 from cvt.data.datasets import load_dataset
 from cvt.data.shards import INDEX, shards
@@ -17,10 +18,10 @@ def png(shade):
     return file.getvalue()
 
 
-def pack(path, *members):
+def pack(path, *files, format=tarfile.DEFAULT_FORMAT):
     path.parent.mkdir(parents=True, exist_ok=True)
-    with tarfile.open(path, "w") as archive:
-        for name, data in members:
+    with tarfile.open(path, "w", format=format) as archive:
+        for name, data in files:
             info = tarfile.TarInfo(name)
             info.size = len(data)
             archive.addfile(info, io.BytesIO(data))
@@ -58,8 +59,31 @@ def test_the_index_is_kept_and_made_anew_for_other_archives(tmp_path):
     assert again.train.read(3).tobytes() == first.train.read(3).tobytes()
     pack(tmp_path / "a.tar", *samples(range(30)))
     assert len(shards(tmp_path).all) == 30
-    (tmp_path / INDEX).write_bytes(b"damaged")
-    assert len(shards(tmp_path).all) == 30
+    whole = (tmp_path / INDEX).read_bytes()
+    for damaged in (b"damaged", whole[: len(whole) // 2], whole.replace(b"0003.png", b"0004.png")):
+        (tmp_path / INDEX).write_bytes(damaged)
+        assert len(shards(tmp_path).all) == 30
+
+
+@pytest.mark.parametrize("format", [tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
+def test_a_damaged_archive_is_not_taken_for_a_shorter_one(tmp_path, format):
+    pack(tmp_path / "a.tar", *samples(range(5)), format=format)
+    whole = (tmp_path / "a.tar").read_bytes()
+    found = list(members(tmp_path / "a.tar"))
+    assert len(found) == 10
+    header = found[4].offset - 512
+    flipped = whole[:header] + bytes([whole[header] ^ 1]) + whole[header + 1:]
+    for damaged in (flipped, whole[:header], whole[: header + 100], whole[: header + 600]):
+        (tmp_path / "a.tar").write_bytes(damaged)
+        with pytest.raises(InputError, match=r"a\.tar is not a whole tar archive"):
+            shards(tmp_path)
+
+
+def test_archives_without_a_picture_to_hold_out_are_refused(tmp_path):
+    pack(tmp_path / "train-0.tar", *samples(range(6)))
+    pack(tmp_path / "val-0.tar", ("notes.txt", b"nothing"))
+    with pytest.raises(InputError, match="has no pictures to validate with"):
+        load_dataset(DataConfig(name="shards", root=str(tmp_path)))
 
 
 def test_an_index_that_would_run_code_is_not_believed(tmp_path):

@@ -18,7 +18,7 @@ from cvt.train.recipe import Recipe
 from cvt.train.state import CHECKPOINTS, LAST, TENSORBOARD, clear_run
 from cvt.weights.native import BEST
 
-RUNS, MODELS, DIVERGED = "runs", "models", "diverged.json"
+RUNS, MODELS, FAILURE = "runs", "models", "diverged.json"
 STOPPED = "stopped; what was done is saved, and the same command goes on from there"
 
 # What a recipe says of how it is computed, not of what: it makes no other run.
@@ -34,8 +34,9 @@ class Run:
 
     @property
     def done(self) -> bool:
-        """Whether it was trained to its end, or diverged."""
-        return any((self.directory / name).is_file() for name in (METRICS, DIVERGED))
+        """Whether it was trained to its end and tidied up, or diverged."""
+        return (not (self.directory / CHECKPOINTS).is_dir()
+                and any((self.directory / name).is_file() for name in (METRICS, FAILURE)))
 
 
 def plan_run(base: Recipe, row: Row, seed: int, output: Path, pictures: int | None = None) -> Run:
@@ -72,22 +73,22 @@ def train_run(run: Run, *, keep_weights: bool = False) -> None:
     """
     home = run.directory
     try:
-        if (home / CHECKPOINTS).is_dir():
-            loop.resume(home, quiet=True)
-        else:
+        if not (home / CHECKPOINTS).is_dir():
             loop.train(run.recipe, home, overwrite=True, quiet=True)
+        elif not (home / METRICS).is_file():
+            loop.resume(home, quiet=True)
     except StoppedError as error:
         raise StoppedError(STOPPED, error.code) from None
     except DivergedError as error:
         clear_run(home)  # but for the batch that it failed on
         home.mkdir(parents=True, exist_ok=True)
-        write_mapping({"error": str(error)}, home / DIVERGED)
+        write_mapping({"error": str(error)}, home / FAILURE)
         return
-    shutil.rmtree(home / CHECKPOINTS)
     if not keep_weights:
-        shutil.rmtree(home / TENSORBOARD)
+        shutil.rmtree(home / TENSORBOARD, ignore_errors=True)
         for name in (BEST, LAST):
-            (home / name).unlink()
+            (home / name).unlink(missing_ok=True)
+    shutil.rmtree(home / CHECKPOINTS)  # last, for while it is there the run is not done
 
 
 def _digest(text: str) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import multiprocessing
+import signal
 from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -89,9 +90,11 @@ class _Worker:
             error = self.connection.recv()
         except EOFError:
             self.process.join()
+            code = self.process.exitcode or 0
+            told = ("most likely for want of memory; give the command again with fewer --jobs"
+                    if code == -signal.SIGKILL else "and the same command goes on from there")
             raise InputError(f"the process that trained {self.run.directory.name} ended with code "
-                             f"{self.process.exitcode}, most likely for want of memory; give the "
-                             "command again with fewer --jobs") from None
+                             f"{code}, {told}") from None
         if error is not None:
             raise error
         return self.run
@@ -118,7 +121,7 @@ def _serve(connection: Connection, number: int, threads: int, keep_weights: bool
         error: Exception | None = None
         try:
             train_run(run, keep_weights=keep_weights)
-        except (InputError, StoppedError) as raised:
+        except (InputError, StoppedError, OSError) as raised:
             error = raised
         try:
             connection.send(error)

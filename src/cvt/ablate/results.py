@@ -11,7 +11,7 @@ from typing import Literal
 
 from scipy.stats import t
 
-from cvt.ablate.plan import DIVERGED, Run
+from cvt.ablate.plan import FAILURE, Run
 from cvt.ablate.studies import MARGIN, Claim
 from cvt.evaluate.run import METRICS
 from cvt.schema import read_mapping
@@ -37,9 +37,9 @@ class Outcome:
 def outcome(run: Run) -> Outcome:
     """What a run that is done says."""
     home, seed = run.directory, run.recipe.seed
-    if (home / DIVERGED).is_file():
+    if (home / FAILURE).is_file():
         return Outcome(seed=seed, top1=None, seconds=None,
-                       error=read_mapping(home / DIVERGED)["error"])
+                       error=read_mapping(home / FAILURE)["error"])
     *_, last = (json.loads(line) for line in (home / JSONL).read_text().splitlines())
     return Outcome(seed=seed, top1=100 * last["val_top1"],
                    seconds=read_mapping(home / METRICS)["train_seconds"])

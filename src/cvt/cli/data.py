@@ -105,7 +105,8 @@ def _copy(args: Sequence[str]) -> int:
     if not 1 <= chosen.quality <= 95:
         parser.error(f"--quality {chosen.quality} must be from 1 to 95")
 
-    from cvt.data.copy import UNREADABLE, copy
+    from cvt.data.copy import copy
+    from cvt.data.unreadable import UNREADABLE
 
     with _progress(chosen.quiet) as advance:
         done = copy(data, Path(chosen.out), to=chosen.to, short=chosen.short,

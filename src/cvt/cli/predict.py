@@ -115,7 +115,8 @@ def main(args: Sequence[str]) -> int:
 
 def _job(chosen: Namespace, predictor: Predictor, sources: Sequence[str | Member], world: int
          ) -> int:
-    from cvt.bulk import UNREADABLE, classify_into
+    from cvt.bulk import classify_into
+    from cvt.data.unreadable import UNREADABLE
 
     rank = int(os.environ.get("RANK", "0"))
     who = f"process {rank}: " if world > 1 else ""

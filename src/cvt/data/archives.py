@@ -42,6 +42,11 @@ def members(path: Path) -> Iterator[Member]:
             for info in archive:
                 if info.isreg():
                     yield Member(path, info.name, info.offset_data, info.size)
+            # tarfile takes a damaged header, and the end of a file cut off, for the end mark.
+            with path.open("rb") as file:
+                file.seek(archive.offset)
+                if file.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
+                    raise tarfile.ReadError("it ends before its end mark")
     except (tarfile.TarError, OSError, EOFError) as error:
         raise InputError(f"{path} is not a whole tar archive without compression: {error}"
                          ) from None

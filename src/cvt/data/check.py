@@ -18,7 +18,7 @@ from scipy.sparse.csgraph import connected_components
 from cvt.config import Preprocess
 from cvt.data.duplicates import SIDE, Fingerprint, Pairs, blank, fingerprint, near_pairs
 from cvt.data.header import Header, header_of
-from cvt.data.images import read_image
+from cvt.data.images import fault, read_image
 from cvt.data.parallel import in_threads
 from cvt.data.pictures import Dataset, Pictures
 from cvt.data.prepare import check_shape
@@ -215,8 +215,7 @@ def _look(pictures: Pictures, preprocess: Preprocess, index: int) -> _Look | str
                      pixels=hashlib.sha256(b"%dx%d" % image.size + image.tobytes()).digest(),
                      print=fingerprint(image), sides=image.size, header=header_of(found))
     except (InputError, OSError) as error:
-        reason = str(getattr(error, "strerror", None) or error)
-        return reason if name in reason else f"{name}: {reason}"
+        return fault(error, name)
 
 
 class _Seen:

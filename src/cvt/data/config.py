@@ -84,7 +84,7 @@ class AugmentConfig:
     hflip: float = 0.0
     """Probability of a mirror image."""
     color_jitter: float = 0.0
-    """Brightness, contrast and saturation change by a factor of up to 1 +- this; not used with
+    """Brightness, contrast and saturation change by a factor of up to 1 +- this; not together with
     rand_augment, which changes colours itself."""
     rand_augment: str = ""
     """RandAugment in timm's notation, such as rand-m9-mstd0.5-inc1; empty for none."""
@@ -111,6 +111,8 @@ class AugmentConfig:
         check(self.repeats >= 1, f"repeats={self.repeats} must be at least 1")
         check(0 <= self.label_smoothing < 1,
               f"label_smoothing={self.label_smoothing} must be in [0, 1)")
+        check(self.crop == "resized" or self.scale == AugmentConfig.scale,
+              f"scale={self.scale} is what crop='resized' keeps; set it, or leave scale out")
         check(len(self.scale) == 2 and 0 < self.scale[0] <= self.scale[1] <= 1,
               f"scale={self.scale} must be two rising fractions in (0, 1]")
         if self.rand_augment:

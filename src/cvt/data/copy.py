@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import hashlib
 import json
 import os
@@ -13,21 +12,19 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
-from cvt.atomic import replace_file
 from cvt.data.config import DataConfig
 from cvt.data.datasets import load_dataset
 from cvt.data.pictures import Dataset
 from cvt.data.shards import CLASSES, INDEX
 from cvt.data.small import small
+from cvt.data.unreadable import UNREADABLE, Row, read_unreadable, write_unreadable
 from cvt.data.write_folder import check_directories, write_folder
 from cvt.data.write_shards import check_lines, write_shards
 from cvt.errors import InputError
 from cvt.schema import read_mapping, write_mapping
 
-PLAN, UNREADABLE = "copy.json", "unreadable.csv"
+PLAN = "copy.json"
 _DONE = "done"
-
-Row = tuple[str, str, str]  # split, name and reason of an unreadable picture
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,11 +68,11 @@ def copy(data: DataConfig, out: Path, *, to: Literal["folder", "shards"] = "fold
             **({"shard_size": shard_size} if to == "shards" else {})}
     done = _open(out, plan, overwrite)
     look = partial(small, dataset.all, short, quality)
-    earlier = _read_rows(out / UNREADABLE)
+    earlier = read_unreadable(out / UNREADABLE)
     if to == "folder":
         # A validation picture that is there is on record, if it cannot be read; others are new.
-        found = write_folder(out, dataset, look, lambda todo, reasons: _record(
-            out, _rows(dataset, todo, reasons, earlier)), progress)
+        found = write_folder(out, dataset, look, lambda todo, reasons: write_unreadable(
+            out / UNREADABLE, _rows(dataset, todo, reasons, earlier)), progress)
         unreadable = _rows(dataset, *found, earlier)
         before = len(dataset.all) - len(found[0])
     elif done:
@@ -84,7 +81,7 @@ def copy(data: DataConfig, out: Path, *, to: Literal["folder", "shards"] = "fold
     else:
         reasons = write_shards(out, dataset, look, shard_size, progress)
         unreadable, before = _rows(dataset, range(len(dataset.all)), reasons, ()), 0
-        _record(out, unreadable)
+        write_unreadable(out / UNREADABLE, unreadable)
     write_mapping({**plan, _DONE: True}, out / PLAN)
     return Copied(train=len(dataset.train) - _left_out(unreadable), val=len(dataset.val),
                   before=before, unreadable=unreadable)
@@ -116,8 +113,10 @@ def _open(out: Path, plan: Mapping[str, Any], overwrite: bool) -> bool:
     if there and not overwrite:
         raise InputError(f"{out} holds {there[0].name}, which is no copy; give another directory, "
                          "or --overwrite to write beside it")
+    if saved:  # if this is killed half way, what is left still is a copy's, and of none that fits
+        write_mapping({"overwritten": True}, out / PLAN)
     for path in there:
-        ours = path.name in ("train", "val", CLASSES, INDEX, UNREADABLE, PLAN) or (
+        ours = path.name in ("train", "val", CLASSES, INDEX, UNREADABLE) or (
             path.suffix == ".tar" and path.name.startswith(("train-", "val-")))
         if ours and not saved:
             # Somebody's own dataset, perhaps the only one.
@@ -152,23 +151,3 @@ def _rows(dataset: Dataset, looked_at: Iterable[int], reasons: Mapping[int, str]
     kept = {(split, name): reason for split, name, reason in earlier if (split, name) not in now}
     return tuple(sorted((split, name, reason) for (split, name), reason in (now | kept).items()
                         if reason is not None))
-
-
-def _record(out: Path, rows: Iterable[Row]) -> None:
-    rows = list(rows)
-    if not rows:
-        (out / UNREADABLE).unlink(missing_ok=True)
-        return
-
-    def write(part: Path) -> None:
-        with part.open("w", encoding="utf-8", errors="surrogateescape", newline="") as file:
-            csv.writer(file, lineterminator="\n").writerows([("split", "picture", "reason"), *rows])
-
-    replace_file(out / UNREADABLE, write)
-
-
-def _read_rows(path: Path) -> tuple[Row, ...]:
-    if not path.is_file():
-        return ()
-    with path.open(encoding="utf-8", errors="surrogateescape", newline="") as file:
-        return tuple((row[0], row[1], row[2]) for row in list(csv.reader(file))[1:])

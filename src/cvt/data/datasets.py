@@ -11,13 +11,23 @@ from cvt.data.huggingface import huggingface
 from cvt.data.manifest import manifest
 from cvt.data.pictures import Dataset
 from cvt.data.shards import shards
+from cvt.errors import InputError
 
 
 def load_dataset(config: DataConfig) -> Dataset:
     """The dataset that `config` names, split into training and validation pictures.
 
-    Raises InputError where it is not there, is damaged, or has fewer than two classes.
+    Raises InputError where it is not there, is damaged, has fewer than two classes or no pictures
+    to train on or to hold out.
     """
+    dataset = _load(config)
+    for split, pictures in (("train on", dataset.train), ("validate with", dataset.val)):
+        if not len(pictures):
+            raise InputError(f"{config.root or config.name} has no pictures to {split}")
+    return dataset
+
+
+def _load(config: DataConfig) -> Dataset:
     if config.name == "digits":
         return digits(config.val_fraction, config.split_seed)
     if config.name == "fashion_mnist":

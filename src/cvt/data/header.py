@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import io
 from dataclasses import dataclass
 
 from PIL import ExifTags, Image
+
+from cvt.data.images import opened
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,7 +35,7 @@ def header_of(found: bytes | Image.Image) -> Header:
     """That of a picture which `read_image` can read."""
     if isinstance(found, Image.Image):
         return Header(format="", mode=found.mode)
-    with Image.open(io.BytesIO(found)) as file:
+    with opened(found, "the picture") as file:
         return Header(format=file.format or "", mode=file.mode, frames=_frames(file),
                       turned=_turned(file), transparent=file.has_transparency_data)
 

@@ -18,8 +18,9 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from cvt.errors import InputError
 
-SUFFIXES = frozenset((".bmp", ".gif", ".jpeg", ".jpg", ".jp2", ".pbm", ".pgm", ".png", ".ppm",
-                      ".tif", ".tiff", ".webp"))
+SUFFIXES = frozenset((".avif", ".bmp", ".gif", ".j2k", ".jfif", ".jp2", ".jpe", ".jpeg", ".jpg",
+                      ".pbm", ".pgm", ".png", ".pnm", ".ppm", ".qoi", ".tga", ".tif", ".tiff",
+                      ".webp"))
 
 # Of Pillow's formats those that only hold pixels: some of the others start a program to be drawn,
 # and icons are unpacked before their size can be looked at. The first ones are there without
@@ -131,6 +132,12 @@ def as_rgb(image: Image.Image, name: str) -> Image.Image:
                          "it to 8 or 16 bits a channel")
     image.load()
     return _rgb(_upright(image))
+
+
+def fault(error: InputError | OSError, name: str) -> str:
+    """Why the picture `name` cannot be used, in words that name it."""
+    reason = str(getattr(error, "strerror", None) or error)
+    return reason if name in reason else f"{name}: {reason}"
 
 
 def _upright(image: Image.Image) -> Image.Image:

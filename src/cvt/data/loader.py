@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from cvt.config import Preprocess
+from cvt.data.images import fault
 from cvt.data.pictures import Pictures
 from cvt.data.prepare import check_channels, frame
 from cvt.data.randomness import randomness_restored, seed_all
@@ -192,10 +193,8 @@ class _Samples(Dataset[Any]):
                 seed_all(*place)
                 sample = self.pipeline.sample(found, self.pictures.names[index])
                 return sample, self.pictures.labels[index], faults
-            except InputError as error:
-                faults.append((index, str(error)))
-            except OSError as error:
-                faults.append((index, f"{self.pictures.names[index]}: {error.strerror or error}"))
+            except (InputError, OSError) as error:
+                faults.append((index, fault(error, self.pictures.names[index])))
         if self.draws:  # raised by the reader of the batch: a worker would wrap it in a traceback
             return InputError(f"{len(faults)} pictures in a row cannot be read; the last: "
                               f"{faults[-1][1]}")

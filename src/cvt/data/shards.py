@@ -8,6 +8,7 @@ is built once and kept beside the archives.
 from __future__ import annotations
 
 import json
+import zipfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -101,12 +102,13 @@ def _keep(index: _Index) -> None:
 def _load(root: Path, stamps: tuple[str, ...]) -> _Index | None:
     """The index beside the archives, where it is theirs."""
     try:
-        with np.load(root / INDEX, allow_pickle=False) as file:
+        # Opened here, for numpy leaves a damaged file open.
+        with (root / INDEX).open("rb") as raw, np.load(raw, allow_pickle=False) as file:
             if tuple(file["archives"].tolist()) != stamps:
                 return None
             return _Index(archives=stamps, root=root, **{
                 key: file[key] for key in ("archive", "offset", "size", "name", "label")})
-    except (OSError, ValueError, LookupError, EOFError):
+    except (OSError, ValueError, LookupError, EOFError, zipfile.BadZipFile):
         return None
 
 

@@ -10,7 +10,7 @@ from pathlib import PurePath
 from PIL import Image
 
 from cvt.data.header import header_of
-from cvt.data.images import SUFFIXES, read_image
+from cvt.data.images import SUFFIXES, fault, read_image
 from cvt.data.pictures import Pictures
 from cvt.errors import InputError
 
@@ -48,10 +48,9 @@ def small(pictures: Pictures, short: int, quality: int, index: int) -> Small:
             return Small(data=found, suffix=_SUFFIX[header.format])
         return _encoded(image, short, quality, lossless=False)
     except (InputError, OSError) as error:
-        reason = str(getattr(error, "strerror", None) or error)
         suffix = PurePath(name).suffix.lower()
         return Small(data=found, suffix=suffix if suffix in SUFFIXES else ".jpg",
-                     reason=reason if name in reason else f"{name}: {reason}")
+                     reason=fault(error, name))
 
 
 def _encoded(image: Image.Image, short: int, quality: int, lossless: bool) -> Small:

@@ -14,9 +14,10 @@ from rich.console import Console
 from torch.utils.tensorboard import SummaryWriter
 
 from cvt.atomic import replace_file
-from cvt.train.state import CSV, JSONL, TENSORBOARD, UNREADABLE, Progress
+from cvt.data.unreadable import UNREADABLE, Row, read_unreadable, write_unreadable
+from cvt.train.state import CSV, JSONL, TENSORBOARD, Progress
 
-Row = Mapping[str, float]
+Figures = Mapping[str, float]
 
 
 class Log:
@@ -28,7 +29,7 @@ class Log:
     """
 
     def __init__(self, run: Path | None, *, epochs: int, total: int, progress: Progress,
-                 quiet: bool, track: Callable[[Row, int], None]) -> None:
+                 quiet: bool, track: Callable[[Figures, int], None]) -> None:
         self._run, self._epochs, self._track = run, epochs, track
         quiet = quiet or run is None
         self._console = Console(stderr=True, quiet=quiet)
@@ -61,7 +62,7 @@ class Log:
             self._board.add_scalar("train/lr", lr, step)
             self._tell({"train/step_loss": loss, "train/lr": lr}, step + 1)
 
-    def _tell(self, figures: Row, step: int) -> None:
+    def _tell(self, figures: Figures, step: int) -> None:
         """Tell the trackers; one that fails must not cost the run."""
         try:
             self._track(figures, step)
@@ -74,32 +75,25 @@ class Log:
         """Something that whoever watches should know."""
         self._console.print(what, highlight=False, markup=False, soft_wrap=True)
 
-    def unreadable(self, rows: Sequence[tuple[str, str, str]]) -> None:
-        """Half, name and reason of pictures that could not be read; the file has all, once."""
-        new = {(half, name): why for half, name, why in rows
-               if (half, name) not in self._unreadable}
+    def unreadable(self, rows: Sequence[Row]) -> None:
+        """Pictures that could not be read; the file has all, once."""
+        new = {(split, name): why for split, name, why in rows
+               if (split, name) not in self._unreadable}
         if not new or not self._run:
             return
         path = self._run / UNREADABLE
-        if path.is_file():  # of the processes before this one
-            with path.open(newline="", encoding="utf-8") as file:
-                new = {(half, name): why for half, name, why in list(csv.reader(file))[1:]} | new
-        self._unreadable |= new
+        earlier = {(split, name): why for split, name, why in read_unreadable(path)}
+        self._unreadable |= earlier | new  # of the processes before this one, too
         self.say(f"{len(self._unreadable)} pictures could not be read, such as "
-                  f"{next(reversed(new.values()))}; {path} lists them")
-        table = io.StringIO()
-        csv.writer(table, lineterminator="\n").writerows(
-            [("split", "picture", "reason"), *((*key, why) for key, why in
-                                               sorted(self._unreadable.items()))])
-        replace_file(path, lambda part: part.write_text(table.getvalue(), encoding="utf-8",
-                                                        errors="replace"))
+                 f"{next(reversed(new.values()))}; {path} lists them")
+        write_unreadable(path, [(*key, why) for key, why in sorted(self._unreadable.items())])
 
     def back_to(self, progress: Progress) -> None:
         """The run goes on from an earlier step."""
         self._done = len(progress.history)
         self._bar.update(self._task, completed=progress.step)
 
-    def epoch(self, history: Sequence[Row], step: int) -> None:
+    def epoch(self, history: Sequence[Figures], step: int) -> None:
         """The last row of `history` is new, after `step` steps; the files are written anew, so they
         never differ.
         """

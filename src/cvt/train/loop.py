@@ -199,9 +199,9 @@ def _epoch(progress: Progress, setting: Setting, weights: Weights, ema: ModelEma
         "val_loss": val_loss, "val_top1": val_top1, "val_recall": val_recall, "lr": lr,
         "seconds": time.perf_counter() - start})
     progress.loss, progress.losses, progress.seconds = 0.0, 0, 0.0
-    log.unreadable(engine.gathered([
-        (half, *row) for half, found in (("train", loader.unreadable), ("val", setting.unreadable))
-        for row in found.rows()]))
+    unreadable = {"train": loader.unreadable, "val": setting.unreadable}
+    log.unreadable(engine.gathered([(split, *row) for split, found in unreadable.items()
+                                    for row in found.rows()]))
     engine.on_main(lambda: _write_weights(progress, weights, recipe, run))
     _save(progress, weights, engine, store)
     log.epoch(progress.history, progress.step)

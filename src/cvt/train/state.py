@@ -14,6 +14,7 @@ from filelock import FileLock, Timeout
 from torch import Tensor, nn
 
 from cvt.card import CONFIG
+from cvt.data.unreadable import UNREADABLE
 from cvt.errors import InputError
 from cvt.evaluate.run import EVALUATION, METRICS, RECIPE, REPORT
 from cvt.train.store import Checkpoint
@@ -24,7 +25,6 @@ CHECKPOINTS = "checkpoints"
 CSV = "metrics.csv"
 JSONL = "metrics.jsonl"
 TENSORBOARD = "tensorboard"
-UNREADABLE = "unreadable.csv"
 DIVERGED = "diverged"
 LOCK = ".lock"
 

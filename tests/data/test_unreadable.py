@@ -1,0 +1,39 @@
+"""The list of pictures that could not be read."""
+
+import os
+
+import pytest
+
+from cvt.data.images import fault
+from cvt.data.unreadable import read_unreadable, write_unreadable
+from cvt.errors import InputError
+from cvt.train.log import Log
+from cvt.train.state import Progress
+
+
+def test_a_name_of_any_bytes_comes_back(tmp_path):
+    rows = [("train", os.fsdecode(b"b\xff.png"), "is cut off"), ("val", "a,\n.png", "is empty")]
+    write_unreadable(tmp_path / "list.csv", rows)
+    assert read_unreadable(tmp_path / "list.csv") == tuple(rows)
+    write_unreadable(tmp_path / "list.csv", [])
+    assert not (tmp_path / "list.csv").exists()
+    assert read_unreadable(tmp_path / "list.csv") == ()
+
+
+def test_a_run_lists_a_picture_once_also_when_it_goes_on(tmp_path):
+    row = ("train", os.fsdecode(b"b\xff.png"), "is cut off")
+    for _ in range(2):
+        log = Log(tmp_path, epochs=1, total=1, progress=Progress(), quiet=True,
+                  track=lambda *_: None)
+        with log:
+            log.unreadable([row])
+            log.unreadable([row, ("val", "c.png", "is empty")])
+    assert read_unreadable(tmp_path / "unreadable.csv") == (row, ("val", "c.png", "is empty"))
+
+
+@pytest.mark.parametrize(("error", "told"), [
+    (InputError("a picture of 9x9000 pixels is too thin"), "a.png: a picture of 9x9000 pixels is"),
+    (InputError("a.png is empty"), "a.png is empty"),
+    (FileNotFoundError(2, "No such file or directory", "a.png"), "a.png: No such file")])
+def test_a_reason_names_its_picture(error, told):
+    assert fault(error, "a.png").startswith(told)
