@@ -204,10 +204,8 @@ class Predictor:
             return Prediction(picture=name, error=f"{name}: the network's logits are not finite "
                               f"numbers in {self.precision}; its weights or the precision are at "
                               "fault, not the picture")
-        probs = softmax(logits)
-        best = np.argsort(-probs, kind="stable")[:top_k]
         return Prediction(picture=name, classes=tuple(
-            (self.card.classes[i], float(probs[i])) for i in best))
+            (self.card.classes[i], probability) for i, probability in ranked(logits, top_k)))
 
     def _open_exported(self, directory: Path, backend: Backend, precision: Precision | None,
                        device: str, act: Act | None, threads: int | None, trusted: bool) -> None:
@@ -259,6 +257,16 @@ def _hash_tensors(network: CvT) -> str:
     for name, tensor in sorted(network.state_dict().items()):
         digest.update(name.encode() + tensor.cpu().numpy().tobytes())
     return digest.hexdigest()
+
+
+def ranked(logits: NDArray[np.float32], top_k: int) -> list[tuple[int, float]]:
+    """The likeliest classes by index and their probabilities, likeliest first.
+
+    logits: (K,) finite, of one picture. Of equals the lower index comes first.
+    """
+    probabilities = softmax(logits)
+    best = np.argsort(-probabilities, kind="stable")[:top_k]
+    return [(int(i), float(probabilities[i])) for i in best]
 
 
 def softmax(logits: NDArray[np.float32]) -> NDArray[np.float64]:

@@ -154,8 +154,10 @@ def test_the_documentation_names_every_address_and_answer(client):
 
     assert set(paths) == {"/v1/classify", "/v1/explain", "/v1/model", "/healthz", "/readyz",
                           "/metrics"}
-    assert {"200", "400", "401", "408", "413", "415", "422", "429", "503"} <= set(
-        paths["/v1/classify"]["post"]["responses"])
+    answers = paths["/v1/classify"]["post"]["responses"]
+    assert {"200", "400", "401", "408", "413", "415", "422", "429", "503"} <= set(answers)
+    for status, codes in (("413", ("too_large", "too_many")), ("422", ("unreadable", "invalid"))):
+        assert all(f"`{code}`: " in answers[status]["description"] for code in codes)
 
 
 def test_a_request_keeps_its_id_or_gets_one(client):
@@ -212,6 +214,12 @@ def test_a_class_to_explain_that_is_not_there_is_refused(client, picture):
     answer = client.post("/v1/explain", content=picture(), params={"target": "bea"},
                          headers={"content-type": "image/png"})
     assert error_of(answer) == ("invalid", "there is no class 'bea'; did you mean bee?")
+    answer = client.post("/v1/explain", content=b"no picture", params={"target": "bee"},
+                         headers={"content-type": "image/png"})
+    assert error_of(answer)[0] == "unreadable"
+    answer = client.post("/v1/explain", content=b"no picture", params={"target": "bea"},
+                         headers={"content-type": "image/png"})
+    assert error_of(answer) == ("invalid", "there is no class 'bea'; did you mean bee?")
 
 
 def test_only_the_key_opens_a_guarded_server(served, picture, classify):
@@ -234,7 +242,7 @@ def test_a_name_that_is_not_local_is_refused_on_a_local_address(served):
     assert error_of(client.get("/", headers={"host": "example.org"}))[0] == "wrong_host"
     assert client.get("/healthz", headers={"host": "localhost:1"}).status_code == 200
     assert client.get("/healthz", headers={"host": "[::1]:8000"}).status_code == 200
-    client = served(hosts="example.org, other.example.org")
+    client = served(hosts="Example.org:443, other.example.org")
     assert client.get("/healthz", headers={"host": "example.org"}).status_code == 200
     assert error_of(client.get("/healthz"))[0] == "wrong_host"
 

@@ -226,6 +226,43 @@ def test_where_that_does_not_help_the_run_ends_and_leaves_the_batch(recipe, tmp_
     assert loop.resume(tmp_path / "run", quiet=True).n == 360  # from step 8
 
 
+def test_another_step_that_fails_after_it_went_back_ends_the_run_too(recipe, tmp_path, monkeypatch):
+    """On a GPU the second failure may come a few steps apart, which must not go on for ever."""
+    recipe = dataclasses.replace(recipe, save_every=4, skip_nonfinite=0)
+    hurt(monkeypatch, {9: 1, 10: 1, 11: 1}, math.nan)
+    with pytest.raises(DivergedError, match=r"epoch 1, step 11, "):
+        loop.train(recipe, tmp_path / "run", quiet=True)
+
+
+def test_a_run_killed_between_its_first_files_goes_on(recipe, tmp_path):
+    (tmp_path / "run").mkdir()
+    recipe.save(tmp_path / "run/recipe.yaml")
+    assert loop.resume(tmp_path / "run", quiet=True).n == 360
+    assert {path.name for path in (tmp_path / "run").iterdir()} == FILES
+
+
+def test_a_gradient_that_is_not_finite_is_not_put_down_to_a_small_scale(recipe):
+    with loop.Engine(recipe) as engine:
+        step = loop.Step(loss=1.0, norm=math.inf, updated=False)
+        for scale, shrinks in ((65536.0, True), (0.5, False)):
+            engine._accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=scale)
+            assert engine.scales(step) == shrinks
+
+
+def test_an_optimiser_without_memory_for_its_state_is_not_tried_again(recipe, tmp_path,
+                                                                      monkeypatch):
+    calls = []
+
+    def failing(self, *_):
+        calls.append(1)
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(torch.optim.AdamW, "step", failing)
+    with pytest.raises(InputError, match=r"for the optimiser's state.*optim\.name=sgd"):
+        loop.train(recipe, tmp_path / "run", quiet=True)
+    assert len(calls) == 1
+
+
 def out_of_memory_above(pictures, monkeypatch):
     """A network that finds no memory for more pictures at a time."""
     forward = TrainingForm.forward

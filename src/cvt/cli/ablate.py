@@ -16,6 +16,7 @@ _DESCRIPTION = """Put claims of the paper to the test on data at hand: position 
 (Table 6), stride (Table 7), projection (Table 8), and data, accuracy against the number of training
 pictures for CvT, ViT and ResNet. Every configuration is trained with every seed under one recipe,
 whose options are those of cvt train. The same command again trains only what is missing."""
+_SIZES = [100, 300, 1000, 3000, 10000]
 
 
 def main(args: Sequence[str]) -> int:
@@ -27,7 +28,7 @@ def main(args: Sequence[str]) -> int:
     parser.add_class_arguments(Recipe)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2],
                         help="one run each, of every configuration")
-    parser.add_argument("--sizes", type=int, nargs="+", default=[100, 300, 1000, 3000, 10000],
+    parser.add_argument("--sizes", type=int, nargs="+", default=_SIZES,
                         help="numbers of training pictures, for data")
     parser.add_argument("--jobs", type=int, help="runs at a time (default: one a core, or a GPU)")
     parser.add_argument("--output", metavar="DIR", help="where results and runs go (default: "
@@ -39,6 +40,8 @@ def main(args: Sequence[str]) -> int:
     recipe = parser.build(Recipe, chosen)
     if recipe.seed:
         parser.error(f"--seed {recipe.seed} would be one of --seeds; name it there")
+    if chosen.sizes != _SIZES and "data" not in chosen.studies:
+        parser.error("--sizes is for the study data, which is not among those to do")
     if chosen.jobs is not None:
         parser.at_least_one(chosen, "jobs")
 

@@ -128,7 +128,7 @@ def _add_data(parser: Parser) -> None:
 
 def _read(parser: Parser, args: Sequence[str]) -> tuple[DataConfig, Namespace]:
     """The dataset that ROOT and --data name, and all options."""
-    told = parser.parse_args(list(args))
+    told = parser.told(args)
     if told.root is not None:
         if told.data and told.data.root is not None:
             parser.error(f"ROOT is {told.root} and --data.root {told.data.root}; give one")

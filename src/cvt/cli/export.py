@@ -12,6 +12,7 @@ _DESCRIPTION = """Write a trained model for another runtime: a directory with th
 manifest.json of preprocessing, classes and checksums. Before it is written, the graph is run by
 its own runtime and compared with the PyTorch model on your pictures, or on noise where there are
 none."""
+_MAX_DROP = 1.0
 
 
 def main(args: Sequence[str]) -> int:
@@ -32,12 +33,15 @@ def main(args: Sequence[str]) -> int:
                         "training pictures calibrate int8 where no --images are given")
     parser.add_argument("--split", choices=["val", "train", "all"], default="val",
                         help="the pictures of --data that accuracy is measured on")
-    parser.add_argument("--max_drop", type=float, default=1.0, help="the most points of top-1 that "
-                        "bf16 and int8 may lose on --data")
+    parser.add_argument("--max_drop", type=float, default=_MAX_DROP, help="the most points of "
+                        "top-1 that bf16 and int8 may lose on --data")
     parser.add_argument("--act", choices=["quick_gelu", "gelu"], help="the activation, where the "
                         "weights do not say theirs")
     parser.add_argument("--overwrite", action="store_true", help="replace an exported model")
     chosen = parser.read(args)
+
+    if chosen.data is None and (chosen.split, chosen.max_drop) != ("val", _MAX_DROP):
+        parser.error("--split and --max_drop are about the pictures of --data, which is not given")
 
     from cvt.export.write import export
 

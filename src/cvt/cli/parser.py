@@ -24,12 +24,15 @@ class Parser(ArgumentParser):
         self.exit(2, f"{self.prog}: {self._hint(' '.join(message.split()))} "
                      f"({self.prog} --help tells all options)\n")
 
+    def told(self, args: Sequence[str]) -> Namespace:
+        """Parse `args`; --dry-run is --dry_run, as a field of a dataclass is called."""
+        return self.parse_args([
+            re.sub(r"^--[\w.-]+", lambda m: "--" + m[0][2:].replace("-", "_"), arg)
+            for arg in args])
+
     def read(self, args: Sequence[str]) -> Namespace:
         """Parse `args` and build their dataclasses; leaves with 2 where a value is refused."""
-        # --dry-run is --dry_run, as a field of a dataclass is called.
-        plain = [re.sub(r"^--[\w.-]+", lambda m: "--" + m[0][2:].replace("-", "_"), arg)
-                 for arg in args]
-        parsed = self.parse_args(plain)
+        parsed = self.told(args)
         return self._refusing(lambda: self.instantiate(parsed))
 
     def build(self, kind: type[_T], chosen: Namespace) -> _T:

@@ -68,7 +68,7 @@ def main(args: Sequence[str]) -> int:
     predictor = Predictor(name, backend=backend, precision=precision, device=chosen.device,
                           act=chosen.act, threads=chosen.threads, batch_size=config.max_batch,
                           trusted=chosen.trusted)
-    if key is None and config.host not in ("127.0.0.1", "localhost", "::1"):
+    if key is None and not config.local:
         print(f"cvt serve: warning: whoever reaches {config.host} may ask, for there is no API "
               f"key; set {_KEY} or --api_key_file", file=sys.stderr)
     samples = chosen.samples
@@ -81,7 +81,8 @@ def main(args: Sequence[str]) -> int:
 
 
 def _key(file: str | None) -> str | None:
-    key = os.environ.get(_KEY) if file is None else Path(file).read_text(encoding="utf-8")
+    key = os.environ.get(_KEY) if file is None else Path(file).read_text(
+        encoding="utf-8", errors="replace")  # what is no text is no key, which is said below
     if key is None:
         return None
     if not key.strip().isascii() or len(key.strip()) < 16:

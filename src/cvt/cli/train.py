@@ -43,6 +43,14 @@ def main(args: Sequence[str]) -> int:
         if others:
             parser.error(f"--resume goes on with the saved configuration, so {others[0]} would be "
                          "ignored; leave it out, or start a new run without --resume")
+    if chosen.dry_run and chosen.find_lr:
+        parser.error("--dry_run and --find_lr are two things to do; give one")
+    if chosen.json and not chosen.dry_run:
+        parser.error("--json is for --dry_run; a run writes metrics.json")
+    for option in ("dry_run", "find_lr"):
+        if getattr(chosen, option) and (chosen.overwrite or chosen.quiet):
+            parser.error(f"--{option} replaces nothing and shows no progress, so --overwrite and "
+                         "--quiet would be ignored; leave them out")
     recipe = parser.build(Recipe, chosen)
 
     from cvt.train import loop

@@ -10,7 +10,6 @@ import time
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -23,11 +22,12 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp
 
+from cvt import __version__
 from cvt.data.images import read_image
 from cvt.data.prepare import prepare
-from cvt.errors import InputError
+from cvt.errors import InputError, did_you_mean
 from cvt.machine import available_cores
-from cvt.predict import Predictor, softmax
+from cvt.predict import Predictor, ranked
 from cvt.serve.batcher import Batcher, Input, Logits
 from cvt.serve.body import FORM, Body, Memory, Upload
 from cvt.serve.config import ServeConfig
@@ -45,8 +45,6 @@ from cvt.serve.schemas import (
     Scored,
 )
 from cvt.serve.watch import Figures, tell
-
-_VERSION = version("cvt-torch")
 
 Explainer = Callable[[bytes, str | None], Explained]
 
@@ -75,7 +73,8 @@ class Server:
         """Warm up, and have a batcher until the end."""
         card = self.predictor.card
         size = card.preprocess.size
-        for pictures in (1, 2, 3, 4, self.config.max_batch):
+        most = self.config.max_batch
+        for pictures in sorted({*range(1, min(4, most) + 1), most}):
             for _twice in range(2):  # a runtime compiles for a shape when it comes again
                 await asyncio.to_thread(self.predictor.logits, np.zeros(
                     (pictures, card.model.in_chans, size, size), np.float32))
@@ -101,7 +100,7 @@ class Server:
                 for upload, answer in zip(uploads, found, strict=True)]
 
     def _prediction(self, upload: Upload, answer: Logits | Exception, top_k: int) -> Prediction:
-        if isinstance(answer, (InputError, OSError)):
+        if isinstance(answer, InputError):
             self.figures.pictures.labels("unreadable").inc()
             return Prediction(name=upload.name, error=Error(code="unreadable", message=str(answer)))
         if isinstance(answer, Exception):
@@ -113,27 +112,31 @@ class Server:
         if not np.isfinite(logits).all():
             raise FloatingPointError("the network's logits are not finite numbers in "
                                      f"{self.predictor.precision}")
-        probabilities = softmax(logits)
-        best = np.argsort(-probabilities, kind="stable")[:top_k]
-        return [Scored(index=int(i), name=self.predictor.card.classes[i],
-                       probability=float(probabilities[i])) for i in best]
+        return [Scored(index=i, name=self.predictor.card.classes[i], probability=probability)
+                for i, probability in ranked(logits, top_k)]
 
-    async def explain(self, upload: Upload, target: str | None) -> Explained:
-        """What the model looks at in a picture."""
+    def check_explainable(self, target: str | None) -> Explainer:
+        """What explains. Raises Refusal where nothing does, or not now, or not that class."""
         if self.explainer is None:
             raise Refusal("not_explainable", f"{self.name} is an exported graph, which has no "
                           "attention left to show; serve the model that it was exported from")
+        classes = self.predictor.card.classes
+        if target is not None and target not in classes:
+            raise Refusal("invalid", f"there is no class {target!r}; "
+                          f"{did_you_mean(target, classes)}")
         if self._explaining >= _EXPLANATIONS:
             raise Refusal("busy", "as many explanations are in hand as may be; ask again",
                           retry_after=1)
+        return self.explainer
+
+    async def explain(self, upload: Upload, target: str | None) -> Explained:
+        """What the model looks at in a picture."""
+        explainer = self.check_explainable(target)
         self._explaining += 1
         try:
             found = await asyncio.get_running_loop().run_in_executor(
-                self._one, self.explainer, bytes(upload.data), target)
+                self._one, explainer, bytes(upload.data), target)
         except InputError as error:
-            classes = self.predictor.card.classes
-            if target is not None and target not in classes:
-                raise Refusal("invalid", str(error)) from None
             self.figures.pictures.labels("unreadable").inc()
             raise Refusal("unreadable", str(error)) from None
         finally:
@@ -152,13 +155,13 @@ class Server:
             limits={name: limits[name] for name in (
                 "max_body", "max_pictures", "max_pixels", "max_queue", "deadline",
                 "read_timeout")},
-            samples=self.samples.names, version=_VERSION)
+            samples=self.samples.names, version=__version__)
 
 
 def create_app(server: Server) -> ASGIApp:
     """The application of `server`, for uvicorn or another ASGI server."""
     api = FastAPI(
-        title="CvT", version=_VERSION, lifespan=server.life, docs_url=None, redoc_url=None,
+        title="CvT", version=__version__, lifespan=server.life, docs_url=None, redoc_url=None,
         description="Classification with a Convolutional vision Transformer. Every answer has an "
         "X-Request-Id; every error is {\"error\": {\"code\", \"message\", \"request_id\"}}.")
     _add_answers_to_errors(api)
@@ -193,8 +196,8 @@ def _add_api(api: FastAPI, server: Server) -> None:
         return uploads
 
     @api.post("/v1/classify", openapi_extra=body, response_model=Classified,
-              responses=_errors("bad_request", "no_key", "slow", "too_large", "wrong_type",
-                                "unreadable", "busy", "late"))
+              responses=_errors("bad_request", "no_key", "slow", "too_large", "too_many",
+                                "wrong_type", "unreadable", "invalid", "busy", "late"))
     async def classify(request: Request, top_k: int = how_many) -> Response:
         """Classify one picture (its bytes) or several (files of a form).
 
@@ -211,10 +214,11 @@ def _add_api(api: FastAPI, server: Server) -> None:
                                 seconds=round(time.perf_counter() - start, 6)))
 
     @api.post("/v1/explain", openapi_extra=body, response_model=Explained,
-              responses=_errors("bad_request", "no_key", "slow", "too_large", "wrong_type",
-                                "unreadable", "busy", "not_explainable"))
+              responses=_errors("bad_request", "no_key", "slow", "too_large", "too_many",
+                                "wrong_type", "unreadable", "invalid", "busy", "not_explainable"))
     async def explain(request: Request, target: str | None = which) -> Response:
         """Where the network looks in one picture."""
+        server.check_explainable(target)  # before its body is read
         with Body(request, server.config, server.memory) as held:
             uploads = await uploads_of(request, held)
             if len(uploads) > 1:
@@ -300,7 +304,9 @@ def _errors(*codes: str) -> dict[int | str, dict[str, Any]]:
     found: dict[int | str, dict[str, Any]] = {}
     for code in codes:
         status, meaning = CODES[code]
-        found[status] = {"model": ErrorBody, "description": f"`{code}`: {meaning}"}
+        told = [found[status]["description"]] if status in found else []
+        found[status] = {"model": ErrorBody,
+                         "description": "; ".join([*told, f"`{code}`: {meaning}"])}
     return found
 
 

@@ -6,6 +6,9 @@ from dataclasses import dataclass
 
 from cvt.schema import check, check_types
 
+LOCAL = ("127.0.0.1", "localhost", "::1")
+"""Addresses that only this machine reaches."""
+
 _MIB = 1 << 20
 
 
@@ -48,6 +51,11 @@ class ServeConfig:
     balancer sends them elsewhere."""
     drain: float = 30.0
     """Seconds that requests in hand then have to end."""
+
+    @property
+    def local(self) -> bool:
+        """Whether only this machine reaches it."""
+        return self.host in LOCAL
 
     def listed(self, name: str) -> tuple[str, ...]:
         """What `hosts` or `origins` names, one by one."""

@@ -14,11 +14,10 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from cvt.serve.config import ServeConfig
+from cvt.serve.config import LOCAL, ServeConfig
 from cvt.serve.refusals import Refusal
 from cvt.serve.watch import LOG, Figures, tell
 
-_LOCAL = ("127.0.0.1", "localhost", "::1")
 _ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 # Of every answer. Pages load from here alone, and nowhere may show them in a frame.
 _HEADERS = {
@@ -43,7 +42,7 @@ class Gate:
         self._app, self._figures = app, figures
         self._paths, self._guarded = frozenset(paths), guarded
         self._key = None if api_key is None else api_key.encode()
-        self._hosts = config.listed("hosts") or (_LOCAL if config.host in _LOCAL else ())
+        self._hosts = tuple(map(_name, config.listed("hosts"))) or (LOCAL if config.local else ())
         self._origins = config.listed("origins")
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -111,7 +110,7 @@ class Gate:
 
 
 def _name(host: str) -> str:
-    """The name in a Host header, without its port."""
+    """The name in a Host header, without its port; names have no case."""
     if host.startswith("["):
-        return host[1:].partition("]")[0]
+        return host[1:].partition("]")[0].lower()
     return host.partition(":")[0].lower()

@@ -36,7 +36,7 @@ class Figures:
             "cvt_request_seconds", "From a request's head to its answer's end.", ("path",),
             buckets=_SECONDS, registry=self._registry)
         self.pictures = Counter(
-            "cvt_pictures", "Pictures: classified, explained, or refused by the code of the error.",
+            "cvt_pictures", "Pictures: classified, explained or unreadable.",
             ("outcome",), registry=self._registry)
         self.batches = Histogram(
             "cvt_batch_pictures", "Pictures that the network saw at once.",

@@ -132,7 +132,7 @@ class Engine:
             swap(model, nn.BatchNorm2d, SyncedBatchNorm2d.of)
         if recipe.grad_checkpointing:
             cast("Any", model).set_grad_checkpointing(True)
-        self.model, self._parts = model, recipe.optim.accumulate
+        self.model, self.parts = model, recipe.optim.accumulate
         self._parameters = [p for p in model.parameters() if p.requires_grad]
         self._buffers = list(model.buffers())
         self._mix = _mix(recipe.augment, num_classes)
@@ -157,34 +157,30 @@ class Engine:
         is not possible either, InputError.
         """
         before = [buffer.clone() for buffer in self._buffers]
-        done = self._attempt(batch, lr, step)
-        if done is None and self._may_split(len(batch[0])):
-            self._parts *= 2
+        found = self._attempt(batch, step)
+        if found is None and self._may_split(len(batch[0])):
+            self.parts *= 2
             self._restore(before)
             self._optimizer.zero_grad()
             if self.device.type == "cuda":
                 torch.cuda.empty_cache()
-            done = self._attempt(batch, lr, step)
-        if done is None:
+            found = self._attempt(batch, step)
+        if found is None:
             raise InputError(
-                f"out of memory with {len(batch[0]) // self._parts} pictures at a time; make "
+                f"out of memory with {len(batch[0]) // self.parts} pictures at a time; make "
                 "batch_size smaller or optim.accumulate larger, or set grad_checkpointing")
+        done = self._update(*found, lr)
         if not done.updated:
             self._restore(before)  # BatchNorm has averaged what was not finite
         return done
 
-    @property
-    def parts(self) -> int:
-        """In how many parts a process computes its share of a batch."""
-        return self._parts
-
-    @parts.setter
-    def parts(self, parts: int) -> None:
-        self._parts = parts
-
     def scales(self, step: Step) -> bool:
-        """Whether fp16's scale was too large for a step: it shrinks, which is no fault."""
-        return self._accelerator.scaler is not None and math.isfinite(step.loss)
+        """Whether fp16's scale was too large for a step: it shrinks, which is no fault.
+
+        Below 1 it cannot be that any more: the gradient itself is not finite.
+        """
+        scaler = self._accelerator.scaler
+        return scaler is not None and math.isfinite(step.loss) and scaler.get_scale() >= 1
 
     def any(self, flag: bool) -> bool:
         """Whether `flag` is set in any process."""
@@ -263,10 +259,10 @@ class Engine:
         if state and self._accelerator.scaler is not None:
             self._accelerator.scaler.load_state_dict(state)
 
-    def _attempt(self, batch: Batch, lr: float, step: int) -> Step | None:
-        """The step, or None where memory ran out."""
+    def _attempt(self, batch: Batch, step: int) -> tuple[Tensor, Tensor] | None:
+        """What `_compute` gives, or None where memory ran out."""
         try:
-            return self._compute(batch, lr, step)
+            return self._compute(batch, step)
         except RuntimeError as error:
             if not out_of_memory(error):
                 raise
@@ -274,10 +270,11 @@ class Engine:
 
     def _may_split(self, pictures: int) -> bool:
         """Once, and with one process: others would wait for gradients that do not come."""
-        return (self.world == 1 and self._parts == self.recipe.optim.accumulate
-                and pictures % (2 * self._parts) == 0)
+        return (self.world == 1 and self.parts == self.recipe.optim.accumulate
+                and pictures % (2 * self.parts) == 0)
 
-    def _compute(self, batch: Batch, lr: float, step: int) -> Step:
+    def _compute(self, batch: Batch, step: int) -> tuple[Tensor, Tensor]:
+        """The gradients of a batch; its loss here, and the norm of the gradients."""
         seed_all(self.recipe.seed, step)  # of mixup, and then of dropout and stochastic depth
         # A copy, for mixing is done in place, and the batch may be needed again.
         images, labels = (t.to(self.device, non_blocking=True, copy=True) for t in batch)
@@ -285,21 +282,32 @@ class Engine:
         if self.rank:
             seed_all(self.recipe.seed, step, self.rank)
         total = torch.zeros((), device=self.device)
-        parts = list(zip(images.chunk(self._parts), targets.chunk(self._parts), strict=True))
+        parts = list(zip(images.chunk(self.parts), targets.chunk(self.parts), strict=True))
         for i, (x, target) in enumerate(parts, 1):
             with self._unsynchronised(i < len(parts)):
                 loss = self._loss(x, self._network(x), target) / len(parts)
                 self._accelerator.backward(loss)
             total += loss.detach()
         self._accelerator.unscale_gradients(self._optimizer)
-        norm = nn.utils.get_total_norm([p.grad for p in self._parameters if p.grad is not None])
-        value, length = self._means(total, norm)
+        return total, nn.utils.get_total_norm(
+            [p.grad for p in self._parameters if p.grad is not None])
+
+    def _update(self, loss: Tensor, norm: Tensor, lr: float) -> Step:
+        """Change the weights. It is tried once: an optimiser that runs out of memory, which is
+        where it makes its state, has changed some of them."""
+        value, length = self._means(loss, norm)
         updated = math.isfinite(value) and math.isfinite(length)
         if updated and self.recipe.optim.clip_grad:
             nn.utils.clip_grads_with_norm_(self._parameters, self.recipe.optim.clip_grad, norm)
         set_learning_rate(self._optimizer, lr)
         if updated or self._accelerator.scaler is not None:  # which skips the update itself
-            self._optimizer.step()
+            try:
+                self._optimizer.step()
+            except RuntimeError as error:
+                if not out_of_memory(error):
+                    raise
+                raise InputError("out of memory for the optimiser's state, whatever the batch; "
+                                 "train a smaller network, or take optim.name=sgd") from None
         self._optimizer.zero_grad()
         return Step(loss=value, norm=length, updated=updated)
 

@@ -89,7 +89,7 @@ def resume(output: str | Path, *, quiet: bool = False) -> Evaluation | None:
     if (run / METRICS).is_file():
         raise InputError(f"the run in {run} is complete; start another with --output")
     with Engine(recipe) as engine:
-        begun = recipe.weights and not Store(run / CHECKPOINTS).empty()
+        begun = recipe.weights and Store(run / CHECKPOINTS).newest_step() is not None
         setting = Setting(recipe, engine, run if begun else None)
         lock = engine.on_main(lambda: lock_run(run))
         try:
@@ -102,6 +102,8 @@ def resume(output: str | Path, *, quiet: bool = False) -> Evaluation | None:
 
 def _check_same(setting: Setting, run: Path) -> None:
     if not (run / CONFIG).exists():  # it was killed while it wrote its first files
+        if setting.engine.main:
+            setting.card.save(run)
         return
     before, now = ModelCard.load(run), setting.dataset.train.classes
     if before != setting.card or before.classes != now:
@@ -117,7 +119,7 @@ def _train(setting: Setting, run: Path, quiet: bool) -> Evaluation | None:
     store = Store(run / CHECKPOINTS, recipe.keep)
     weights, ema, started = setting.build()
     progress, complaints = _restore(store, weights, engine)
-    rolled_back = -1
+    rolled_back = -1  # the checkpoint that it went back to
 
     with Stop() as stop, Log(run if engine.main else None, epochs=setting.epochs,
                              total=setting.steps, progress=progress, quiet=quiet,
@@ -131,11 +133,12 @@ def _train(setting: Setting, run: Path, quiet: bool) -> Evaluation | None:
             try:
                 _epoch(progress, setting, weights, ema, store, stop, log, run)
             except _NotFiniteError as error:
-                if error.step == rolled_back or store.empty():
+                newest = store.newest_step()
+                if newest in (None, rolled_back):
                     _dump(error, run, engine)
                     raise DivergedError(_diverged(error, recipe, len(loader), run)) from None
-                rolled_back = error.step
                 progress, _ = _restore(store, weights, engine)
+                rolled_back = progress.step
                 log.say(f"{recipe.skip_nonfinite + 1} batches were not finite; back to step "
                          f"{progress.step}, with the learning rate as it was")
                 log.back_to(progress)
@@ -306,14 +309,13 @@ class _NotFiniteError(Exception):
         self.step, self.done, self.lr, self.batch = step, done, lr, batch
 
 
-def _dump(error: _NotFiniteError, run: Path, engine: Engine) -> Path | None:
+def _dump(error: _NotFiniteError, run: Path, engine: Engine) -> None:
     """This process's share of the batch that failed, for whoever looks for the cause."""
     if error.batch is None:
-        return None
+        return
     path = run / DIVERGED / f"step-{error.step + 1:08d}-process-{engine.rank}.safetensors"
     path.parent.mkdir(exist_ok=True)
     write_tensors(dict(zip(("images", "labels"), error.batch, strict=True)), path)
-    return path
 
 
 def _diverged(error: _NotFiniteError, recipe: Recipe, steps: int, run: Path) -> str:

@@ -15,6 +15,7 @@ import contextlib
 import hashlib
 import json
 import os
+import secrets
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
@@ -47,6 +48,10 @@ class Checkpoint:
     """Plain values, as JSON has them; floats come back bit for bit."""
 
 
+class _FormatError(InputError):
+    """A checkpoint that another version wrote: it may be whole."""
+
+
 class Store:
     """The checkpoints in `directory`: the last `keep`, and one more that a caller protects."""
 
@@ -61,9 +66,9 @@ class Store:
         self.directory.mkdir(parents=True, exist_ok=True)
         place = self.directory / _name(checkpoint.step)
         self._sweep()
-        part = Path(tempfile.mkdtemp(prefix=f".{place.name}.", dir=self.directory))
+        part = self.directory / f".{place.name}.{secrets.token_hex(4)}"
+        part.mkdir()  # not by mkdtemp, which keeps its directory to the owner
         try:
-            part.chmod(0o777 & ~_umask())  # mkdtemp keeps its directory to the owner
             for name, tensors in checkpoint.tensors.items():
                 save_file({k: t.detach().contiguous() for k, t in tensors.items()},
                           part / f"{name}.safetensors")
@@ -89,33 +94,34 @@ class Store:
     def repair(self) -> list[str]:
         """Set aside every checkpoint that is newer than the newest whole one; a sentence for each.
 
-        It gets the name damaged-step-N. Raises InputError where all of them, and any, are damaged.
+        It gets the name damaged-step-N. Raises InputError, and leaves all as they are, where none
+        is whole, and where one is of another version's format.
         """
         self._sweep()
-        complaints: list[str] = []
+        damaged: list[tuple[Path, InputError]] = []
         for _, path in self._found():
             try:
                 _verify(path)
-                return complaints
+                break
+            except _FormatError:
+                raise
             except InputError as error:
-                aside = path.with_name(f"{_DAMAGED}{path.name}")
-                if aside.exists():
-                    shutil.rmtree(aside)
-                path.rename(aside)
-                complaints.append(f"{error}; it is set aside as {aside.name}")
-        if complaints:
-            raise InputError(f"no checkpoint in {self.directory} is whole: "
-                             + "; ".join(complaints))
-        return complaints
+                damaged.append((path, error))
+        else:
+            if damaged:  # each stays where it is, so that the next attempt does not begin anew
+                raise InputError(f"no checkpoint in {self.directory} is whole: "
+                                 + "; ".join(str(error) for _, error in damaged))
+        return [self._set_aside(path, error) for path, error in damaged]
 
     def newest(self) -> Checkpoint | None:
         """The newest checkpoint, None where there is none. Raises InputError if it is damaged."""
         found = self._found()
         return self._read(found[0][1]) if found else None
 
-    def empty(self) -> bool:
-        """Whether there is no checkpoint to go on from."""
-        return not self._found()
+    def newest_step(self) -> int | None:
+        """The step of the newest checkpoint, None where there is none to go on from."""
+        found = self._found()
+        return found[0][0] if found else None
 
     def read(self, step: int) -> Checkpoint:
         """The checkpoint of one step. Raises InputError where it is missing or damaged."""
@@ -137,6 +143,13 @@ class Store:
                  for path in self.directory.glob(f"{_WHOLE}*")
                  if path.name.removeprefix(_WHOLE).isdecimal()]
         return sorted(found, reverse=True)
+
+    def _set_aside(self, path: Path, error: InputError) -> str:
+        aside = path.with_name(f"{_DAMAGED}{path.name}")
+        if aside.exists():
+            shutil.rmtree(aside)
+        path.rename(aside)
+        return f"{error}; it is set aside as {aside.name}"
 
     def _remove(self, path: Path) -> None:
         """Under a hidden name first, so that one that is half gone is never taken for whole."""
@@ -161,7 +174,7 @@ def _verify(path: Path) -> dict[str, Any]:
         manifest: dict[str, Any] = json.loads(written)
         names = sorted(manifest["files"])
         if manifest["format"] != FORMAT:
-            raise InputError(f"{path} has format {manifest['format']}, and this version reads "
+            raise _FormatError(f"{path} has format {manifest['format']}, and this version reads "
                              f"{FORMAT}; go on with the version that wrote it")
         there = sorted(p.name for p in path.iterdir() if p.name != MANIFEST)
         for name in sorted({*names, *there}):
@@ -211,9 +224,3 @@ def _sync(path: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask

@@ -19,6 +19,10 @@ class Refused extends Error {
 async function ask(path, body) {
   const headers = {};
   const key = sessionStorage.getItem("key");
+  if (key && !/^[\x20-\x7e]+$/.test(key)) { // which no key is, and fetch would throw
+    sessionStorage.removeItem("key");
+    throw new Refused(401, "That is not the key of this server: a key has no such characters.");
+  }
   if (key) headers["X-API-Key"] = key;
   if (body) headers["Content-Type"] = body.type.startsWith("image/") ? body.type : "application/octet-stream";
   let answer;
@@ -236,16 +240,21 @@ function colour(value) {
 }
 
 async function openCamera() {
+  if (!$("live").hidden) return; // a second one would never be stopped
+  $("live").hidden = false;
   try {
     stream = await navigator.mediaDevices.getUserMedia({ video: { facingMode: "environment" } });
+    if ($("live").hidden) { // it was closed while the browser asked
+      closeCamera();
+      return;
+    }
+    $("video").srcObject = stream;
+    await $("video").play();
+    $("shoot").focus();
   } catch (error) {
+    closeCamera();
     fail(new Error(`The camera cannot be used: ${error.message}`));
-    return;
   }
-  $("video").srcObject = stream;
-  $("live").hidden = false;
-  await $("video").play();
-  $("shoot").focus();
 }
 
 function closeCamera() {
@@ -257,6 +266,7 @@ function closeCamera() {
 
 function shoot() {
   const { videoWidth: width, videoHeight: height } = $("video");
+  if (!width) return; // before its first frame
   const canvas = make("canvas", { width, height });
   canvas.getContext("2d").drawImage($("video"), 0, 0);
   closeCamera();
