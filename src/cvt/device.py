@@ -15,7 +15,7 @@ def pick_device(name: str) -> torch.device:
         torch.empty(0, device=name).cpu()
         return torch.device(name)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
-        reason = str(error).splitlines()[0]
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise InputError(f"device={name!r} cannot be used ({reason}); try cpu or auto") from None
 
 

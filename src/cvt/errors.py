@@ -28,6 +28,11 @@ class StoppedError(Exception):
         return StoppedError, (str(self), self.code)  # it travels between processes
 
 
+def one_line(error: BaseException) -> str:
+    """What another library's exception says, in one line of a bearable length."""
+    return " ".join(str(error).split())[:300] or type(error).__name__
+
+
 def did_you_mean(name: str, known: Iterable[str]) -> str:
     """A clause that names the nearest of `known`, or lists them all where none is near.
 

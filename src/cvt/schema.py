@@ -13,7 +13,7 @@ from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 import yaml
 
 from cvt.atomic import replace_file
-from cvt.errors import InputError, did_you_mean
+from cvt.errors import InputError, did_you_mean, one_line
 
 _T = TypeVar("_T")
 
@@ -45,8 +45,8 @@ def read_mapping(path: Path) -> dict[str, Any]:
         # JSON is YAML but for corner cases such as 1e-05, so each has its own parser.
         data = json.loads(text) if path.suffix == ".json" else yaml.safe_load(text)
     except (yaml.YAMLError, ValueError, RecursionError) as error:
-        reason = " ".join(str(error).split())[:300]
-        raise InputError(f"{path} cannot be read as {path.suffix or 'YAML'}: {reason}") from None
+        raise InputError(f"{path} cannot be read as {path.suffix or 'YAML'}: {one_line(error)}"
+                         ) from None
     if not isinstance(data, dict):
         raise InputError(f"{path} holds a {type(data).__name__}, not a mapping of keys to values")
     return data

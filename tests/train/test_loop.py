@@ -234,6 +234,15 @@ def test_another_step_that_fails_after_it_went_back_ends_the_run_too(recipe, tmp
         loop.train(recipe, tmp_path / "run", quiet=True)
 
 
+def test_a_warm_up_that_is_longer_than_the_run_is_told(recipe, tmp_path, capfd):
+    short = dataclasses.replace(recipe, steps=3)
+    loop.train(short, tmp_path / "a")
+    assert "rises for 6 steps, and the run has 3: it never reaches 0.003" in capfd.readouterr().err
+    loop.train(dataclasses.replace(short, optim=dataclasses.replace(
+        short.optim, warmup_steps=2)), tmp_path / "b")
+    assert "it never reaches" not in capfd.readouterr().err
+
+
 def test_a_run_killed_between_its_first_files_goes_on(recipe, tmp_path):
     (tmp_path / "run").mkdir()
     recipe.save(tmp_path / "run/recipe.yaml")

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from cvt.data.pictures import AS_IMAGENET, Dataset, Pictures, split
-from cvt.errors import InputError, did_you_mean
+from cvt.errors import InputError, did_you_mean, one_line
 from cvt.extras import require
 
 _VAL = ("validation", "valid", "val", "dev", "test")
@@ -32,8 +32,8 @@ def huggingface(root: str, *, subset: str | None = None, image_column: str | Non
             found = datasets.load_dataset(root, subset)
     # Whatever the library, the hub and the dataset's files give: it has no exception of its own.
     except Exception as error:
-        reason = " ".join(str(error).split())[:300]
-        raise InputError(f"data.root={root} cannot be had as a dataset: {reason}") from None
+        raise InputError(f"data.root={root} cannot be had as a dataset: {one_line(error)}"
+                         ) from None
     halves = {"train": found} if isinstance(found, datasets.Dataset) else dict(found)
     if "train" not in halves:
         raise InputError(f"{root} has the splits {', '.join(halves)}; one must be train")

@@ -31,7 +31,7 @@ from cvt.data.config import AugmentConfig
 from cvt.data.loader import Batch
 from cvt.data.randomness import seed_all
 from cvt.device import pick_device
-from cvt.errors import InputError
+from cvt.errors import InputError, one_line
 from cvt.extras import require
 from cvt.fast.training import TrainingForm
 from cvt.model import CvT
@@ -229,9 +229,8 @@ class Engine:
                 {"wandb": {**name, "dir": str(run)}, "trackio": name,
                  "mlflow": {"run_name": run.name}})
         except Exception as error:  # whatever their clients raise
-            reason = " ".join(str(error).split())[:300]
             raise InputError(f"trackers={','.join(self.recipe.trackers)} cannot be started: "
-                             f"{reason}") from None
+                             f"{one_line(error)}") from None
 
     def track(self, values: Mapping[str, float], step: int) -> None:
         """Give the trackers figures, after `step` steps; the main process's count."""

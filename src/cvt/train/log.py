@@ -15,6 +15,7 @@ from torch.utils.tensorboard import SummaryWriter
 
 from cvt.atomic import replace_file
 from cvt.data.unreadable import UNREADABLE, Row, read_unreadable, write_unreadable
+from cvt.errors import one_line
 from cvt.train.state import CSV, JSONL, TENSORBOARD, Progress
 
 Figures = Mapping[str, float]
@@ -69,7 +70,7 @@ class Log:
         except Exception as error:  # whatever their clients raise
             self._track = lambda _, __: None
             self.say(f"the trackers failed after step {step}, and the run goes on without them: "
-                     + " ".join(str(error).split())[:300])
+                     + one_line(error))
 
     def say(self, what: str) -> None:
         """Something that whoever watches should know."""

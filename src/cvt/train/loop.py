@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import math
 import signal
 import time
@@ -12,7 +11,6 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
-from timm.utils import ModelEmaV3
 
 from cvt.card import CONFIG, ModelCard
 from cvt.data.loader import Batch, evaluation_batches
@@ -23,10 +21,11 @@ from cvt.evaluate.report import write_report
 from cvt.evaluate.run import METRICS, RECIPE, REPORT, classify, evaluate
 from cvt.machine import describe_machine
 from cvt.networks import load_network
+from cvt.runtime.manifest import sha256
 from cvt.schema import write_mapping
 from cvt.train.engine import Engine, Step
 from cvt.train.log import Log
-from cvt.train.optim import learning_rate
+from cvt.train.optim import learning_rate, warmup_steps
 from cvt.train.recipe import Recipe
 from cvt.train.setting import Setting
 from cvt.train.state import (
@@ -117,7 +116,7 @@ def _check_same(setting: Setting, run: Path) -> None:
 def _train(setting: Setting, run: Path, quiet: bool) -> Evaluation | None:
     recipe, engine, loader = setting.recipe, setting.engine, setting.loader
     store = Store(run / CHECKPOINTS, recipe.keep)
-    weights, ema, started = setting.build()
+    weights, started = setting.build()
     progress, complaints = _restore(store, weights, engine)
     rolled_back = -1  # the checkpoint that it went back to
 
@@ -129,9 +128,13 @@ def _train(setting: Setting, run: Path, quiet: bool) -> Evaluation | None:
             log.say(str(started))
         for complaint in complaints:
             log.say(complaint)
+        if (warmup := warmup_steps(recipe.optim, len(loader))) >= setting.steps:
+            log.say(f"the learning rate rises for {warmup} steps, and the run has "
+                    f"{setting.steps}: it never reaches {recipe.optim.lr:g}; set "
+                    "optim.warmup_steps")
         while not _complete(progress, setting):
             try:
-                _epoch(progress, setting, weights, ema, store, stop, log, run)
+                _epoch(progress, setting, weights, store, stop, log, run)
             except _NotFiniteError as error:
                 newest = store.newest_step()
                 if newest in (None, rolled_back):
@@ -154,8 +157,8 @@ def _complete(progress: Progress, setting: Setting) -> bool:
     return len(history) - _best(history, setting.recipe)["epoch"] >= patience
 
 
-def _epoch(progress: Progress, setting: Setting, weights: Weights, ema: ModelEmaV3 | None,
-           store: Store, stop: Stop, log: Log, run: Path) -> None:
+def _epoch(progress: Progress, setting: Setting, weights: Weights, store: Store, stop: Stop,
+           log: Log, run: Path) -> None:
     """The rest of an epoch; `progress` moves with it."""
     recipe, engine, loader = setting.recipe, setting.engine, setting.loader
     steps = setting.steps
@@ -172,8 +175,8 @@ def _epoch(progress: Progress, setting: Setting, weights: Weights, ema: ModelEma
                 log.say(f"out of memory: from step {step + 1} on a batch is computed in "
                          f"{engine.parts} parts, of which BatchNorm sees one at a time")
             if done.updated:
-                if ema:
-                    ema.update(weights.model, step=step)
+                if weights.ema is not None:
+                    weights.ema.update(weights.model, step=step)
                 progress.loss += done.loss
                 progress.losses += 1
                 log.step(step, done.loss, lr)
@@ -257,7 +260,7 @@ def _write_weights(progress: Progress, weights: Weights, recipe: Recipe, run: Pa
     write_tensors(tensors, run / LAST)
     if _best(progress.history, recipe) is progress.history[-1]:
         write_tensors(tensors, run / BEST)
-        progress.best = {"step": progress.step, "sha256": _hash(run / BEST)}
+        progress.best = {"step": progress.step, "sha256": sha256(run / BEST)}
 
 
 def _best(history: list[dict[str, float]], recipe: Recipe) -> dict[str, float]:
@@ -279,7 +282,7 @@ def _stopped(stop: Stop, progress: Progress, run: Path) -> None:
 def _finish(setting: Setting, run: Path, progress: Progress, store: Store) -> Evaluation:
     """Evaluate the best weights as anyone would who loads them, and write metrics and report."""
     recipe, val, history = setting.recipe, setting.dataset.val, progress.history
-    if not (run / BEST).is_file() or _hash(run / BEST) != progress.best["sha256"]:
+    if not (run / BEST).is_file() or sha256(run / BEST) != progress.best["sha256"]:
         kept = store.read(progress.best["step"]).tensors
         write_tensors(kept.get("ema", kept["model"]), run / BEST)
     model, card = load_network(run)
@@ -331,7 +334,3 @@ def _diverged(error: _NotFiniteError, recipe: Recipe, steps: int, run: Path) -> 
             f"smaller --optim.lr than {recipe.optim.lr:g}, --optim.clip_grad 1 or more "
             "--optim.warmup_epochs")
 
-
-def _hash(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

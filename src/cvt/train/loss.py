@@ -15,7 +15,7 @@ from cvt.card import ModelCard
 from cvt.config import Preprocess
 from cvt.data.pictures import Pictures
 from cvt.device import autocast
-from cvt.errors import InputError
+from cvt.errors import InputError, one_line
 from cvt.train.config import DistillConfig
 from cvt.train.recipe import Recipe
 from cvt.zoo import load_model
@@ -124,8 +124,8 @@ def _from_timm(name: str, card: ModelCard) -> tuple[nn.Module, Preprocess, Seque
         model = timm.create_model(name.removeprefix(TIMM), pretrained=True)
     # Whatever timm, the hub and the file give: there is no exception of its own.
     except Exception as error:
-        reason = " ".join(str(error).split())[:300]
-        raise InputError(f"the teacher {name} cannot be had from timm: {reason}") from None
+        raise InputError(f"the teacher {name} cannot be had from timm: {one_line(error)}"
+                         ) from None
     if model.num_classes != len(card.classes):
         raise InputError(f"the teacher {name} has {model.num_classes} classes, the pictures have "
                          f"{len(card.classes)}; a teacher knows the same ones, in the same order")

@@ -86,14 +86,19 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:
         group["lr"] = lr * group[SCALE]
 
 
+def warmup_steps(config: OptimConfig, steps_per_epoch: int) -> int:
+    """Steps in which the learning rate rises."""
+    return round(config.warmup_epochs * steps_per_epoch) if config.warmup_steps is None else (
+        config.warmup_steps)
+
+
 def learning_rate(config: OptimConfig, step: int, steps: int, steps_per_epoch: int) -> float:
     """Learning rate of `step` (from 0) in a run of `steps`.
 
     Rises linearly from warmup_lr to lr, then falls along half a cosine or a line, which reaches
     min_lr with the last step, or stays.
     """
-    warmup = round(config.warmup_epochs * steps_per_epoch) if config.warmup_steps is None else (
-        config.warmup_steps)
+    warmup = warmup_steps(config, steps_per_epoch)
     if step < warmup:
         return config.warmup_lr + (config.lr - config.warmup_lr) * step / warmup
     if config.schedule == "constant":

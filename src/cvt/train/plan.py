@@ -93,7 +93,7 @@ def plan(recipe: Recipe, output: Path) -> Plan:
     """
     with Engine(recipe) as engine:
         setting = Setting(recipe, engine)
-        weights, _, _ = setting.build()
+        weights, _ = setting.build()
         model = weights.model
         batches = _endless(setting)
         steps, waits, memory = _steps(setting, engine, batches)

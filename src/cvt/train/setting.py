@@ -54,8 +54,8 @@ class Setting:
         self.steps = recipe.steps or recipe.epochs * len(self.loader)
         self.epochs = math.ceil(self.steps / len(self.loader))
 
-    def build(self) -> tuple[Weights, ModelEmaV3 | None, LoadReport | None]:
-        """The network, its moving average, and what was done to load weights, on the engine."""
+    def build(self) -> tuple[Weights, LoadReport | None]:
+        """The tensors to train, on the engine, and what was done to load them."""
         recipe, engine = self.recipe, self.engine
         seed_all(recipe.seed)
         model = build_network(self.card)
@@ -68,5 +68,4 @@ class Setting:
         ema = ModelEmaV3(model, decay=recipe.ema, use_warmup=True) if recipe.ema else None
         optimizer = build_optimizer(model, recipe.optim)
         engine.prepare(model, optimizer, self.loss, len(self.card.classes), frozen)
-        return (Weights(model=model, ema=ema.module if ema else None, optimizer=optimizer), ema,
-                started)
+        return Weights(model=model, ema=ema, optimizer=optimizer), started

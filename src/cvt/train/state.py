@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from filelock import FileLock, Timeout
+from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 
 from cvt.card import CONFIG
@@ -58,13 +59,13 @@ class Weights:
     """The tensors that training moves."""
 
     model: nn.Module
-    ema: nn.Module | None
+    ema: ModelEmaV3 | None
     optimizer: torch.optim.Optimizer
 
     @property
     def kept(self) -> nn.Module:
         """What is evaluated and written: the moving average, where there is one."""
-        return self.ema or self.model
+        return self.model if self.ema is None else self.ema.module
 
     def checkpoint(self, progress: Progress) -> Checkpoint:
         """All that a run needs to go on from here."""
@@ -76,7 +77,7 @@ class Weights:
             "model": self.model.state_dict(),
             "optimizer": {name: v for name, v in moments.items() if name not in plain}}
         if self.ema is not None:
-            tensors["ema"] = self.ema.state_dict()
+            tensors["ema"] = self.ema.module.state_dict()
         return Checkpoint(step=progress.step, tensors=tensors, state={
             "progress": dataclasses.asdict(progress), "optimizer": plain,
             "groups": saved["param_groups"]})
@@ -87,7 +88,7 @@ class Weights:
         try:
             self.model.load_state_dict(checkpoint.tensors["model"])
             if self.ema is not None:
-                self.ema.load_state_dict(checkpoint.tensors["ema"])
+                self.ema.module.load_state_dict(checkpoint.tensors["ema"])
             for name, value in (*checkpoint.tensors["optimizer"].items(),
                                 *checkpoint.state["optimizer"].items()):
                 index, _, key = name.partition(".")

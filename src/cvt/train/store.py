@@ -27,6 +27,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from cvt.errors import InputError
+from cvt.runtime.manifest import sha256
 from cvt.weights.tensors import read_tensors
 
 FORMAT = 1
@@ -198,9 +199,7 @@ def _manifest(path: Path, step: int) -> bytes:
 
 
 def _entry(path: Path) -> dict[str, Any]:
-    with path.open("rb") as file:
-        return {"bytes": path.stat().st_size, "sha256": hashlib.file_digest(file, "sha256")
-                .hexdigest()}
+    return {"bytes": path.stat().st_size, "sha256": sha256(path)}
 
 
 def _json(data: Mapping[str, Any]) -> bytes:
