@@ -10,6 +10,7 @@ import time
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,6 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp
 
-from cvt import __version__
 from cvt.data.images import read_image
 from cvt.data.prepare import prepare
 from cvt.errors import InputError, did_you_mean
@@ -45,6 +45,8 @@ from cvt.serve.schemas import (
     Scored,
 )
 from cvt.serve.watch import Figures, tell
+
+_VERSION = version("cvt-torch")
 
 Explainer = Callable[[bytes, str | None], Explained]
 
@@ -155,13 +157,13 @@ class Server:
             limits={name: limits[name] for name in (
                 "max_body", "max_pictures", "max_pixels", "max_queue", "deadline",
                 "read_timeout")},
-            samples=self.samples.names, version=__version__)
+            samples=self.samples.names, version=_VERSION)
 
 
 def create_app(server: Server) -> ASGIApp:
     """The application of `server`, for uvicorn or another ASGI server."""
     api = FastAPI(
-        title="CvT", version=__version__, lifespan=server.life, docs_url=None, redoc_url=None,
+        title="CvT", version=_VERSION, lifespan=server.life, docs_url=None, redoc_url=None,
         description="Classification with a Convolutional vision Transformer. Every answer has an "
         "X-Request-Id; every error is {\"error\": {\"code\", \"message\", \"request_id\"}}.")
     _add_answers_to_errors(api)
