@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from cvt.ablate.studies import STUDIES, TABLES
+from cvt.cli.options import add_quiet
 from cvt.cli.parser import Parser
 from cvt.train.recipe import Recipe
 
@@ -35,7 +36,7 @@ def main(args: Sequence[str]) -> int:
                         "ablations/MODEL_DATASET)")
     parser.add_argument("--keep_weights", action="store_true", help="keep every run's weights")
     parser.add_argument("--json", action="store_true", help="print the results as JSON")
-    parser.add_argument("--quiet", action="store_true", help="no progress on the standard error")
+    add_quiet(parser)
     chosen = parser.read(args)
     recipe = parser.build(Recipe, chosen)
     if recipe.seed:

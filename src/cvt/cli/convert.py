@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
+from cvt.cli.options import add_act
 from cvt.cli.parser import Parser
 
 _DESCRIPTION = """Write a checkpoint in another format, bit for bit: ours, the official code's (one
@@ -22,8 +23,7 @@ def main(args: Sequence[str]) -> int:
                                                         "timm"], help="the format to write")
     parser.add_argument("--model", help="the tag, variant or configuration file that a bare file "
                         "of weights is of, where its shapes do not tell")
-    parser.add_argument("--act", choices=["quick_gelu", "gelu"], help="what the weights were "
-                        "trained with, where the source does not say")
+    add_act(parser)
     parser.add_argument("--dtype", choices=["fp32", "fp16"], default="fp32", help="fp16 rounds to "
                         "float16: half the bytes; every command here reads it as fp32")
     parser.add_argument("--overwrite", action="store_true", help="replace files that are there")

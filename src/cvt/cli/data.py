@@ -13,6 +13,7 @@ from jsonargparse import Namespace
 from rich import progress as bars
 from rich.console import Console
 
+from cvt.cli.options import add_quiet
 from cvt.cli.parser import Parser
 from cvt.data.config import DataConfig
 from cvt.data.sources import guess_source
@@ -52,7 +53,7 @@ def _check(args: Sequence[str]) -> int:
     parser.add_argument("--output", metavar="DIR", help="write check.json, contact_sheet.png and, "
                         "for pictures that are files, manifest.csv there")
     parser.add_argument("--json", action="store_true", help="print all that was found as JSON")
-    parser.add_argument("--quiet", action="store_true", help="no progress on the standard error")
+    add_quiet(parser)
     data, chosen = _read(parser, args)
     if chosen.image_size is not None:
         parser.at_least_one(chosen, "image_size")
@@ -99,7 +100,7 @@ def _copy(args: Sequence[str]) -> int:
     parser.add_argument("--quality", type=int, default=92, help="of JPEG, 1 to 95 (default: 92)")
     parser.add_argument("--shard_size", type=int, default=10_000, help="pictures in an archive")
     parser.add_argument("--overwrite", action="store_true", help="replace a copy that is there")
-    parser.add_argument("--quiet", action="store_true", help="no progress on the standard error")
+    add_quiet(parser)
     data, chosen = _read(parser, args)
     parser.at_least_one(chosen, "short", "shard_size")
     if not 1 <= chosen.quality <= 95:

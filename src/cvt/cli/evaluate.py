@@ -6,6 +6,7 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
+from cvt.cli.options import add_act, add_device
 from cvt.cli.parser import Parser
 from cvt.data.config import DataConfig
 
@@ -20,8 +21,7 @@ def main(args: Sequence[str]) -> int:
     parser.add_argument("--config", action="config", help="a YAML file with any of the options")
     parser.add_argument("--model", required=True, metavar="MODEL", help="the directory of a model "
                         "in any format, a file of weights, a tag of `cvt zoo`, or hf-hub:org/name")
-    parser.add_argument("--act", choices=["quick_gelu", "gelu"], help="the activation, where the "
-                        "weights do not say theirs")
+    add_act(parser)
     parser.add_argument("--output", metavar="DIR", help="where metrics.json and report.html go "
                         "(default: evaluation/ in the model's directory)")
     parser.add_argument("--data", type=DataConfig | None, default=None,
@@ -31,7 +31,7 @@ def main(args: Sequence[str]) -> int:
     parser.add_argument("--batch_size", type=int, default=64, help="pictures at a time")
     parser.add_argument("--precision", choices=["fp32", "bf16"], default="fp32",
                         help="bf16 runs under autocast")
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, ...")
+    add_device(parser)
     parser.add_argument("--json", action="store_true", help="print all figures as JSON")
     chosen = parser.read(args)
     parser.at_least_one(chosen, "batch_size")

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from cvt.cli.model import add_model, model_of
+from cvt.cli.options import add_act, add_device, add_model, model_of
 from cvt.cli.parser import Parser
 from cvt.printable import printable
 
@@ -24,9 +24,8 @@ def main(args: Sequence[str]) -> int:
                         "the most probable)")
     parser.add_argument("--stages", type=int, nargs="*", help="stages to show Grad-CAM for, "
                         "counted from 1 (default: all)")
-    parser.add_argument("--act", choices=["quick_gelu", "gelu"], help="the activation, where the "
-                        "weights do not say theirs")
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, ...")
+    add_act(parser)
+    add_device(parser)
     parser.add_argument("--output", metavar="DIR", help="where the pictures go (default: "
                         "explained/NAME)")
     parser.add_argument("--json", action="store_true", help="write the maps as numbers besides, to "

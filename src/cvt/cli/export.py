@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from cvt.cli.options import add_act
 from cvt.cli.parser import Parser
 from cvt.data.config import DataConfig
 
@@ -35,8 +36,7 @@ def main(args: Sequence[str]) -> int:
                         help="the pictures of --data that accuracy is measured on")
     parser.add_argument("--max_drop", type=float, default=_MAX_DROP, help="the most points of "
                         "top-1 that bf16 and int8 may lose on --data")
-    parser.add_argument("--act", choices=["quick_gelu", "gelu"], help="the activation, where the "
-                        "weights do not say theirs")
+    add_act(parser)
     parser.add_argument("--overwrite", action="store_true", help="replace an exported model")
     chosen = parser.read(args)
 

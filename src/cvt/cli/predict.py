@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from jsonargparse import Namespace
 
-from cvt.cli.model import add_model, model_of
+from cvt.cli.options import add_model, add_runtime, model_of
 from cvt.cli.parser import Parser
 from cvt.printable import printable
 
@@ -38,18 +38,9 @@ def main(args: Sequence[str]) -> int:
                         "one picture on the standard input")
     parser.add_argument("--list", metavar="FILE", help="a text file with a path on each line")
     add_model(parser, also="the directory that `cvt export` wrote, ")
-    parser.add_argument("--backend", default="auto", choices=[
-        "auto", "eager", "compile", "openvino", "onnxruntime"], help="what computes it (auto: what "
-        "the model was exported for, else eager)")
-    parser.add_argument("--precision", choices=["fp32", "bf16", "int8"], help="what it computes in "
-                        "(default: what it was exported in, else fp32)")
-    parser.add_argument("--act", choices=["quick_gelu", "gelu"], help="the activation, where the "
-                        "weights do not say theirs")
+    add_runtime(parser, "eager")
     parser.add_argument("--top_k", type=int, default=3, help="how many classes to name")
     parser.add_argument("--batch_size", type=int, default=32, help="pictures at a time")
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, ...")
-    parser.add_argument("--trusted", action="store_true", help="open an export for PyTorch, which "
-                        "can hold code: only for one that you made yourself")
     parser.add_argument("--json", action="store_true", help="print one JSON object a line")
     parser.add_argument("--output", metavar="DIR", help="write files of --part_size pictures each "
                         "here, and unreadable.csv; exit code 0 though some could not be read")

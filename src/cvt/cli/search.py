@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from cvt.cli.options import add_quiet
 from cvt.cli.parser import Parser
 from cvt.search.config import SearchConfig
 from cvt.train.recipe import Recipe
@@ -34,7 +35,7 @@ def main(args: Sequence[str]) -> int:
     parser.add_class_arguments(SearchConfig, skip={"budget"})
     parser.add_class_arguments(Recipe, skip={"network"})
     parser.add_argument("--output", metavar="DIR", required=True, help="where the search goes")
-    parser.add_argument("--quiet", action="store_true", help="no progress on the standard error")
+    add_quiet(parser)
     chosen = parser.read(args)
     chosen.budget, chosen.network = _count(parser, chosen.budget), "supernet"
     config, recipe = parser.build(SearchConfig, chosen), parser.build(Recipe, chosen)

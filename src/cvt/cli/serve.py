@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from cvt.cli.model import add_model, model_of
+from cvt.cli.options import add_model, add_runtime, model_of
 from cvt.cli.parser import Parser
 from cvt.errors import InputError
 from cvt.extras import require
@@ -25,16 +25,7 @@ def main(args: Sequence[str]) -> int:
     parser.add_argument("--config", action="config", help="a YAML file with any of the options")
     add_model(parser, also="the directory that `cvt export` wrote, ")
     parser.add_class_arguments(ServeConfig)
-    parser.add_argument("--backend", default="auto", choices=[
-        "auto", "eager", "compile", "openvino", "onnxruntime"], help="what computes it (auto: what "
-        "the model was exported for, else the fastest that is installed)")
-    parser.add_argument("--precision", choices=["fp32", "bf16", "int8"], help="what it computes in "
-                        "(default: what it was exported in, else fp32)")
-    parser.add_argument("--act", choices=["quick_gelu", "gelu"], help="the activation, where the "
-                        "weights do not say theirs")
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, ...")
-    parser.add_argument("--trusted", action="store_true", help="open an export for PyTorch, which "
-                        "can hold code: only for one that you made yourself")
+    add_runtime(parser, "the fastest that is installed")
     parser.add_argument("--threads", type=int, help="cores that the network may use (default: all)")
     parser.add_argument("--samples", metavar="DIR", help="pictures that the page offers to try")
     parser.add_argument("--api_key_file", metavar="FILE", help="a file with the key that requests "

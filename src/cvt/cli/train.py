@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from cvt.cli.options import add_quiet
 from cvt.cli.parser import Parser
 from cvt.train.recipe import Recipe
 
@@ -35,7 +36,7 @@ def main(args: Sequence[str]) -> int:
     parser.add_argument("--find_lr", action="store_true", help="let the learning rate rise from "
                         "step to step, and plot the loss into --output, instead of training")
     parser.add_argument("--json", action="store_true", help="print the plan of --dry_run as JSON")
-    parser.add_argument("--quiet", action="store_true", help="no progress on the standard error")
+    add_quiet(parser)
     chosen = parser.read(args)
     if chosen.resume:
         others = [a for a in args if a.startswith("--") and a.split("=")[0] not in ("--resume",
