@@ -8,7 +8,6 @@ from PIL import Image
 from sklearn.datasets import load_sample_images
 
 from cvt.cli import main
-from cvt.printable import printable
 
 PHOTOS = [Image.fromarray(pixels) for pixels in load_sample_images().images]
 
@@ -109,11 +108,6 @@ def test_hostile_names_are_printed_and_not_obeyed(photos, capsysbinary):
     assert "\\udcff\\udcfe.jpg" in text
     assert main(["data", "check", str(photos), "--json"]) == 1
     assert len(json.loads(capsysbinary.readouterr().out)["unreadable"]) == 3
-
-
-def test_letters_of_any_script_are_printed_as_they_are():
-    name = "Stra\N{LATIN SMALL LETTER SHARP S}e \N{CJK UNIFIED IDEOGRAPH-732B} 1.jpg"
-    assert printable(name) == name
 
 
 def test_progress_is_shown_on_a_terminal_unless_quiet(photos, monkeypatch, capsys):

@@ -11,7 +11,7 @@ from cvt.weights.native import save_model
 
 
 @pytest.fixture
-def model(tmp_path):
+def digits(tmp_path):
     """The directory of an untrained model of ten digits."""
     stage = StageConfig(dim=8, num_heads=1, depth=1, cls_token=True)
     torch.manual_seed(0)
@@ -20,10 +20,10 @@ def model(tmp_path):
     return str(tmp_path / "model")
 
 
-def test_export_prints_how_near_the_graph_is_and_where(tmp_path, model, capfd):
+def test_export_prints_how_near_the_graph_is_and_where(tmp_path, digits, capfd):
     out = tmp_path / "out"
 
-    assert main(["export", model, str(out), "--to", "openvino"]) == 0
+    assert main(["export", digits, str(out), "--to", "openvino"]) == 0
 
     output = capfd.readouterr()
     assert "of the largest logit; the same class in 100.00% of 8 pictures of noise" in output.out
@@ -33,8 +33,8 @@ def test_export_prints_how_near_the_graph_is_and_where(tmp_path, model, capfd):
     assert Manifest.load(out).format == "openvino"
 
 
-def test_export_calibrates_and_measures_on_a_dataset(tmp_path, model, capfd):
-    assert main(["export", model, str(tmp_path / "out"), "--to", "openvino", "--precision", "int8",
+def test_export_calibrates_and_measures_on_a_dataset(tmp_path, digits, capfd):
+    assert main(["export", digits, str(tmp_path / "out"), "--to", "openvino", "--precision", "int8",
                  "--data.name", "digits", "--max_drop", "100"]) == 0
 
     output = capfd.readouterr().out
@@ -46,8 +46,8 @@ def test_export_calibrates_and_measures_on_a_dataset(tmp_path, model, capfd):
     (["--to", "openvino", "--precision", "int8"], 1, "int8 is calibrated on pictures"),
     (["--to", "torch", "--precision", "int8"], 1, "--to torch has no int8; it has fp32, bf16"),
     (["--to", "tflite"], 2, "--to"), ([], 2, "required: to")])
-def test_a_wrong_call_is_one_line(tmp_path, model, capfd, options, code, message):
-    assert main(["export", model, str(tmp_path / "out"), *options]) == code
+def test_a_wrong_call_is_one_line(tmp_path, digits, capfd, options, code, message):
+    assert main(["export", digits, str(tmp_path / "out"), *options]) == code
 
     error = capfd.readouterr().err
     assert message in error
@@ -56,10 +56,10 @@ def test_a_wrong_call_is_one_line(tmp_path, model, capfd, options, code, message
     assert not (tmp_path / "out").exists()
 
 
-def test_a_missing_package_is_one_line(tmp_path, model, capfd, monkeypatch):
+def test_a_missing_package_is_one_line(tmp_path, digits, capfd, monkeypatch):
     monkeypatch.setitem(sys.modules, "openvino", None)
 
-    assert main(["export", model, str(tmp_path / "out"), "--to", "openvino"]) == 1
+    assert main(["export", digits, str(tmp_path / "out"), "--to", "openvino"]) == 1
 
     assert capfd.readouterr().err == ("cvt export: openvino is not installed; "
                                       "pip install 'cvt-torch[openvino]'\n")

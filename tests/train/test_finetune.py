@@ -7,19 +7,14 @@ import shutil
 import pytest
 import timm
 import torch
-import torch.nn.functional as F
 
 import cvt
 from cvt.card import ModelCard
 from cvt.config import CvTConfig, Preprocess, StageConfig
-from cvt.data.builtin import digits
-from cvt.data.pictures import subset
 from cvt.errors import InputError
 from cvt.model import CvT
 from cvt.train import loop
 from cvt.train.config import DistillConfig, FreezeConfig, OptimConfig
-from cvt.train.loss import Loss, balanced_weights, distance
-from cvt.train.optim import SCALE, build_optimizer
 from cvt.train.recipe import Recipe
 from cvt.weights.tensors import read_tensors
 from cvt.zoo import load_model
@@ -116,21 +111,6 @@ def test_more_frozen_stages_than_there_are_are_refused(recipe, tmp_path):
         loop.train(dataclasses.replace(recipe, freeze=FreezeConfig(stages=3)), tmp_path / "run")
 
 
-def test_lower_layers_learn_more_slowly():
-    model = CvT(CONFIG)
-    names = {id(p): name for name, p in model.named_parameters()}
-    scale = {names[id(p)]: group[SCALE] for group in
-             build_optimizer(model, OptimConfig(layer_decay=0.5)).param_groups
-             for p in group["params"]}
-    assert set(scale) == set(names.values())
-    assert scale["head.weight"] == scale["norm.bias"] == 1
-    assert scale["stages.1.blocks.1.mlp.fc1.weight"] == 0.5
-    assert scale["stages.1.blocks.0.norm1.bias"] == scale["stages.1.cls_token"] == 0.25
-    assert scale["stages.1.embed.conv.weight"] == 0.25
-    assert scale["stages.0.blocks.0.attn.q.conv.weight"] == 0.125
-    assert scale["stages.0.embed.conv.bias"] == 0.0625
-
-
 def test_sgd_with_layer_decay_trains_and_resumes(recipe, tmp_path):
     plain = dataclasses.replace(recipe, optim=OptimConfig(
         name="sgd", lr=0.1, layer_decay=0.7, schedule="linear", warmup_steps=1))
@@ -166,74 +146,6 @@ def test_recall_counts_every_class_the_same(recipe, tmp_path):
     rows = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
     recalls = [c.recall for c in evaluation.per_class]
     assert max(row["val_recall"] for row in rows) == pytest.approx(sum(recalls) / len(recalls))
-
-
-def test_a_subset_keeps_the_share_of_each_class():
-    train = digits().train
-    some = subset(train, 100, 0)
-    assert len(some) == 100
-    counts = torch.bincount(torch.tensor(some.labels))
-    assert counts.min() >= 9
-    assert counts.max() <= 11
-    assert subset(train, 10, 0).labels != ()
-    assert sorted(subset(train, 10, 0).labels) == list(range(10))
-    assert set(subset(train, 50, 0).names) <= set(some.names)
-    assert subset(train, 100, 1).names != some.names
-    with pytest.raises(InputError, match="9 training pictures are too few for 10 classes"):
-        subset(train, 9, 0)
-
-
-def test_balanced_class_weights_make_up_for_rare_classes():
-    train = digits().train
-    rare = train.choose([i for i, label in enumerate(train.labels) if label or i % 10 == 0])
-    weight = balanced_weights(rare)
-    counts = torch.bincount(torch.tensor(rare.labels))
-    torch.testing.assert_close(weight * counts, torch.full((10,), len(rare) / 10))
-    card = ModelCard(model=dataclasses.replace(CONFIG, num_classes=10), preprocess=PREPROCESS,
-                     classes=CLASSES)
-    loss = Loss(Recipe(class_weights="balanced"), card, rare)
-    logits, labels = torch.randn(8, 10), torch.tensor([0, 1, 2, 3, 4, 5, 6, 0])
-    expected = (F.cross_entropy(logits, labels, reduction="none") * weight[labels]).mean()
-    torch.testing.assert_close(loss(torch.empty(0), logits, labels), expected)
-    with pytest.raises(InputError, match="the class '0' has no training picture"):
-        balanced_weights(train.choose([i for i, label in enumerate(train.labels) if label]))
-
-
-def test_the_distance_to_a_teacher_is_hintons_or_deits():
-    logits, teacher = torch.randn(4, 10), torch.randn(4, 10)
-    p = (teacher / 2).softmax(1)
-    expected = 4 * (p * (p.log() - (logits / 2).log_softmax(1))).sum(1).mean()
-    torch.testing.assert_close(distance(logits, teacher, DistillConfig(temperature=2)), expected)
-    assert distance(logits, logits, DistillConfig()).abs() < 1e-6
-    hard = distance(logits, teacher, DistillConfig(hard=True))
-    torch.testing.assert_close(hard, F.cross_entropy(logits, teacher.argmax(1)))
-
-
-@pytest.fixture
-def teacher(tmp_path):
-    """A larger picture, another normalisation, the classes in another order."""
-    big = CvT(dataclasses.replace(CONFIG, num_classes=10, image_size=20))
-    cvt.save_model(tmp_path / "teacher", big, Preprocess(size=20, crop=1.0, mean=(0.5,) * 3,
-                                                         std=(0.25,) * 3), CLASSES[::-1])
-    return tmp_path / "teacher"
-
-
-def test_a_teacher_sees_the_pictures_as_it_was_trained_to(recipe, teacher):
-    card = ModelCard(model=dataclasses.replace(CONFIG, num_classes=10), preprocess=PREPROCESS,
-                     classes=CLASSES)
-    loss = Loss(dataclasses.replace(recipe, distill=DistillConfig(teacher=str(teacher), share=1.0)),
-                card, digits().train)
-    pixels = torch.rand(2, 3, 16, 16)
-    mean, std = (torch.tensor(v).view(3, 1, 1) for v in (PREPROCESS.mean, PREPROCESS.std))
-    network = load_model(teacher)[0]
-    resized = F.interpolate((pixels - 0.5) / 0.25, (20, 20), mode="bicubic", antialias=True)
-    with torch.no_grad():
-        expected = network(resized).flip(1)
-    torch.testing.assert_close(loss.teacher((pixels - mean) / std), expected, rtol=1e-4, atol=1e-5)
-    loss.train()
-    assert not loss.teacher.network.training
-    torch.testing.assert_close(loss((pixels - mean) / std, expected, torch.tensor([1, 2])),
-                               torch.tensor(0.0), rtol=0, atol=1e-5)
 
 
 def test_distillation_trains(recipe, teacher, tmp_path):

@@ -7,7 +7,7 @@ import torch
 from cvt.config import CvTConfig, StageConfig
 from cvt.model import CvT
 from cvt.train.config import OptimConfig
-from cvt.train.optim import build_optimizer, learning_rate
+from cvt.train.optim import SCALE, build_optimizer, learning_rate
 
 
 def model():
@@ -26,6 +26,23 @@ def test_norms_biases_class_token_and_positions_are_not_decayed():
     assert all(name.endswith("weight") for name in decayed)
     assert "stages.0.blocks.0.attn.q.conv.weight" in decayed  # depthwise kernels are decayed
     assert "stages.0.blocks.0.attn.q.bn.weight" in free
+
+
+def test_lower_layers_learn_more_slowly():
+    stages = (StageConfig(dim=8, num_heads=1, depth=1),
+              StageConfig(dim=16, num_heads=2, depth=2, cls_token=True))
+    model = CvT(CvTConfig(stages=stages, num_classes=3, image_size=16))
+    names = {id(p): name for name, p in model.named_parameters()}
+    scale = {names[id(p)]: group[SCALE] for group in
+             build_optimizer(model, OptimConfig(layer_decay=0.5)).param_groups
+             for p in group["params"]}
+    assert set(scale) == set(names.values())
+    assert scale["head.weight"] == scale["norm.bias"] == 1
+    assert scale["stages.1.blocks.1.mlp.fc1.weight"] == 0.5
+    assert scale["stages.1.blocks.0.norm1.bias"] == scale["stages.1.cls_token"] == 0.25
+    assert scale["stages.1.embed.conv.weight"] == 0.25
+    assert scale["stages.0.blocks.0.attn.q.conv.weight"] == 0.125
+    assert scale["stages.0.embed.conv.bias"] == 0.0625
 
 
 def test_learning_rate_warms_up_then_falls_to_its_floor():

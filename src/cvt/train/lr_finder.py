@@ -20,6 +20,7 @@ from cvt.train.setting import Setting
 
 PLOT, TABLE = "lr_finder.png", "lr_finder.csv"
 LOW, HIGH = 1e-6, 1.0
+_STEPS = 100  # from one to the other
 _SMOOTH = 0.9  # of the running mean, what is kept at each step
 _BLOWN = 3.0  # times the least loss, at which it ends
 
@@ -37,7 +38,7 @@ class Found:
     """That of the least loss, near which a run is no longer stable."""
 
 
-def find_learning_rate(recipe: Recipe, output: Path, *, steps: int = 100) -> Found | None:
+def find_learning_rate(recipe: Recipe, output: Path) -> Found | None:
     """Train from the start with a learning rate that rises from 1e-6 to 1, until the loss blows up.
 
     `output` gets lr_finder.png and lr_finder.csv. The steps take the recipe's batches, augmentation
@@ -46,7 +47,7 @@ def find_learning_rate(recipe: Recipe, output: Path, *, steps: int = 100) -> Fou
     with Engine(recipe) as engine:
         setting = Setting(recipe, engine)
         setting.build()
-        rates, losses = _ramp(setting, engine, steps)
+        rates, losses = _ramp(setting)
         if not engine.main:
             return None
     found = suggest(rates, losses)
@@ -56,19 +57,19 @@ def find_learning_rate(recipe: Recipe, output: Path, *, steps: int = 100) -> Fou
     return found
 
 
-def _ramp(setting: Setting, engine: Engine, steps: int) -> tuple[list[float], list[float]]:
+def _ramp(setting: Setting) -> tuple[list[float], list[float]]:
     rates: list[float] = []
     losses: list[float] = []
-    engine.train_mode()
-    while len(rates) < steps:
+    setting.engine.train_mode()
+    while len(rates) < _STEPS:
         for batch in setting.loader.epoch(len(rates) // len(setting.loader)):
-            rate = LOW * (HIGH / LOW) ** (len(rates) / (steps - 1))
-            done = engine.step(batch, rate, len(rates))
+            rate = LOW * (HIGH / LOW) ** (len(rates) / (_STEPS - 1))
+            done = setting.engine.step(batch, rate, len(rates))
             if not done.updated or (losses and done.loss > _BLOWN * min(losses)):
                 return rates, losses
             rates.append(rate)
             losses.append(done.loss)
-            if len(rates) == steps:
+            if len(rates) == _STEPS:
                 break
     return rates, losses
 

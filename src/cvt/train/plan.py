@@ -7,13 +7,14 @@ import math
 import re
 import shutil
 import time
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import median
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from cvt.data.loader import Batch, evaluation_batches
 from cvt.device import device_name
@@ -22,7 +23,7 @@ from cvt.train.engine import Engine
 from cvt.train.optim import learning_rate
 from cvt.train.recipe import Recipe
 from cvt.train.setting import Setting
-from cvt.train.state import Progress, Weights
+from cvt.train.state import Progress
 
 WARM, STEPS = 2, 6  # steps that do not count, and that do
 _VALIDATED = 4  # batches
@@ -96,13 +97,13 @@ def plan(recipe: Recipe, output: Path) -> Plan:
         weights, _ = setting.build()
         model = weights.model
         batches = _endless(setting)
-        steps, waits, memory = _steps(setting, engine, batches)
+        steps, waits, memory = _steps(setting, batches)
         share, parts = recipe.batch_size // engine.world, engine.parts
         most = None
         limit = int(_SHARE * _memory(engine))
         if share % (2 * parts) == 0:
             engine.parts = 2 * parts
-            _, _, less = _steps(setting, engine, batches)
+            _, _, less = _steps(setting, batches)
             engine.parts = parts
             most = _fitting(share, share // parts, memory, less, limit)
         batches.close()
@@ -110,7 +111,7 @@ def plan(recipe: Recipe, output: Path) -> Plan:
         validation = _validation(model, setting)
         step, epoch = median(steps), setting.steps / setting.epochs
         total = setting.steps * step + setting.epochs * validation
-        checkpoint = _bytes(weights)
+        checkpoint = _bytes(*weights.checkpoint(Progress()).tensors.values())
         return Plan(
             device=device_name(engine.device), processes=engine.world,
             parameters=sum(p.numel() for p in model.parameters()),
@@ -123,7 +124,7 @@ def plan(recipe: Recipe, output: Path) -> Plan:
             at_a_time=share // parts, most_at_a_time=most,
             accumulate=None if most is None else share // most, checkpoint=checkpoint,
             # Those kept, the best epoch's, one being written, and the best and the last weights.
-            disk=(recipe.keep + 2) * checkpoint + 2 * _weights(weights),
+            disk=(recipe.keep + 2) * checkpoint + 2 * _bytes(weights.kept.state_dict()),
             disk_free=shutil.disk_usage(_existing(output)).free,
             scaling=_scaling(setting, step, exchange, validation))
 
@@ -135,10 +136,9 @@ def _endless(setting: Setting) -> Generator[Batch]:
         epoch += 1
 
 
-def _steps(setting: Setting, engine: Engine, batches: Iterator[Batch]
-           ) -> tuple[list[float], list[float], int]:
+def _steps(setting: Setting, batches: Iterator[Batch]) -> tuple[list[float], list[float], int]:
     """Seconds of steps and of the wait for their pictures, and the peak of memory in bytes."""
-    recipe, seconds, waits = setting.recipe, [], []
+    engine, recipe, seconds, waits = setting.engine, setting.recipe, [], []
     engine.train_mode()
     for i in range(WARM + STEPS):
         if i == WARM:
@@ -201,13 +201,8 @@ def _scaling(setting: Setting, step: float, exchange: float | None, validation: 
     return tuple(rows)
 
 
-def _bytes(weights: Weights) -> int:
-    tensors = weights.checkpoint(Progress()).tensors.values()
-    return sum(t.numel() * t.element_size() for part in tensors for t in part.values())
-
-
-def _weights(weights: Weights) -> int:
-    return sum(t.numel() * t.element_size() for t in weights.kept.state_dict().values())
+def _bytes(*parts: Mapping[str, Tensor]) -> int:
+    return sum(t.numel() * t.element_size() for part in parts for t in part.values())
 
 
 def _existing(path: Path) -> Path:

@@ -1,0 +1,54 @@
+import json
+
+import pytest
+
+from cvt.cli import main
+
+
+def test_evaluate_writes_metrics_and_report(model, capsys):
+    pictures = model.parent / "pictures"
+    assert main(["evaluate", "--model", str(model), "--data.name", "folder", "--data.root",
+                 str(pictures), "--data.val_fraction", "0.5"]) == 0
+    out = capsys.readouterr().out
+    assert "n = 6" in out
+    metrics = json.loads((model / "evaluation/metrics.json").read_text())
+    assert metrics["n"] == 6
+    assert sum(map(sum, metrics["confusion"])) == 6
+    assert (model / "evaluation/report.html").stat().st_size > 5000
+
+
+def test_evaluate_without_data_needs_the_recipe(model, capsys):
+    assert main(["evaluate", "--model", str(model)]) == 1
+    assert "--data.name" in capsys.readouterr().err
+
+
+def test_evaluate_refuses_classes_that_the_model_does_not_know(model, capsys):
+    (model.parent / "pictures/cat").rename(model.parent / "pictures/dog")
+    assert main(["evaluate", "--model", str(model), "--data.name", "folder", "--data.root",
+                 str(model.parent / "pictures")]) == 1
+    assert "class 'dog'" in capsys.readouterr().err
+    assert not (model / "evaluation").exists()
+
+
+def test_evaluate_matches_classes_by_name(model, capsys):
+    """A folder that lacks the first class still counts the others as what they are."""
+    args = ["evaluate", "--model", str(model), "--data.name", "folder", "--data.val_fraction",
+            "0.5", "--json", "--data.root", str(model.parent / "pictures")]
+    assert main(args) == 0
+    whole = json.loads(capsys.readouterr().out)["confusion"]
+    for path in (model.parent / "pictures/ant").iterdir():
+        path.unlink()
+    assert main(args) == 0
+    part = json.loads(capsys.readouterr().out)["confusion"]
+    assert sum(part[0]) == 0
+    assert [sum(row) for row in part[1:]] == [sum(row) for row in whole[1:]] == [2, 2]
+
+
+@pytest.mark.parametrize(("split", "n"), [("val", 6), ("train", 6), ("all", 12)])
+def test_evaluate_scores_a_half_or_all(model, split, n, capsys):
+    assert main(["evaluate", "--model", str(model), "--split", split, "--data.name", "folder",
+                 "--data.val_fraction", "0.5", "--json", "--data.root",
+                 str(model.parent / "pictures")]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert told["n"] == n
+    assert sum(map(sum, told["confusion"])) == n
