@@ -68,7 +68,7 @@ def test_a_baseline_is_trained_by_the_same_recipe_and_resumes_exactly(
     monkeypatch.undo()
     loop.resume(tmp_path / "cut", quiet=True)
     whole, cut = (read_tensors(tmp_path / run / "last.safetensors") for run in ("whole", "cut"))
-    assert all(torch.equal(whole[key], cut[key]) for key in whole)
+    torch.testing.assert_close(cut, whole, rtol=0, atol=0)
     assert evaluation.top1.value == max(row["val_top1"] for row in history(tmp_path / "whole"))
     with pytest.raises(InputError, match=f"holds a {network}, .* compared with a CvT"):
         load_model(tmp_path / "whole")
@@ -95,7 +95,7 @@ def test_a_resumed_run_ends_as_the_uninterrupted_one(
     loop.resume(tmp_path / "cut", quiet=True)
     for name in ("best.safetensors", "last.safetensors"):
         whole, cut = (read_tensors(tmp_path / run / name) for run in ("whole", "cut"))
-        assert all(torch.equal(whole[key], cut[key]) for key in whole)
+        torch.testing.assert_close(cut, whole, rtol=0, atol=0)
     whole, cut = (history(tmp_path / run) for run in ("whole", "cut"))
     for row in (*whole, *cut):
         row.pop("seconds")
@@ -127,7 +127,7 @@ def test_best_weights_that_are_damaged_come_from_their_checkpoint(recipe, tmp_pa
     (tmp_path / "cut/best.safetensors").write_bytes(content)
     loop.resume(tmp_path / "cut", quiet=True)
     whole, cut = (read_tensors(tmp_path / run / "best.safetensors") for run in ("whole", "cut"))
-    assert all(torch.equal(whole[key], cut[key]) for key in whole)
+    torch.testing.assert_close(cut, whole, rtol=0, atol=0)
 
 
 @pytest.mark.parametrize(("name", "code"), [("SIGTERM", 143), ("SIGINT", 130), ("SIGUSR1", 138)])
@@ -149,7 +149,7 @@ def test_a_signal_saves_and_ends_the_run(recipe, tmp_path, monkeypatch, name, co
     monkeypatch.undo()
     loop.resume(tmp_path / "run", quiet=True)
     whole, cut = (read_tensors(tmp_path / run / "last.safetensors") for run in ("whole", "run"))
-    assert all(torch.equal(whole[key], cut[key]) for key in whole)
+    torch.testing.assert_close(cut, whole, rtol=0, atol=0)
 
 
 def test_sigusr1_queues_a_job_of_slurm_again(recipe, tmp_path, monkeypatch):
@@ -211,7 +211,7 @@ def test_too_many_of_them_go_back_to_the_last_checkpoint_once(recipe, tmp_path, 
     loop.train(recipe, tmp_path / "run")
     assert "back to step 8, with the learning rate as it was" in capfd.readouterr().err
     whole, run = (read_tensors(tmp_path / name / "last.safetensors") for name in ("whole", "run"))
-    assert all(torch.equal(whole[key], run[key]) for key in whole)
+    torch.testing.assert_close(run, whole, rtol=0, atol=0)
 
 
 def test_where_that_does_not_help_the_run_ends_and_leaves_the_batch(recipe, tmp_path, monkeypatch):
@@ -292,7 +292,7 @@ def test_where_memory_runs_out_the_batch_is_split(recipe, tmp_path, monkeypatch,
     loop.train(recipe, tmp_path / "run")
     assert "out of memory: from step 1 on a batch is computed in 2 parts" in capfd.readouterr().err
     one, other = (read_tensors(tmp_path / n / "last.safetensors") for n in ("split", "run"))
-    assert all(torch.equal(one[key], other[key]) for key in one)
+    torch.testing.assert_close(other, one, rtol=0, atol=0)
 
 
 def test_where_that_is_not_enough_it_says_what_to_do(recipe, tmp_path, monkeypatch):
@@ -381,7 +381,7 @@ def test_a_damaged_checkpoint_is_named_and_passed_over(recipe, tmp_path, capfd):
     assert "step-00000022 is damaged: optimizer.safetensors is not what was written" in error
     assert "it is set aside as damaged-step-00000022" in error
     again = read_tensors(tmp_path / "run/last.safetensors")
-    assert all(torch.equal(whole[key], again[key]) for key in whole)
+    torch.testing.assert_close(again, whole, rtol=0, atol=0)
 
 
 def test_fp16_on_a_cpu_is_refused(recipe, tmp_path):

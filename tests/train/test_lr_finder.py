@@ -5,7 +5,6 @@ import pytest
 from PIL import Image
 
 from cvt.cli import main
-from cvt.config import CvTConfig, StageConfig
 from cvt.errors import InputError
 from cvt.train.lr_finder import suggest
 
@@ -23,10 +22,8 @@ def test_a_loss_that_never_falls_has_no_suggestion():
         suggest(np.geomspace(1e-6, 1, 100), np.linspace(2, 3, 100))
 
 
-def test_the_command_leaves_a_plot_and_a_table(tmp_path, capsys):
-    stages = (StageConfig(dim=8, num_heads=1, depth=1, cls_token=True),)
-    CvTConfig(stages=stages, num_classes=10, image_size=8).save(tmp_path / "tiny.json")
-    assert main(["train", f"--model={tmp_path / 'tiny.json'}", "--image_size=8", "--find-lr",
+def test_the_command_leaves_a_plot_and_a_table(tiny_file, tmp_path, capsys):
+    assert main(["train", f"--model={tiny_file}", "--image_size=8", "--find-lr",
                  f"--output={tmp_path / 'run'}"]) == 0
     assert "try --optim.lr" in capsys.readouterr().out
     with Image.open(tmp_path / "run/lr_finder.png") as plot:
@@ -34,5 +31,5 @@ def test_the_command_leaves_a_plot_and_a_table(tmp_path, capsys):
     rows = list(csv.DictReader((tmp_path / "run/lr_finder.csv").read_text().splitlines()))
     assert float(rows[0]["lr"]) == pytest.approx(1e-6)
     assert len(rows) > 20
-    assert main(["train", f"--model={tmp_path / 'tiny.json'}", "--image_size=8", "--epochs=1",
+    assert main(["train", f"--model={tiny_file}", "--image_size=8", "--epochs=1",
                  "--optim.warmup_epochs=0", f"--output={tmp_path / 'run'}", "--quiet"]) == 0

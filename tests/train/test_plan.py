@@ -13,15 +13,16 @@ ENV = {**os.environ, "OMP_NUM_THREADS": "1"}
 
 
 @pytest.fixture
-def tiny(tmp_path):
+def options(tmp_path):
+    """A run of a network whose tensors are much larger than what their files say besides."""
     stages = (StageConfig(dim=64, num_heads=1, depth=1, cls_token=True),)
     CvTConfig(stages=stages, num_classes=10, image_size=8).save(tmp_path / "tiny.json")
     return [f"--model={tmp_path / 'tiny.json'}", "--image_size=8", "--batch_size=64",
             "--epochs=3", f"--output={tmp_path / 'run'}"]
 
 
-def test_a_dry_run_says_what_a_run_takes_and_writes_nothing(tiny, tmp_path, capsys):
-    assert main(["train", *tiny, "--dry-run", "--json"]) == 0
+def test_a_dry_run_says_what_a_run_takes_and_writes_nothing(options, tmp_path, capsys):
+    assert main(["train", *options, "--dry-run", "--json"]) == 0
     plan = json.loads(capsys.readouterr().out)
     assert (plan["steps"], plan["epochs"], plan["processes"]) == (66, 3, 1)
     assert 0 <= plan["waiting_seconds"] < plan["step_seconds"] < 5
@@ -33,10 +34,10 @@ def test_a_dry_run_says_what_a_run_takes_and_writes_nothing(tiny, tmp_path, caps
     assert not (tmp_path / "run").exists()
 
 
-def test_the_disk_it_names_is_what_a_run_takes(tiny, tmp_path, capsys):
-    assert main(["train", *tiny, "--dry-run", "--json"]) == 0
+def test_the_disk_it_names_is_what_a_run_takes(options, tmp_path, capsys):
+    assert main(["train", *options, "--dry-run", "--json"]) == 0
     plan = json.loads(capsys.readouterr().out)
-    assert main(["train", *tiny, "--quiet"]) == 0
+    assert main(["train", *options, "--quiet"]) == 0
     newest = max((tmp_path / "run/checkpoints").iterdir())
     tensors = sum(p.stat().st_size for p in newest.glob("*.safetensors"))
     assert plan["checkpoint"] == pytest.approx(tensors, rel=0.1)  # headers besides
@@ -44,17 +45,17 @@ def test_the_disk_it_names_is_what_a_run_takes(tiny, tmp_path, capsys):
     assert 0.5 * plan["disk"] <= run <= 1.1 * plan["disk"]
 
 
-def test_it_is_shown_as_a_table(tiny, capsys):
-    assert main(["train", *tiny, "--dry_run"]) == 0
+def test_it_is_shown_as_a_table(options, capsys):
+    assert main(["train", *options, "--dry_run"]) == 0
     out = capsys.readouterr().out
     assert "1,437 to train, 360 to validate" in out
     assert "--optim.accumulate 1" in out
 
 
-def test_processes_measure_what_exchange_costs(tiny):
+def test_processes_measure_what_exchange_costs(options):
     done = subprocess.run(
         [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m",
-         "cvt", "train", *tiny, "--device=cpu", "--dry-run", "--json"], env=ENV,
+         "cvt", "train", *options, "--device=cpu", "--dry-run", "--json"], env=ENV,
         capture_output=True, text=True, check=False, timeout=300)
     assert done.returncode == 0, done.stderr
     plan = json.loads(done.stdout)

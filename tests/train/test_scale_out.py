@@ -6,43 +6,32 @@ import subprocess
 import sys
 import time
 
-import pytest
 import torch
 
-from cvt.config import CvTConfig, StageConfig
 from cvt.weights.tensors import read_tensors
 
 ENV = {**os.environ, "OMP_NUM_THREADS": "1"}
 
 
-@pytest.fixture(scope="module")
-def tiny(tmp_path_factory):
-    stages = (StageConfig(dim=8, num_heads=1, depth=1),
-              StageConfig(dim=8, num_heads=2, depth=1, cls_token=True))
-    path = tmp_path_factory.mktemp("config") / "tiny.json"
-    CvTConfig(stages=stages, num_classes=10, image_size=8).save(path)
-    return path
-
-
-def command(tiny, run, processes, *options):
+def command(model, run, processes, *options):
     launcher = () if processes == 1 else (
         "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}")
-    return [sys.executable, *launcher, "-m", "cvt", "train", f"--model={tiny}", "--image_size=8",
+    return [sys.executable, *launcher, "-m", "cvt", "train", f"--model={model}", "--image_size=8",
             "--epochs=1", "--optim.warmup_epochs=0", "--batch_size=64", "--augment.mixup=0.2",
             "--augment.crop=shift", "--device=cpu", "--sync_batchnorm=true", "--ema=0.9", "--quiet",
             f"--output={run}", *options]
 
 
-def train(tiny, run, processes, *options):
-    done = subprocess.run(command(tiny, run, processes, *options), env=ENV, capture_output=True,
+def train(model, run, processes, *options):
+    done = subprocess.run(command(model, run, processes, *options), env=ENV, capture_output=True,
                           text=True, check=False, timeout=300)
     assert done.returncode == 0, done.stderr
     return done.stdout
 
 
-def test_two_and_four_processes_train_as_one(tiny, tmp_path):
+def test_two_and_four_processes_train_as_one(tiny_file, tmp_path):
     """22 steps of synchronised BatchNorm, mixup and EMA; only rounding may differ."""
-    said = {n: train(tiny, tmp_path / str(n), n) for n in (1, 2, 4)}
+    said = {n: train(tiny_file, tmp_path / str(n), n) for n in (1, 2, 4)}
     one = read_tensors(tmp_path / "1/last.safetensors")
     for n in (2, 4):
         assert said[n].count("report:") == 1  # one process speaks
@@ -56,10 +45,10 @@ def test_two_and_four_processes_train_as_one(tiny, tmp_path):
             assert apart[name] <= 1e-4 * length[name] or length[name] < 0.05, name
 
 
-def test_a_frozen_process_ends_all_within_a_minute_and_says_so(tiny, tmp_path):
+def test_a_frozen_process_ends_all_within_a_minute_and_says_so(tiny_file, tmp_path):
     launcher = subprocess.Popen(
-        command(tiny, tmp_path / "run", 2, "--epochs=1000"), env=ENV, stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE, text=True)
+        command(tiny_file, tmp_path / "run", 2, "--epochs=1000"), env=ENV,
+        stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
     try:
         while not (tmp_path / "run/last.safetensors").exists():
             assert launcher.poll() is None, launcher.stderr.read()
@@ -76,8 +65,8 @@ def test_a_frozen_process_ends_all_within_a_minute_and_says_so(tiny, tmp_path):
         launcher.kill()
 
 
-def test_a_batch_that_cannot_be_shared_is_refused(tiny, tmp_path):
-    done = subprocess.run(command(tiny, tmp_path / "run", 2, "--batch_size=66"), env=ENV,
+def test_a_batch_that_cannot_be_shared_is_refused(tiny_file, tmp_path):
+    done = subprocess.run(command(tiny_file, tmp_path / "run", 2, "--batch_size=66"), env=ENV,
                           capture_output=True, text=True, check=False, timeout=120)
     assert done.returncode != 0
     assert "batch_size=66 is shared by 2 processes" in done.stderr

@@ -5,26 +5,18 @@ import time
 import pytest
 
 from cvt.cli import main
-from cvt.config import CvTConfig, StageConfig
 from cvt.errors import InputError
 from cvt.train import loop
 from cvt.train.config import OptimConfig
 from cvt.train.recipe import Recipe
 
 
-@pytest.fixture
-def tiny(tmp_path):
-    stages = (StageConfig(dim=8, num_heads=1, depth=1, cls_token=True),)
-    CvTConfig(stages=stages, num_classes=10, image_size=8).save(tmp_path / "tiny.json")
-    return tmp_path / "tiny.json"
-
-
-def test_weights_and_biases_gets_the_figures(tiny, tmp_path, monkeypatch):
+def test_weights_and_biases_gets_the_figures(tiny_file, tmp_path, monkeypatch):
     wandb = pytest.importorskip("wandb")
     monkeypatch.setenv("WANDB_MODE", "offline")
     monkeypatch.setenv("WANDB_SILENT", "true")
     monkeypatch.setenv("WANDB_ERROR_REPORTING", "false")
-    assert main(["train", f"--model={tiny}", "--image_size=8", "--epochs=1", "--quiet",
+    assert main(["train", f"--model={tiny_file}", "--image_size=8", "--epochs=1", "--quiet",
                  "--optim.warmup_epochs=0", "--trackers=[wandb]", "--project=ours",
                  f"--output={tmp_path / 'run'}"]) == 0
     assert wandb.run is None  # it was finished
@@ -38,13 +30,13 @@ def test_weights_and_biases_gets_the_figures(tiny, tmp_path, monkeypatch):
     assert kept.count(b"train/step_loss") >= 22
 
 
-def test_one_that_is_not_installed_says_how_to_get_it(tiny, tmp_path):
-    recipe = Recipe(model=str(tiny), image_size=8)
+def test_one_that_is_not_installed_says_how_to_get_it(tiny_file, tmp_path):
+    recipe = Recipe(model=str(tiny_file), image_size=8)
     with pytest.raises(InputError, match="trackio is not installed; pip install 'cvt-torch"):
         loop.train(dataclasses.replace(recipe, trackers=("trackio",)), tmp_path / "run")
 
 
-def test_one_that_fails_does_not_cost_the_run(tiny, tmp_path, monkeypatch, capfd):
+def test_one_that_fails_does_not_cost_the_run(tiny_file, tmp_path, monkeypatch, capfd):
     wandb = pytest.importorskip("wandb")
     monkeypatch.setenv("WANDB_MODE", "offline")
     monkeypatch.setenv("WANDB_SILENT", "true")
@@ -54,20 +46,20 @@ def test_one_that_fails_does_not_cost_the_run(tiny, tmp_path, monkeypatch, capfd
         raise ConnectionError("no route to host")
 
     monkeypatch.setattr(wandb.Run, "log", fail)
-    recipe = Recipe(model=str(tiny), image_size=8, epochs=1, trackers=("wandb",),
+    recipe = Recipe(model=str(tiny_file), image_size=8, epochs=1, trackers=("wandb",),
                     optim=OptimConfig(warmup_epochs=0))
     assert loop.train(recipe, tmp_path / "run").n == 360
     assert capfd.readouterr().err.count("goes on without them: no route to host") == 1
 
 
-def test_one_that_does_not_answer_is_told_before_the_run(tiny, tmp_path, monkeypatch):
+def test_one_that_does_not_answer_is_told_before_the_run(tiny_file, tmp_path, monkeypatch):
     wandb = pytest.importorskip("wandb")
 
     def fail(**_):
         raise ConnectionError("no route to host")
 
     monkeypatch.setattr(wandb, "init", fail)
-    recipe = Recipe(model=str(tiny), image_size=8, epochs=1, trackers=("wandb",),
+    recipe = Recipe(model=str(tiny_file), image_size=8, epochs=1, trackers=("wandb",),
                     optim=OptimConfig(warmup_epochs=0))
     with pytest.raises(InputError, match="trackers=wandb cannot be started: no route to host"):
         loop.train(recipe, tmp_path / "run")
