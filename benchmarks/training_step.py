@@ -3,8 +3,7 @@
     python benchmarks/training_step.py [--batch 16] [--rounds 9]
 
 Forward, cross entropy, backward and AdamW, in fp32 and under bf16 autocast, all in one process and
-interleaved; the port in fp32 is 1.0. `--tuned` first tells glibc to keep freed memory; the
-port then gains from it too.
+interleaved; the port in fp32 is 1.0.
 """
 
 from __future__ import annotations
@@ -18,7 +17,6 @@ from torch import Tensor, nn
 
 import cvt
 from cvt.fast.training import TrainingForm
-from cvt.machine import keep_freed_memory
 from timing import interleaved, keep, ratio, summary
 from vs_transformers import logits, theirs
 
@@ -42,10 +40,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--rounds", type=int, default=9)
-    parser.add_argument("--tuned", action="store_true")
     args = parser.parse_args()
-    if args.tuned:
-        keep_freed_memory()
     torch.manual_seed(0)
     images, labels = torch.randn(args.batch, 3, 224, 224), torch.randint(1000, (args.batch,))
     networks = {"transformers": theirs("cvt_13"), "model": cvt.create_model("cvt_13"),
@@ -63,9 +58,8 @@ def main() -> None:
         print(f"{name:<18}{rows[name]['img_per_s']:6.2f} img/s  {speed['median']:.2f}x "
               f"[{speed['quartile1']:.2f}, {speed['quartile3']:.2f}]  "
               f"{own['median']:.2f}x of the port in {precision}")
-    print(keep("training_step" + ("_tuned" if args.tuned else ""),
-               {"batch": args.batch, "threads": torch.get_num_threads(), "tuned": args.tuned,
-                "rows": rows}))
+    print(keep("training_step", {"batch": args.batch, "threads": torch.get_num_threads(),
+                                 "rows": rows}))
 
 
 if __name__ == "__main__":

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import os
 import platform
 import re
@@ -61,19 +60,3 @@ def native_int8() -> bool:
 def _flags() -> list[str]:
     flags = re.search(r"^(?:flags|Features)\s*:(.*)$", _cpuinfo(), re.MULTILINE)
     return flags[1].split() if flags else []
-
-
-def keep_freed_memory() -> bool:
-    """Let the C library keep large freed blocks instead of giving them back to the system.
-
-    A network allocates blocks of the same tens of megabytes in every step. By default glibc maps
-    and unmaps the largest each time, and the system clears their pages anew. For a process that
-    does nothing but train; memory that others might want stays with it until it ends. False where
-    the library has no such setting (not glibc).
-    """
-    try:
-        mallopt = ctypes.CDLL(None).mallopt
-    except (OSError, AttributeError):
-        return False
-    mmap_max, trim_threshold = -4, -1  # M_MMAP_MAX and M_TRIM_THRESHOLD of malloc.h
-    return bool(mallopt(mmap_max, 0) and mallopt(trim_threshold, 2**31 - 1))
