@@ -88,7 +88,7 @@ def test_each_table_has_what_the_predictor_says(home, predictor, tmp_path, table
         assert (error is None) == (expected.error is None)
     with (tmp_path / "out/unreadable.csv").open(newline="") as file:
         heading, *bad = csv.reader(file)
-    assert heading == ["picture", "error"]
+    assert heading == ["picture", "reason"]
     assert [Path(name).name for name, _ in bad] == ["4 empty.png", "=1+2\\x1b[31m.png"]
     assert "is empty" in bad[0][1]
 

@@ -20,7 +20,7 @@ from cvt.card import ModelCard
 from cvt.cli import main
 from cvt.config import CvTConfig, Preprocess, StageConfig
 from cvt.data.images import read_image
-from cvt.data.transforms import evaluation_transform
+from cvt.data.prepare import prepare
 from cvt.errors import InputError
 from cvt.export.write import export
 from cvt.model import CvT
@@ -87,9 +87,9 @@ def reading_threads():
 def by_torch(home, pictures):
     """Probabilities (B, K) of the trained model, one picture after the other."""
     model, card = load_model(home / "trained")
-    transform = evaluation_transform(card.preprocess)
     with torch.inference_mode():
-        return torch.cat([model(transform(read_image(p))[None]).softmax(1) for p in pictures])
+        return torch.cat([model(torch.from_numpy(prepare(card.preprocess, read_image(p)))[None])
+                          .softmax(1) for p in pictures])
 
 
 @pytest.mark.parametrize(("source", "tolerance"), [("trained", 1e-6), ("openvino", 1e-5)])

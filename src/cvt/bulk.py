@@ -167,7 +167,7 @@ def _list_unreadable(output: Path, parts: Sequence[Path], table: TableFormat) ->
         nonlocal number
         with path.open("w", encoding="utf-8", newline="") as file:
             writer = csv.writer(file, lineterminator="\n")
-            writer.writerow(["picture", "error"])
+            writer.writerow(["picture", "reason"])
             for part in parts:
                 for cells in _READ[table](part):
                     writer.writerow(cells)

@@ -257,3 +257,13 @@ def test_a_disk_that_fails_in_one_of_several_runs_is_told_as_itself(recipe, tmp_
     (tmp_path / "runs").write_text("a file where the runs should go")
     with pytest.raises(OSError, match="runs"):
         ablate(["stride"], recipe, tmp_path, sampling=Sampling(seeds=(0,)), jobs=2)
+
+
+def test_weights_that_an_earlier_call_did_not_keep_are_told(recipe, tmp_path):
+    said = []
+    for keep_weights in (False, True):
+        ablate(["stride"], recipe, tmp_path, sampling=Sampling(seeds=(0,)), jobs=1,
+               keep_weights=keep_weights, say=said.append)
+    assert [what for what in said if "too late" in what] == [
+        f"--keep_weights comes too late for {len(STUDIES['stride'].rows)} of them; to train those "
+        f"again, remove their directories in {tmp_path / 'runs'}"]

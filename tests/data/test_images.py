@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageOps
 
+from cvt.data import images
 from cvt.data.images import list_images, read_file, read_image
 from cvt.errors import InputError
 
@@ -156,6 +157,19 @@ def test_a_folder_lists_its_pictures_and_nothing_else(tmp_path):
         path.touch()
     names = [str(p.relative_to(tmp_path)) for p in list_images(tmp_path)]
     assert names == ["a.JPG", "b.png", "sub/c.webp"]
+
+
+@pytest.mark.parametrize("kind", images._FORMATS)
+def test_every_format_that_can_be_read_is_found_by_its_suffixes(tmp_path, kind):
+    Image.init()
+    known = {suffix for suffix, form in Image.registered_extensions().items() if form == kind}
+    suffixes = known & images.SUFFIXES
+    assert suffixes
+    for suffix in suffixes:
+        Image.new("RGB", (9, 9), "red").save(tmp_path / f"x{suffix}")
+    found = list_images(tmp_path)
+    assert {path.suffix for path in found} == suffixes
+    assert {read_image(path).size for path in found} == {(9, 9)}
 
 
 def test_a_link_that_leads_nowhere_is_listed_and_a_pipe_is_not(tmp_path):

@@ -12,9 +12,10 @@ from cvt.data.augment import training_transform
 from cvt.data.builtin import digits
 from cvt.data.config import AugmentConfig
 from cvt.data.folder import files
-from cvt.data.loader import TrainLoader, Unreadable, evaluation_batches
+from cvt.data.loader import Faults, TrainLoader, evaluation_batches
 from cvt.data.pictures import Pictures
 from cvt.data.randomness import seed_all
+from cvt.data.samples import stacked
 from cvt.errors import InputError
 
 PREPROCESS = Preprocess(size=8, crop=1.0, mean=(0.0,), std=(1.0,))
@@ -28,6 +29,12 @@ def pictures(n=10, broken=()):
 
     return Pictures(classes=("even", "odd"), labels=tuple(i % 2 for i in range(n)),
                     names=[str(i) for i in range(n)], fetch=read)
+
+
+def seen(pipeline, data, index):
+    """The network's input (channels, size, size)."""
+    sample = pipeline.sample(data.fetch(index), data.names[index])
+    return stacked([sample]).normalised(pipeline.preprocess)[0]
 
 
 def loader(workers=0, seed=0, augment=None, repeats=1, passes=1, balanced=False,
@@ -124,7 +131,7 @@ def test_a_batch_holds_what_the_pipeline_makes_of_each_picture():
     order = np.random.default_rng((3, 2)).permutation(len(data))[:8]
     for x, index in zip(images, order, strict=True):
         seed_all(3, 2, int(index))
-        assert torch.equal(x, pipeline(data.read(index)))
+        assert torch.equal(x, seen(pipeline, data, index))
 
 
 def test_loading_leaves_global_randomness_alone():
@@ -181,7 +188,7 @@ def test_more_of_them_than_allowed_end_the_run():
 
 def test_evaluation_leaves_them_out_and_names_them():
     some = pictures(broken={0, 1, 2, 3, 9})
-    unreadable = Unreadable(some, 0.5)
+    unreadable = Faults(some, 0.5)
     batches = evaluation_batches(some, PREPROCESS, batch_size=4, unreadable=unreadable)
     assert which(batches) == [4, 5, 6, 7, 8]
     assert [name for name, _ in unreadable.rows()] == ["0", "1", "2", "3", "9"]
@@ -222,9 +229,9 @@ def test_what_workers_need_can_be_sent_to_them(crop):
     data = digits()
     sent, sent_data = pickle.loads(pickle.dumps((transform, data)))
     seed_all(5)
-    expected = transform(data.all.read(1500))
+    expected = seen(transform, data.all, 1500)
     seed_all(5)
-    assert torch.equal(sent(sent_data.all.read(1500)), expected)
+    assert torch.equal(seen(sent, sent_data.all, 1500), expected)
 
 
 def test_a_batch_larger_than_the_dataset_is_refused():

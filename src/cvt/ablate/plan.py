@@ -38,6 +38,12 @@ class Run:
         return (not (self.directory / CHECKPOINTS).is_dir()
                 and any((self.directory / name).is_file() for name in (METRICS, FAILURE)))
 
+    @property
+    def without_weights(self) -> bool:
+        """Whether it was trained to its end, and its weights were not kept."""
+        return (self.done and (self.directory / METRICS).is_file()
+                and not (self.directory / LAST).is_file())
+
 
 def plan_run(base: Recipe, row: Row, seed: int, output: Path, pictures: int | None = None) -> Run:
     """The run of `row` with `seed` under the recipe `base`, below `output`; writes its model file.

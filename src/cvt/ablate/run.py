@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from cvt.ablate.chart import draw
-from cvt.ablate.plan import Run, plan_run
+from cvt.ablate.plan import RUNS, Run, plan_run
 from cvt.ablate.pool import default_jobs, train_all
 from cvt.ablate.report import to_markdown
 from cvt.ablate.results import Outcome, compare, mean_of, outcome
@@ -77,6 +77,9 @@ def ablate(names: Sequence[str], recipe: Recipe, output: Path, *,
     missing = [run for run in every.values() if not run.done]
     if len(missing) < len(every):
         say(f"{len(every) - len(missing)} of {len(every)} runs are done already")
+    if keep_weights and (lost := sum(run.without_weights for run in every.values())):
+        say(f"--keep_weights comes too late for {lost} of them; to train those again, remove their "
+            f"directories in {output / RUNS}")
     jobs = jobs or default_jobs(recipe.device)
     for done, run in enumerate(train_all(missing, jobs=jobs, keep_weights=keep_weights), 1):
         result = outcome(run)

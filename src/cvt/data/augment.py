@@ -19,13 +19,14 @@ from cvt.config import Preprocess
 from cvt.data.config import AugmentConfig
 from cvt.data.crops import ResizedCrop
 from cvt.data.erasing import Erasing
+from cvt.data.images import rgb_of
 from cvt.data.prepare import FILTERS, check_channels, frame
-from cvt.data.samples import Pipeline, whole
+from cvt.data.samples import Pipeline
 from cvt.errors import InputError
 
 
 def training_transform(preprocess: Preprocess, augment: AugmentConfig) -> Pipeline:
-    """As `evaluation_transform`, varied at random by `augment`: all but the mixing of batches.
+    """As `cvt.data.prepare.prepare`, varied at random by `augment`: all but the mixing of batches.
 
     Draws from the global random states of torch, numpy and random. Raises InputError for a
     RandAugment that timm does not know.
@@ -46,7 +47,7 @@ def training_transform(preprocess: Preprocess, augment: AugmentConfig) -> Pipeli
         steps.append(_rand_augment(augment.rand_augment, preprocess))
     return Pipeline(
         preprocess=preprocess, steps=tuple(steps),
-        read=ResizedCrop(preprocess=preprocess, scale=augment.scale) if resized else whole,
+        read=ResizedCrop(preprocess=preprocess, scale=augment.scale) if resized else rgb_of,
         erase=Erasing(augment.erasing) if augment.erasing else None)
 
 

@@ -11,14 +11,13 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
 from cvt.config import Preprocess
 from cvt.data.duplicates import SIDE, Fingerprint, Pairs, blank, fingerprint, near_pairs
 from cvt.data.header import Header, header_of
-from cvt.data.images import fault, read_image
+from cvt.data.images import fault, rgb_of
 from cvt.data.parallel import in_threads
 from cvt.data.pictures import Dataset, Pictures
 from cvt.data.prepare import check_shape
@@ -209,7 +208,7 @@ def _look(pictures: Pictures, preprocess: Preprocess, index: int) -> _Look | str
     name = pictures.names[index]
     try:
         found = pictures.fetch(index)
-        image = found if isinstance(found, Image.Image) else read_image(found, name)
+        image = rgb_of(found, name)
         check_shape(preprocess, *image.size)
         return _Look(file=hashlib.sha256(found).digest() if isinstance(found, bytes) else b"",
                      pixels=hashlib.sha256(b"%dx%d" % image.size + image.tobytes()).digest(),

@@ -83,6 +83,11 @@ def opened(data: bytes, name: str) -> Iterator[Image.Image]:
                          ) from None
 
 
+def rgb_of(found: bytes | Image.Image, name: str) -> Image.Image:
+    """A picture, or the file of one, as `read_image` gives it."""
+    return found if isinstance(found, Image.Image) else read_image(found, name)
+
+
 class _PillowWarnings:
     """Within the block Pillow's warnings are as `read_image` wants them, in all threads.
 

@@ -31,7 +31,7 @@ _Sample = tuple[Sample | None, int, list[tuple[int, str]]]  # sample, label, unr
 _DRAWS = 100
 
 
-class Unreadable(UserDict[int, str]):
+class Faults(UserDict[int, str]):
     """Why pictures could not be read, by their index.
 
     At most `fraction` of the pictures, in [0, 1], may be; one more is refused with InputError.
@@ -73,7 +73,7 @@ class TrainLoader:
             raise InputError(f"batch_size={batch_size} is more than the {len(pictures)} training "
                              "pictures; make it smaller"
                              + (f", or passes={passes} larger" if passes > 1 else ""))
-        self.unreadable = Unreadable(pictures, max_unreadable)
+        self.unreadable = Faults(pictures, max_unreadable)
         self._order = _EpochOrder(pictures, batch_size, seed, rank, world, passes, repeats,
                                   balanced)
         # A generator of its own keeps DataLoader from drawing from the global one.
@@ -98,7 +98,7 @@ class TrainLoader:
 
 def evaluation_batches(pictures: Pictures, preprocess: Preprocess, *, batch_size: int,
                        workers: int = 0, rank: int = 0, world: int = 1,
-                       unreadable: Unreadable | None = None) -> Iterator[Batch]:
+                       unreadable: Faults | None = None) -> Iterator[Batch]:
     """Every picture once, in order, prepared by `preprocess`; the last batch may be smaller.
 
     Of `world` processes each gets every world-th picture, from that of number `rank`. Pictures that
@@ -112,7 +112,7 @@ def evaluation_batches(pictures: Pictures, preprocess: Preprocess, *, batch_size
         _Samples(pictures, pipeline, 0, others=False), batch_sampler=chunks,
         num_workers=workers, collate_fn=partial(_collate, preprocess),
         pin_memory=torch.cuda.is_available(), worker_init_fn=_on_their_own,
-        generator=torch.Generator()), Unreadable(pictures, 0) if unreadable is None else unreadable)
+        generator=torch.Generator()), Faults(pictures, 0) if unreadable is None else unreadable)
 
 
 class _EpochOrder(Sampler[list[_Key]]):
@@ -239,7 +239,7 @@ def _on_their_own(_: int) -> None:
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
-def _checked(batches: DataLoader[_Loaded], unreadable: Unreadable) -> Iterator[Batch]:
+def _checked(batches: DataLoader[_Loaded], unreadable: Faults) -> Iterator[Batch]:
     found = iter(batches)
     while True:
         try:

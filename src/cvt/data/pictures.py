@@ -11,7 +11,7 @@ from PIL import Image
 from sklearn.model_selection import train_test_split
 
 from cvt.config import IMAGENET_MEAN, IMAGENET_STD, Preprocess
-from cvt.data.images import read_image
+from cvt.data.images import rgb_of
 from cvt.errors import InputError
 
 # How pictures of unknown statistics are seen: as the published weights see ImageNet's.
@@ -39,8 +39,7 @@ class Pictures:
 
     def read(self, index: int) -> Image.Image:
         """The picture at an index, RGB. Raises InputError where it cannot be read."""
-        found = self.fetch(index)
-        return found if isinstance(found, Image.Image) else read_image(found, self.names[index])
+        return rgb_of(self.fetch(index), self.names[index])
 
     def choose(self, indices: Sequence[int]) -> Pictures:
         """Those at `indices`, in that order."""

@@ -18,7 +18,7 @@ from torch.utils.data import default_collate
 
 from cvt.config import Preprocess
 from cvt.data.erasing import Erasing, Patch
-from cvt.data.images import read_image
+from cvt.data.images import rgb_of
 from cvt.data.prepare import normalise, pixels_of
 
 
@@ -29,17 +29,12 @@ class Sample(NamedTuple):
     patch: Patch | None  # lies on the normalised picture
 
 
-def whole(found: bytes | Image.Image, name: str) -> Image.Image:
-    """What `Pictures.fetch` gives as an RGB picture."""
-    return found if isinstance(found, Image.Image) else read_image(found, name)
-
-
 @dataclass(frozen=True, kw_only=True)
 class Pipeline:
     """From what `Pictures.fetch` gives to a sample of `preprocess.size` pixels a side."""
 
     preprocess: Preprocess
-    read: Callable[[bytes | Image.Image, str], Image.Image] = whole
+    read: Callable[[bytes | Image.Image, str], Image.Image] = rgb_of
     """From a picture, or the file of one, and its name to RGB."""
     steps: tuple[Callable[[Image.Image], Image.Image], ...]
     """What is done with it in turn."""
@@ -55,10 +50,6 @@ class Pipeline:
         height, width, channels = pixels.shape
         patch = None if self.erase is None else self.erase(channels, height, width)
         return Sample(torch.from_numpy(pixels), patch)
-
-    def __call__(self, image: Image.Image) -> Tensor:
-        """From an RGB picture to the network's input (channels, size, size), normalised."""
-        return stacked([self.sample(image, "the picture")]).normalised(self.preprocess)[0]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -15,7 +15,7 @@ from cvt.card import ModelCard
 from cvt.config import Act
 from cvt.data.config import DataConfig
 from cvt.data.datasets import load_dataset
-from cvt.data.loader import Batch, Unreadable, evaluation_batches
+from cvt.data.loader import Batch, Faults, evaluation_batches
 from cvt.data.pictures import Pictures, relabel
 from cvt.device import autocast, device_name, pick_device
 from cvt.errors import InputError
@@ -37,7 +37,7 @@ def evaluate(model: nn.Module, card: ModelCard, pictures: Pictures, *, batch_siz
     not know.
     """
     pictures = relabel(pictures, card.classes)
-    unreadable = Unreadable(pictures, max_unreadable)
+    unreadable = Faults(pictures, max_unreadable)
     batches = evaluation_batches(pictures, card.preprocess, batch_size=batch_size, workers=workers,
                                  unreadable=unreadable)
     logits, labels = classify(model, batches, precision=precision)

@@ -6,14 +6,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
 
 from cvt.card import ModelCard
-from cvt.config import Preprocess
-from cvt.data.transforms import evaluation_transform
+from cvt.data.prepare import check_channels, frame, normalised
 from cvt.errors import InputError, did_you_mean
 from cvt.explain.attention import look, rollout
 from cvt.explain.colours import Floats, overlay, token_colours
@@ -85,7 +83,9 @@ def explain(model: CvT, card: ModelCard, image: Image.Image, *, target: str | No
     if target is not None and target not in card.classes:
         raise InputError(f"there is no class {target!r}; {did_you_mean(target, card.classes)}")
     device = next(model.parameters()).device
-    x = evaluation_transform(card.preprocess)(image)[None].to(device)
+    check_channels(card.preprocess)
+    seen = frame(card.preprocess, image)
+    x = torch.from_numpy(normalised(card.preprocess, seen))[None].to(device)
     with torch.inference_mode():
         logits, maps, looked = look(model, x)
     stages = range(1, len(model.stages) + 1) if stages is None else stages
@@ -95,7 +95,7 @@ def explain(model: CvT, card: ModelCard, image: Image.Image, *, target: str | No
     chosen = order[0] if target is None else card.classes.index(target)
     _, cams = grad_cam(model, x, list(stages), torch.tensor([chosen], device=device))
     return Explanation(
-        seen=_picture(card.preprocess, x[0]),
+        seen=seen if card.preprocess.channels == 3 else seen.convert("L").convert("RGB"),
         classes=[(card.classes[i], probabilities[i].item()) for i in order],
         order=order, target=card.classes[chosen],
         attention=[] if looked is None else [_array(w[0]) for w in looked.of_class_token()],
@@ -106,14 +106,3 @@ def explain(model: CvT, card: ModelCard, image: Image.Image, *, target: str | No
 
 def _array(values: Tensor) -> Floats:
     return values.float().cpu().numpy()
-
-
-def _picture(preprocess: Preprocess, x: Tensor) -> Image.Image:
-    """The network's input (C, H, W) as RGB."""
-    pixels = _array(x) * _column(preprocess.std) + _column(preprocess.mean)
-    rgb = np.rint(255 * pixels.clip(0, 1)).astype(np.uint8)
-    return Image.fromarray(np.broadcast_to(rgb, (3, *rgb.shape[1:])).transpose(1, 2, 0).copy())
-
-
-def _column(values: Sequence[float]) -> Floats:
-    return np.array(values, np.float32)[:, None, None]

@@ -24,13 +24,12 @@ _ACROSS = 8
 _LISTED = 5  # classes
 
 
-def sheet(explanation: Explanation, title: str) -> Image.Image:
-    """The picture, its classes, every map, and a row a block with the attention of each head."""
-    return _sheet(explanation, explanation.pictures(), title)
+def sheet(explanation: Explanation, pictures: Mapping[str, Image.Image], title: str
+          ) -> Image.Image:
+    """The picture, its classes, every map, and a row a block with the attention of each head.
 
-
-def _sheet(explanation: Explanation, pictures: Mapping[str, Image.Image], title: str
-           ) -> Image.Image:
+    pictures: those of `explanation`.
+    """
     top = [(_caption(name, explanation), pictures[name]) for name in pictures
            if not name.startswith("attention")]
     rows = [top[i:i + _ACROSS] for i in range(0, len(top), _ACROSS)]
@@ -78,7 +77,7 @@ def write(explanation: Explanation, directory: Path, *, title: str, arrays: bool
     directory.mkdir(parents=True, exist_ok=True)
     pictures = explanation.pictures()
     files = {f"{name}.png": picture for name, picture in pictures.items()}
-    files[SHEET] = _sheet(explanation, pictures, title)
+    files[SHEET] = sheet(explanation, pictures, title)
     named = list(files.items())
 
     def save(index: int) -> None:

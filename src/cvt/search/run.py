@@ -12,7 +12,7 @@ from typing import Any, cast
 
 from cvt.card import ModelCard
 from cvt.data.datasets import load_dataset
-from cvt.data.loader import Batch, Unreadable, evaluation_batches
+from cvt.data.loader import Batch, Faults, evaluation_batches
 from cvt.data.pictures import Dataset, Pictures, rest, subset
 from cvt.device import pick_device
 from cvt.errors import InputError, StoppedError
@@ -145,4 +145,4 @@ def _told(score: Score, method: str, say: Say) -> Score:
 def _batches(pictures: Pictures, card: ModelCard, recipe: Recipe) -> list[Batch]:
     return list(evaluation_batches(
         pictures, card.preprocess, batch_size=recipe.batch_size, workers=recipe.data.workers,
-        unreadable=Unreadable(pictures, recipe.data.max_unreadable)))
+        unreadable=Faults(pictures, recipe.data.max_unreadable)))

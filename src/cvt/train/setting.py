@@ -13,7 +13,7 @@ from torch import nn
 from cvt.card import ModelCard
 from cvt.data.augment import training_transform
 from cvt.data.datasets import load_dataset
-from cvt.data.loader import TrainLoader, Unreadable
+from cvt.data.loader import Faults, TrainLoader
 from cvt.data.pictures import subset
 from cvt.data.randomness import seed_all
 from cvt.model import CvT
@@ -49,7 +49,7 @@ class Setting:
                                   repeats=recipe.augment.repeats,
                                   balanced=recipe.sampling == "balanced",
                                   max_unreadable=recipe.data.max_unreadable)
-        self.unreadable = Unreadable(dataset.val, recipe.data.max_unreadable)
+        self.unreadable = Faults(dataset.val, recipe.data.max_unreadable)
         self.loss = Loss(recipe, self.card, dataset.train)
         self.steps = recipe.steps or recipe.epochs * len(self.loader)
         self.epochs = math.ceil(self.steps / len(self.loader))
