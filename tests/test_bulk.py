@@ -235,7 +235,7 @@ def test_an_archive_that_is_no_tar_or_has_no_pictures_is_named(tmp_path):
         find_images([str(tmp_path / "a.tar")])
 
 
-def test_identity_is_of_the_weights_and_not_of_the_backend(home, tmp_path):
+def test_identity_is_of_the_weights_and_not_of_the_backend(home):
     eager, converted = (Predictor(home / "model", backend=backend)
                         for backend in ("eager", "openvino"))
     assert list(islice(eager([home / "pictures/0.png"]), 1))
