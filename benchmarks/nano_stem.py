@@ -1,84 +1,71 @@
 """Which stem serves images of 28 pixels best? What cvt_nano's first token embedding rests on.
 
-    python benchmarks/nano_stem.py [--pictures 12000] [--epochs 4] [--stems 7/4/2 3/2/1 ...]
+    python benchmarks/nano_stem.py [--pictures 12000] [--epochs 4] [--seeds 2] [--work DIR]
 
-Trains cvt_nano with each stem (kernel/stride/padding) from the same seed on the first training
-pictures of Fashion-MNIST, and prints test accuracy, multiply-adds and time.
+Trains cvt_nano with each stem (kernel/stride/padding) on training pictures of Fashion-MNIST, and
+prints top-1 on the 10,000 test pictures after the last epoch, multiply-adds and time. With --work
+the same command goes on where it was interrupted.
 """
 
 from __future__ import annotations
 
 import argparse
 import dataclasses
-import time
+import tempfile
+from functools import partial
+from pathlib import Path
+from statistics import fmean
 
-import torch
-
+from cvt.ablate.plan import plan_run
+from cvt.ablate.pool import train_all
+from cvt.ablate.results import outcome
+from cvt.ablate.studies import Row
 from cvt.complexity import multiply_adds
 from cvt.config import VARIANTS, CvTConfig
-from cvt.data.augment import training_transform
-from cvt.data.builtin import fashion_mnist
-from cvt.data.config import AugmentConfig
-from cvt.data.loader import TrainLoader, evaluation_batches
-from cvt.data.randomness import seed_all
-from cvt.evaluate.run import classify
-from cvt.model import CvT
+from cvt.data.config import AugmentConfig, DataConfig
 from cvt.train.config import OptimConfig
-from cvt.train.engine import Engine
-from cvt.train.optim import build_optimizer, learning_rate
 from cvt.train.recipe import Recipe
 from timing import keep
 
-AUGMENT = AugmentConfig(hflip=0.5)
-OPTIM = OptimConfig(lr=2e-3, warmup_epochs=1, clip_grad=1.0)
 
-
-def with_stem(stem: str) -> CvTConfig:
+def with_stem(stem: str, config: CvTConfig) -> CvTConfig:
     kernel, stride, padding = map(int, stem.split("/"))
-    nano = VARIANTS["cvt_nano"]
-    first = dataclasses.replace(nano.stages[0], embed_kernel=kernel, embed_stride=stride,
+    first = dataclasses.replace(config.stages[0], embed_kernel=kernel, embed_stride=stride,
                                 embed_padding=padding)
-    return dataclasses.replace(nano, stages=(first, *nano.stages[1:]))
-
-
-def accuracy(config: CvTConfig, pictures: int, epochs: int, seed: int) -> tuple[float, float]:
-    """Test top-1 and seconds of training."""
-    data = fashion_mnist()
-    some = dataclasses.replace(data.train, labels=data.train.labels[:pictures],
-                               names=data.train.names[:pictures])
-    recipe = Recipe(optim=OPTIM, augment=AUGMENT, batch_size=128, epochs=epochs, seed=seed)
-    loader = TrainLoader(some, training_transform(data.preprocess, AUGMENT), batch_size=128,
-                         seed=seed)
-    seed_all(seed)
-    model = CvT(config).train()
-    engine = Engine(recipe, model, build_optimizer(model, OPTIM))
-    start, steps = time.perf_counter(), epochs * len(loader)
-    for epoch in range(epochs):
-        for step, batch in enumerate(loader.epoch(epoch), epoch * len(loader)):
-            seed_all(seed, step)
-            engine.step(batch, learning_rate(OPTIM, step, steps, len(loader)))
-    seconds = time.perf_counter() - start
-    logits, labels = classify(model, evaluation_batches(data.val, data.preprocess, batch_size=256))
-    return (logits.argmax(1) == labels).double().mean().item(), seconds
+    return dataclasses.replace(config, stages=(first, *config.stages[1:]))
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--pictures", type=int, default=12_000)
     parser.add_argument("--epochs", type=int, default=4)
-    parser.add_argument("--seeds", type=int, default=1)
+    parser.add_argument("--seeds", type=int, default=2)
     parser.add_argument("--stems", nargs="+", default=["7/4/2", "7/2/3", "3/2/1"])
+    parser.add_argument("--jobs", type=int, default=2)
+    parser.add_argument("--work", type=Path, help="where the runs go (default: nowhere)")
     args = parser.parse_args()
-    rows = []
-    for stem in args.stems:
-        config = with_stem(stem)
-        runs = [accuracy(config, args.pictures, args.epochs, seed) for seed in range(args.seeds)]
-        rows.append({"stem": stem, "multiply_adds": multiply_adds(config, (28, 28)),
-                     "top1": [top1 for top1, _ in runs], "seconds": [s for _, s in runs]})
-        print(f"{stem}: top-1 {', '.join(f'{top1:.2%}' for top1, _ in runs)}, "
-              f"{rows[-1]['multiply_adds'] / 1e6:.1f} M multiply-adds, "
-              f"{sum(s for _, s in runs) / len(runs):.0f} s", flush=True)
-    print(keep("nano_stem", {**vars(args), "threads": torch.get_num_threads(), "rows": rows}))
+    recipe = Recipe(
+        model="cvt_nano", data=DataConfig(name="fashion_mnist"), device="cpu",
+        max_train_samples=args.pictures, epochs=1, passes=args.epochs, batch_size=128,
+        augment=AugmentConfig(hflip=0.5),
+        optim=OptimConfig(lr=2e-3, warmup_epochs=0.25, clip_grad=1.0))
+    with tempfile.TemporaryDirectory() as scratch:
+        planned = {stem: [plan_run(recipe, Row(label=stem, change=partial(with_stem, stem)), seed,
+                                   args.work or Path(scratch)) for seed in range(args.seeds)]
+                   for stem in args.stems}
+        left = [run for runs in planned.values() for run in runs if not run.done]
+        for run in train_all(left, jobs=args.jobs):
+            print(f"{run.directory.name}: {outcome(run).top1:.2f} %", flush=True)
+        rows = [{"stem": stem,
+                 "multiply_adds": multiply_adds(with_stem(stem, VARIANTS["cvt_nano"]), (28, 28)),
+                 "top1": [outcome(run).top1 for run in runs],
+                 "seconds": fmean(outcome(run).seconds for run in runs)}
+                for stem, runs in planned.items()]
+    for row in rows:
+        print(f"{row['stem']}: {', '.join(f'{top1:.2f}' for top1 in row['top1'])} %, "
+              f"{row['multiply_adds'] / 1e6:.1f} M multiply-adds, {row['seconds']:.0f} s")
+    print(keep("nano_stem", {**{k: v for k, v in vars(args).items() if k != "work"},
+                             "rows": rows}))
 
 
 if __name__ == "__main__":

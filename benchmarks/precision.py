@@ -1,9 +1,9 @@
 """What do bfloat16 and 8 bits cost in accuracy? Every export of a trained model, on its test set.
 
-    python benchmarks/precision.py [--model runs/cvt_nano_fashion_mnist] [--data fashion_mnist]
+    python benchmarks/precision.py [--model cvt_nano.fashion_mnist] [--data fashion_mnist]
 
-The model is what `cvt train --config recipes/cvt_nano_fashion_mnist.yaml` wrote. int8 is calibrated
-on 300 training pictures; accuracy is measured by the exported graph in its own runtime.
+int8 is calibrated on 300 training pictures; accuracy is measured by the exported graph in its own
+runtime.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from timing import keep
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--model", default="runs/cvt_nano_fashion_mnist")
+    parser.add_argument("--model", default="cvt_nano.fashion_mnist")
     parser.add_argument("--data", default="fashion_mnist")
     args = parser.parse_args()
     rows = {}

@@ -64,11 +64,16 @@ class Answers:
                                 for q in (50, 90, 99, 100)}}
 
 
+CLASSIFY = b"/v1/classify"
+HEAD = (b"POST %b HTTP/1.1\r\nHost: localhost\r\nContent-Type: image/jpeg\r\n"
+        b"Content-Length: %d\r\n\r\n")
+
+
 class Client:
     """One connection, kept as long as the server keeps it."""
 
-    def __init__(self, port: int) -> None:
-        self._port = port
+    def __init__(self, port: int, path: bytes = CLASSIFY) -> None:
+        self._port, self._path = port, path
         self._streams: tuple[asyncio.StreamReader, asyncio.StreamWriter] | None = None
 
     async def ask(self, data: bytes, answers: Answers) -> bytes:
@@ -87,7 +92,7 @@ class Client:
         if self._streams is None:
             self._streams = await asyncio.open_connection("127.0.0.1", self._port)
         reader, writer = self._streams
-        writer.write(HEAD % len(data) + data)
+        writer.write(HEAD % (self._path, len(data)) + data)
         await writer.drain()
         head = await reader.readuntil(b"\r\n\r\n")
         length = int(head.lower().split(b"content-length: ")[1].split(b"\r\n")[0])
@@ -100,10 +105,6 @@ class Client:
         if self._streams is not None:
             self._streams[1].close()
             self._streams = None
-
-
-HEAD = (b"POST /v1/classify HTTP/1.1\r\nHost: localhost\r\nContent-Type: image/jpeg\r\n"
-        b"Content-Length: %d\r\n\r\n")
 
 
 @dataclass
@@ -251,7 +252,8 @@ def identity(model: Path, count: int) -> dict[str, Any]:
     turns = iter(range(count))
 
     async def one(port: int) -> None:
-        client, answers = Client(port), Answers()
+        # As many classes as there are, or a picture is known by its likeliest ones.
+        client, answers = Client(port, CLASSIFY + b"?top_k=10"), Answers()
         for i in turns:
             body = json.loads(await client.ask(files[i], answers))
             found[i] = {c["name"]: c["probability"] for c in body["predictions"][0]["classes"]}
@@ -260,14 +262,8 @@ def identity(model: Path, count: int) -> dict[str, Any]:
     async def all_of(port: int) -> None:
         await asyncio.gather(*(one(port) for _ in range(64)))
 
-    # As many classes as there are, or a picture is known by its likeliest ones.
-    global HEAD
-    kept, HEAD = HEAD, HEAD.replace(b"/v1/classify", b"/v1/classify?top_k=10")
-    try:
-        with served(model) as server:
-            asyncio.run(all_of(server.port))
-    finally:
-        HEAD = kept
+    with served(model) as server:
+        asyncio.run(all_of(server.port))
     apart = [max(abs(got.get(name, 0) - p) for name, p in wanted.items())
              for got, wanted in zip(found, expected, strict=True)]
     different = len({tuple(round(p, 4) for p in e.values()) for e in expected})
@@ -283,7 +279,7 @@ def idle(model: Path, files: Sequence[bytes], seconds: float) -> dict[str, Any]:
         async def drip() -> None:
             reader, writer = await asyncio.open_connection("127.0.0.1", port)
             try:
-                writer.write(HEAD % 10_000)
+                writer.write(HEAD % (CLASSIFY, 10_000))
                 answer = asyncio.create_task(reader.read(100))
                 while not answer.done():
                     writer.write(b"x")

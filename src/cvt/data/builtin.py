@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import math
 import zlib
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from sklearn.datasets import load_digits
 from torchvision.datasets import FashionMNIST
 
 from cvt.config import Preprocess
-from cvt.data.pictures import Dataset, Pictures, split_indices
+from cvt.data.pictures import Dataset, Pictures, split
 from cvt.errors import InputError
 
 FASHION_MNIST_CLASSES = ("T-shirt", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt",
@@ -29,10 +30,8 @@ def digits(val_fraction: float = 0.2, seed: int = 0) -> Dataset:
     data = load_digits()
     pixels = (data.images * (255 / 16)).round().astype(np.uint8)  # samples are 0 to 16
     classes = tuple(str(name) for name in data.target_names)
-    train, val = split_indices(data.target, val_fraction, seed, "digits")
-    return Dataset(
-        train=_arrays(pixels, data.target, classes, train, "digit"),
-        val=_arrays(pixels, data.target, classes, val, "digit"),
+    return replace(
+        split(_arrays(pixels, data.target, classes, "digit"), val_fraction, seed, "digits"),
         # Mean and deviation of the training pictures' samples, as fractions of full scale.
         preprocess=Preprocess(size=32, crop=1.0, mean=(0.305,) * 3, std=(0.376,) * 3))
 
@@ -55,17 +54,17 @@ def fashion_mnist(root: Path | None = None) -> Dataset:
         home = home / "FashionMNIST" / "raw"  # where torchvision puts them
     train, val = _idx_pair(home, "train"), _idx_pair(home, "t10k")
     return Dataset(
-        train=_arrays(*train, FASHION_MNIST_CLASSES, np.arange(len(train[1])), "train"),
-        val=_arrays(*val, FASHION_MNIST_CLASSES, np.arange(len(val[1])), "test"),
+        train=_arrays(*train, FASHION_MNIST_CLASSES, "train"),
+        val=_arrays(*val, FASHION_MNIST_CLASSES, "test"),
         # Mean and deviation of the training pictures' samples.
         preprocess=Preprocess(size=28, crop=1.0, mean=(0.2860,) * 3, std=(0.3530,) * 3))
 
 
-def _arrays(pixels: np.ndarray, labels: np.ndarray, classes: tuple[str, ...], indices: np.ndarray,
-            word: str) -> Pictures:
-    return Pictures(classes=classes, labels=tuple(int(label) for label in labels[indices]),
-                    names=[f"{word} {i}" for i in indices],
-                    fetch=partial(_fetch, pixels[indices]))
+def _arrays(pixels: np.ndarray, labels: np.ndarray, classes: tuple[str, ...], word: str
+            ) -> Pictures:
+    return Pictures(classes=classes, labels=tuple(labels.tolist()),
+                    names=[f"{word} {i}" for i in range(len(labels))],
+                    fetch=partial(_fetch, pixels))
 
 
 # A module function, not a closure: pictures travel to worker processes, which pickle them.

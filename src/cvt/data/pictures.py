@@ -71,7 +71,7 @@ def split(pictures: Pictures, val_fraction: float, seed: int, name: str) -> Data
 
     Raises InputError, in which the dataset is called `name`, for a class of a single picture.
     """
-    train, val = split_indices(np.array(pictures.labels), val_fraction, seed, name)
+    train, val = _split(np.array(pictures.labels), val_fraction, seed, name)
     return Dataset(train=pictures.choose(train.tolist()), val=pictures.choose(val.tolist()),
                    preprocess=AS_IMAGENET)
 
@@ -123,8 +123,8 @@ def relabel(pictures: Pictures, classes: tuple[str, ...]) -> Pictures:
                    labels=tuple(place[label] for label in pictures.labels))
 
 
-def split_indices(labels: np.ndarray, val_fraction: float, seed: int,
-                  name: str) -> tuple[np.ndarray, np.ndarray]:
+def _split(labels: np.ndarray, val_fraction: float, seed: int, name: str
+           ) -> tuple[np.ndarray, np.ndarray]:
     """Sorted indices of the training and held-out pictures, the same fraction of each class."""
     few = [int(label) for label, n in zip(*np.unique(labels, return_counts=True), strict=True)
            if n < 2]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
 
 import torch
 from PIL import Image
@@ -21,9 +20,4 @@ def evaluation_transform(preprocess: Preprocess) -> Transform:
     Raises InputError for a picture so thin that resizing its short side would fill the memory.
     """
     check_channels(preprocess)
-    return partial(_evaluate, preprocess)
-
-
-# Module functions, not closures: transforms travel to worker processes, which pickle them.
-def _evaluate(preprocess: Preprocess, image: Image.Image) -> Tensor:
-    return torch.from_numpy(prepare(preprocess, image))
+    return lambda image: torch.from_numpy(prepare(preprocess, image))
