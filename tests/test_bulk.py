@@ -28,15 +28,12 @@ CLASSES = ("ant", "=bee", "cat", "dog")
 
 
 @pytest.fixture(scope="module")
-def home(tmp_path_factory):
+def home(tmp_path_factory, telling):
     """model/, and pictures/ with ten that can be read and two that cannot."""
     home = tmp_path_factory.mktemp("bulk")
     torch.manual_seed(0)
     stage = StageConfig(dim=8, num_heads=1, depth=1, cls_token=True)
-    model = CvT(CvTConfig(stages=(stage,), num_classes=4, image_size=24)).eval()
-    with torch.no_grad():  # an untrained network says nearly the same of every picture
-        for parameter in model.parameters():
-            parameter.add_(torch.randn_like(parameter), alpha=0.3)
+    model = telling(CvT(CvTConfig(stages=(stage,), num_classes=4, image_size=24)))
     save_model(home / "model", model, Preprocess(size=24), CLASSES)
     rng = np.random.default_rng(0)
     (home / "pictures").mkdir()
@@ -235,7 +232,7 @@ def test_an_archive_that_is_no_tar_or_has_no_pictures_is_named(tmp_path):
         find_images([str(tmp_path / "a.tar")])
 
 
-def test_identity_is_of_the_weights_and_not_of_the_backend(home, tmp_path):
+def test_identity_is_of_the_weights_and_not_of_the_backend(home):
     eager, converted = (Predictor(home / "model", backend=backend)
                         for backend in ("eager", "openvino"))
     assert list(islice(eager([home / "pictures/0.png"]), 1))

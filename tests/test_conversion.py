@@ -146,7 +146,7 @@ def test_files_are_not_replaced_unasked(tmp_path, source, to):
     convert(source, place(tmp_path, to), to, overwrite=True)
 
 
-def test_a_checkpoint_is_converted_onto_itself(tmp_path, source):
+def test_a_checkpoint_is_converted_onto_itself(source):
     """Its weights are mapped from the very file that is replaced."""
     expected = {n: t.clone() for n, t in load_model(source)[0].state_dict().items()}
 

@@ -33,16 +33,13 @@ CLASSES = ("ant", "bee", "cat", "dog")
 
 
 @pytest.fixture(scope="module")
-def home(tmp_path_factory):
+def home(tmp_path_factory, telling):
     """trained/ and its openvino/, another network's onnx/, and ten pictures in pictures/."""
     home = tmp_path_factory.mktemp("predict")
     torch.manual_seed(0)
     stage = StageConfig(dim=8, num_heads=1, depth=1, embed_kernel=7, embed_stride=4,
                         embed_padding=2, cls_token=True)
-    model = CvT(CvTConfig(stages=(stage,), num_classes=4, image_size=24)).eval()
-    with torch.no_grad():  # an untrained network says nearly the same of every picture
-        for parameter in model.parameters():
-            parameter.add_(torch.randn_like(parameter), alpha=0.3)
+    model = telling(CvT(CvTConfig(stages=(stage,), num_classes=4, image_size=24)))
     save_model(home / "trained", model, Preprocess(size=24), CLASSES)
     export(home / "trained", home / "openvino", "openvino")
     write_onnx(home / "onnx", ModelCard.load(home / "trained"))

@@ -573,7 +573,7 @@ def test_weights_that_are_not_finite_are_refused(tmp_path, small):
                           pretrained_cfg_overlay={"file": str(tmp_path / "w.pth")})
 
 
-def test_position_embeddings_are_resized_to_the_models(tmp_path, small, images):
+def test_position_embeddings_are_resized_to_the_models(tmp_path, small):
     source = small(every={"pos_embed": True}, num_classes=1000)
     torch.save(source.state_dict(), tmp_path / "w.pth")
 

@@ -54,7 +54,7 @@ def test_the_picture_is_shown_as_the_network_sees_it(trained):
     assert np.array_equal(seen, cut)
 
 
-def test_gray_networks_show_gray(tmp_path):
+def test_gray_networks_show_gray():
     config = CvTConfig(stages=(StageConfig(dim=8, num_heads=1, depth=1, cls_token=False),),
                        in_chans=1, num_classes=2, image_size=16)
     card = ModelCard(model=config, classes=("a", "b"),

@@ -27,17 +27,14 @@ CLASSES = ("ant", "bee", "cat", "<b>dog</b>")
 
 
 @pytest.fixture(scope="session")
-def trained(tmp_path_factory):
+def trained(tmp_path_factory, telling):
     """The directory of a CvT of two stages and four classes."""
     home = tmp_path_factory.mktemp("serve") / "trained"
     torch.manual_seed(0)
     stages = (StageConfig(dim=8, num_heads=1, depth=1, embed_kernel=7, embed_stride=4,
                           embed_padding=2),
               StageConfig(dim=16, num_heads=2, depth=2, cls_token=True))
-    model = CvT(CvTConfig(stages=stages, num_classes=4, image_size=32)).eval()
-    with torch.no_grad():  # an untrained network says nearly the same of every picture
-        for parameter in model.parameters():
-            parameter.add_(torch.randn_like(parameter), alpha=0.3)
+    model = telling(CvT(CvTConfig(stages=stages, num_classes=4, image_size=32)))
     save_model(home, model, Preprocess(size=32), CLASSES)
     return home
 

@@ -222,7 +222,7 @@ def test_a_class_to_explain_that_is_not_there_is_refused(client, picture):
     assert error_of(answer) == ("invalid", "there is no class 'bea'; did you mean bee?")
 
 
-def test_only_the_key_opens_a_guarded_server(served, picture, classify):
+def test_only_the_key_opens_a_guarded_server(served):
     client = served(api_key="0123456789abcdef")
 
     for headers in ({}, {"x-api-key": "0123456789abcdeF"}, {"authorization": "Bearer nothing"},

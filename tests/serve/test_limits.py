@@ -33,7 +33,7 @@ HEAD = b"POST /v1/classify HTTP/1.1\r\nHost: localhost\r\nContent-Type: image/pn
 
 
 @pytest.mark.parametrize(("over", "status"), [(-1, 200), (0, 200), (1, 413)])
-def test_bytes_of_a_request(served, picture, classify, over, status):
+def test_a_request_of_more_bytes_is_refused(served, picture, classify, over, status):
     data = picture()
     client = served(max_body=len(data) - over)
 
@@ -46,7 +46,7 @@ def test_bytes_of_a_request(served, picture, classify, over, status):
 
 
 @pytest.mark.parametrize(("count", "status"), [(1, 200), (2, 200), (3, 413)])
-def test_pictures_of_a_request(served, picture, count, status):
+def test_a_request_of_more_pictures_is_refused(served, picture, count, status):
     client = served(max_pictures=2)
     files = [("images", (f"{i}.png", picture(i))) for i in range(count)]
     answer = client.post("/v1/classify", files=files)
@@ -56,7 +56,7 @@ def test_pictures_of_a_request(served, picture, count, status):
 
 
 @pytest.mark.parametrize(("size", "status"), [((40, 39), 200), ((40, 40), 200), ((41, 40), 422)])
-def test_pixels_of_a_picture(served, picture, classify, size, status):
+def test_a_picture_of_more_pixels_is_refused(served, picture, classify, size, status):
     client = served(max_pixels=1600)
     answer = classify(client, picture(size=size))
     assert answer.status_code == status
@@ -76,7 +76,7 @@ def test_pixels_are_counted_before_they_are_unpacked(served, classify):
     assert time.perf_counter() - start < 1
 
 
-def test_pictures_in_hand(served, slow, picture, classify):
+def test_one_picture_more_than_may_be_in_hand_is_refused_at_once(served, slow, picture, classify):
     client = served(max_queue=4, max_pictures=4, max_batch=1)
     slow(0.3)
     with ThreadPoolExecutor(5) as pool:
@@ -109,7 +109,7 @@ def test_a_request_of_several_is_taken_whole_or_not_at_all(served, slow, picture
         assert held.result().status_code == 200
 
 
-def test_bytes_in_hand(served, picture, classify):
+def test_bytes_in_hand_count_as_they_come_and_are_given_back(served, picture, classify):
     data = picture()
     client = served(max_body=len(data), max_bodies=len(data) + 50)
     head = HEAD + b"Content-Length: %d\r\n\r\n" % len(data)
@@ -124,8 +124,8 @@ def test_bytes_in_hand(served, picture, classify):
 
 
 @pytest.mark.parametrize(("seconds", "status"), [(0.1, 200), (0.9, 503)])
-def test_the_time_until_the_network_comes_to_a_picture(served, slow, picture, classify, seconds,
-                                                       status):
+def test_a_picture_that_the_network_comes_to_too_late_is_refused(served, slow, picture, classify,
+                                                                seconds, status):
     client = served(max_batch=1, deadline=0.5)
     slow(seconds)
     with ThreadPoolExecutor(2) as pool:
@@ -142,7 +142,7 @@ def test_the_time_until_the_network_comes_to_a_picture(served, slow, picture, cl
     b"P", b"POST /v1/classify HTTP/1.1\r\nHost: loc",
     HEAD + b"Content-Length: 100\r\n\r\nhalf of it",
     HEAD + b"Transfer-Encoding: chunked\r\n\r\n4\r\nhalf\r\n"])
-def test_the_time_a_request_takes_to_arrive(served, begun):
+def test_a_request_that_does_not_arrive_in_time_is_refused(served, begun):
     client = served(read_timeout=0.3)
     start = time.perf_counter()
     answer = raw(client.port, begun)
@@ -209,7 +209,7 @@ def test_an_answer_does_not_wait_for_the_acknowledgement_of_its_head(served):
     assert min(seconds) < 0.03  # else 0.04, by the system's clock for acknowledgements
 
 
-def test_a_refused_body_that_still_comes_does_not_break_the_connection(served, picture):
+def test_a_refused_body_that_still_comes_does_not_break_the_connection(served):
     client = served(max_body=100)
     with socket.create_connection(("127.0.0.1", client.port), timeout=5) as connection:
         connection.sendall(HEAD + b"Content-Length: 500000\r\n\r\n" + b"x" * 250000)
@@ -221,7 +221,7 @@ def test_a_refused_body_that_still_comes_does_not_break_the_connection(served, p
         assert connection.recv(65536).startswith(b"HTTP/1.1 200 ")
 
 
-def test_connections(served):
+def test_one_connection_more_than_may_be_open_is_refused_until_one_ends(served):
     client = served(max_connections=3)
     with socket.create_connection(("127.0.0.1", client.port)), \
             socket.create_connection(("127.0.0.1", client.port)):

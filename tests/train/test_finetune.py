@@ -68,7 +68,7 @@ def test_a_run_starts_from_weights_and_their_preprocessing(recipe, trained, tmp_
             torch.testing.assert_close(tensor, start[name], rtol=0, atol=1e-6)
 
 
-def test_a_resumed_run_needs_the_weights_no_more(recipe, trained, tmp_path, monkeypatch):
+def test_a_resumed_run_needs_the_weights_no_more(recipe, trained, tmp_path):
     loop.train(recipe, tmp_path / "whole", quiet=True)
     shutil.copytree(tmp_path / "whole", tmp_path / "cut")
     for gone in ("metrics.json", "checkpoints/step-00000004"):

@@ -140,7 +140,7 @@ def pickle(directory, tensors):
 
 
 @pytest.fixture(scope="module")
-def hub(checkpoints, tmp_path_factory):
+def hub(checkpoints):
     root, _ = checkpoints
     with Hub() as server:
         for name in ("safe", "pickled", "shards", "pickled_shards", "native"):
@@ -193,7 +193,7 @@ def test_a_revision_is_a_tag_or_a_commit(loaded, checkpoints):
                                    atol=1e-5)
 
 
-def test_a_token_opens_a_private_repository(loaded, checkpoints):
+def test_a_token_opens_a_private_repository(loaded):
     assert loaded[1]["private"]["logits"] == loaded[1]["native"]["logits"]
 
 
@@ -239,7 +239,7 @@ def test_a_cache_that_lacks_a_part_says_which(loaded, hub, tmp_path):
     refused(native, "and model.safetensors is not in the cache")
 
 
-def test_a_hub_that_is_not_there_leaves_the_cache(loaded, tmp_path):
+def test_a_hub_that_is_not_there_leaves_the_cache(loaded):
     with socket.socket() as taken:  # bound, but nobody listens
         taken.bind(("127.0.0.1", 0))
         url = f"http://127.0.0.1:{taken.getsockname()[1]}"
