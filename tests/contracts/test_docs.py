@@ -127,7 +127,7 @@ def test_the_page_on_predicting_runs_from_top_to_bottom(desk, capsys):
                           "from_shards": ["part-00000.parquet", "part-00001.parquet"],
                           "from_list": ["part-00000.jsonl"], "again": ["part-00000.jsonl"]}.items():
         assert sorted(p.name for p in Path(output).glob("part-*")) == parts
-        assert Path(output, "unreadable.csv").read_text() == "picture,error\n"
+        assert Path(output, "unreadable.csv").read_text() == "picture,reason\n"
 
 
 def test_the_page_on_data_shows_what_its_commands_print(tmp_path, monkeypatch, capsys):
