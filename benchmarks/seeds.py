@@ -15,7 +15,6 @@ import json
 from pathlib import Path
 from statistics import fmean, stdev
 
-from cvt.errors import InputError
 from cvt.train.recipe import Recipe
 from timing import keep
 
@@ -27,8 +26,8 @@ def main() -> None:
     recipes = [Recipe.load(run / "recipe.yaml") for run in args.runs]
     if len({dataclasses.replace(recipe, seed=0) for recipe in recipes}) > 1 or len(
             {recipe.seed for recipe in recipes}) < len(recipes):
-        raise InputError("the runs differ in more than their seed, or not in it; give runs of one "
-                         "recipe with different seeds")
+        parser.error("the runs differ in more than their seed, or not in it; give runs of one "
+                     "recipe with different seeds")
     rows = []
     for run, recipe in zip(args.runs, recipes, strict=True):
         history = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import copy
 import importlib.util
+import os
 import shutil
 import tempfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -86,10 +87,11 @@ def optimize(model: CvT, backend: Backend = "eager", precision: Precision = "fp3
     if precision == "int8" and calibration is None:
         raise InputError("int8 needs calibration=, batches of normalised pictures like those that "
                          "the model will see")
-    if chosen == "compile" and not any(map(shutil.which, ("c++", "g++", "clang++", "cl"))):
-        raise InputError("torch.compile calls a C++ compiler, and there is none; install g++ or "
-                         "clang, or take backend='eager'")
     device = next(model.parameters()).device
+    if chosen == "compile" and device.type == "cpu" and not any(map(shutil.which, (
+            os.environ.get("CXX", "g++"), "c++", "clang++", "cl"))):
+        raise InputError("torch.compile calls a C++ compiler, and there is none; install g++ or "
+                         "clang, set CXX to another, or take backend='eager'")
     images = samples(model.config, size=max(model.config.image_size, traceable_side(model.config)))
     images = images.to(device)
     folded = Folded(model)

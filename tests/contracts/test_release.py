@@ -41,8 +41,8 @@ def listed(builder, root):
 def tracked():
     # An unpacked sdist has no history to be compared with; `make dist` compared it as it was built.
     if (ROOT / "PKG-INFO").exists():
-        pytest.skip("these are the files of an sdist, which is what version control is compared "
-                    "with; run it in a clone")
+        pytest.skip("there is no version control to compare the files of an sdist with; in a "
+                    "clone there is")
     return contents.tracked()
 
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from cvt.errors import InputError
-from cvt.train.store import Checkpoint, Store
+from cvt.train.store import Checkpoint, Store, _signed
 
 
 def checkpoint(step, value=0.1):
@@ -94,7 +94,7 @@ def test_every_flipped_bit_is_seen(store):
         bit = int(torch.randint(8 * len(data), (1,), generator=generator))
         data[bit // 8] ^= 1 << bit % 8
         file.write_bytes(data)
-        with pytest.raises(InputError, match=r"damaged|format"):
+        with pytest.raises(InputError, match="damaged"):
             store.read(30)
         file.write_bytes(whole)
     assert same(store.read(30), checkpoint(30))
@@ -119,11 +119,19 @@ def test_where_all_are_damaged_nothing_is_loaded(store):
 
 def test_a_later_format_is_refused_by_name(store):
     path = store.directory / "step-00000030" / "manifest.json"
-    path.write_text(json.dumps({**json.loads(path.read_text()), "format": 2}))
+    path.write_bytes(_signed({**json.loads(path.read_text()), "format": 2}))
     for attempt in (lambda: store.read(30), store.repair, store.newest):
         with pytest.raises(InputError, match="has format 2, and this version reads 1"):
             attempt()
     assert path.is_file()  # where the version that wrote it finds it
+
+
+def test_a_harmed_number_of_the_format_is_damage_and_the_one_before_is_taken(store):
+    path = store.directory / "step-00000030" / "manifest.json"
+    path.write_text(path.read_text().replace('"format": 1', '"format": 3'))
+    [complaint] = store.repair()
+    assert "step-00000030 is damaged: manifest.json is not what was written" in complaint
+    assert same(store.newest(), checkpoint(20))
 
 
 @pytest.mark.parametrize("call", ["save_file", "_sync", "_manifest"])

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from cvt.card import CONFIG
 from cvt.data.unreadable import UNREADABLE
-from cvt.errors import InputError
+from cvt.errors import InputError, one_line
 from cvt.evaluate.run import EVALUATION, METRICS, RECIPE, REPORT
 from cvt.train.store import Checkpoint
 from cvt.weights.native import BEST
@@ -99,7 +99,7 @@ class Weights:
             return Progress(**checkpoint.state["progress"])
         except (RuntimeError, LookupError, ValueError, TypeError) as error:
             raise InputError(f"the checkpoint of step {checkpoint.step} is not of this run: "
-                             f"{str(error).splitlines()[0]}") from None
+                             f"{one_line(error)}") from None
 
 
 def open_run(run: Path, overwrite: bool) -> FileLock:

@@ -174,6 +174,8 @@ def _verify(path: Path) -> dict[str, Any]:
         written = (path / MANIFEST).read_bytes()
         manifest: dict[str, Any] = json.loads(written)
         names = sorted(manifest["files"])
+        if written != _signed(manifest):  # also where it is the format's number that is harmed
+            raise InputError(f"{path} is damaged: {MANIFEST} is not what was written")
         if manifest["format"] != FORMAT:
             raise _FormatError(f"{path} has format {manifest['format']}, and this version reads "
                              f"{FORMAT}; go on with the version that wrote it")
@@ -185,16 +187,19 @@ def _verify(path: Path) -> dict[str, Any]:
                 raise InputError(f"{path} is damaged: {name} does not belong to it")
             if manifest["files"][name] != _entry(path / name):
                 raise InputError(f"{path} is damaged: {name} is not what was written")
-        if written != _manifest(path, manifest["step"]):
-            raise InputError(f"{path} is damaged: {MANIFEST} is not what was written")
         if path.name != _name(manifest["step"]):
             raise InputError(f"{path} is damaged: it holds step {manifest['step']}")
         return manifest
 
 
 def _manifest(path: Path, step: int) -> bytes:
-    body = {"format": FORMAT, "step": step,
-            "files": {p.name: _entry(p) for p in sorted(path.iterdir()) if p.name != MANIFEST}}
+    return _signed({"format": FORMAT, "step": step, "files": {
+        p.name: _entry(p) for p in sorted(path.iterdir()) if p.name != MANIFEST}})
+
+
+def _signed(manifest: Mapping[str, Any]) -> bytes:
+    """A manifest as its file holds it, with its own hash."""
+    body = {key: value for key, value in manifest.items() if key != "sha256"}
     return _json({**body, "sha256": hashlib.sha256(_json(body)).hexdigest()})
 
 
