@@ -60,8 +60,8 @@ def main() -> None:
     timed(Log, "epoch", "log")
     epoch = TrainLoader.epoch
 
-    def waited(self: TrainLoader, number: int, start: int = 0) -> Iterator[object]:
-        batches = epoch(self, number, start)
+    def waited(self: TrainLoader, *which: object) -> Iterator[object]:
+        batches = epoch(self, *which)  # type: ignore[arg-type]
         while True:
             before = time.perf_counter()
             batch = next(batches, None)

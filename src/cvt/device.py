@@ -30,3 +30,9 @@ def autocast(device: torch.device, precision: str) -> torch.autocast:
     """The autocast context of a precision: "fp32" (none), "bf16" or "fp16"."""
     dtype = torch.float16 if precision == "fp16" else torch.bfloat16
     return torch.autocast(device.type, dtype, enabled=precision != "fp32")
+
+
+def out_of_memory(error: RuntimeError) -> bool:
+    """Whether PyTorch says so of an accelerator or of the machine."""
+    return isinstance(error, torch.OutOfMemoryError) or (
+        "DefaultCPUAllocator: can't allocate memory" in str(error))

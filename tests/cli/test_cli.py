@@ -35,7 +35,7 @@ def test_python_m_cvt_is_the_command():
     (["train", "--optim.lr", "fast"], "optim.lr=fast is not of type float"),
     (["train", "--optim.lr", "-1"], "lr=-1.0 must not be negative"),
     (["train", "--in_chans", "2"], "choose from 1, 3"),
-    (["train", "--resume", "x", "--epochs", "3"], "--epochs would be ignored"),
+    (["train", "--resume", "x", "--seed", "3"], "--seed would be ignored"),
     (["train", "--data.name", "folder"], "needs data.root"),
     (["evaluate", "--model", "x", "--data.name", "folder"], "needs data.root"),
     (["train", "--model", "cvt_nan"], "did you mean cvt_nano?"),

@@ -84,6 +84,52 @@ def test_few_pictures_fill_a_batch_in_several_passes():
         loader(passes=2, n=1)
 
 
+def test_the_rest_of_an_epoch_is_drawn_anew_from_where_it_is_asked_to():
+    some, augment = loader(n=40), AugmentConfig(erasing=1.0)
+    whole = which(some.epoch(0))
+    once = which(some.epoch(0, 0, [3]))
+    assert once[:12] == whole[:12]
+    assert once[12:] != whole[12:]
+    assert sorted(once) == sorted(whole)
+    twice = which(some.epoch(0, 0, [3, 5]))
+    assert twice[:20] == once[:20]
+    assert twice[20:] != once[20:]
+    assert which(some.epoch(0, 5, [3, 5])) == twice[20:] == which(loader(n=40).epoch(0, 5, [3, 5]))
+    assert which(some.epoch(0)) == whole
+    # At the end there is nothing left, but what comes is augmented in another way.
+    assert which(some.epoch(0, 0, [10])) == whole
+    erased, other = (next(loader(n=40, augment=augment).epoch(0, 0, redraws))[0]
+                     for redraws in ([], [10]))
+    assert not torch.equal(erased, other)
+
+
+def test_copies_of_an_image_stay_side_by_side_where_they_are_drawn_anew():
+    redrawn = which(loader(n=36, repeats=3).epoch(0, 0, [3]))
+    assert redrawn[:12] == which(loader(n=36, repeats=3).epoch(0))[:12]
+    assert all(len(set(redrawn[i:i + 3])) == 1 for i in range(12, 36, 3))
+
+
+@pytest.mark.parametrize("world", [1, 2, 3, 4])
+def test_copies_of_an_image_go_to_different_processes(world):
+    """As DeiT's sampler does for repeated augmentation; and pairs to be mixed stay pairs."""
+    transform = training_transform(PREPROCESS, AugmentConfig())
+    shares = [which(TrainLoader(pictures(72), transform, batch_size=24, seed=0, rank=rank,
+                                world=world, repeats=3).epoch(0)) for rank in range(world)]
+    whole = loader(n=72, repeats=3)._order
+    batch = [i for _, i, _, _ in next(iter(TrainLoader(
+        pictures(72), transform, batch_size=24, seed=0, repeats=3)._order))]
+    assert len(whole) == 18
+    pairs = sorted(zip(batch, batch[::-1], strict=True))
+    size = 24 // world
+    mine = [share[:size] for share in shares]
+    assert sorted(i for share in mine for i in share) == sorted(batch)
+    assert sorted(pair for share in mine
+                  for pair in zip(share, share[::-1], strict=True)) == pairs
+    for image in set(batch):
+        counts = [share.count(image) for share in mine]
+        assert max(counts) - min(counts) <= (3 if world == 1 else 2 if world == 2 else 1)
+
+
 def test_order_is_a_function_of_seed_and_epoch():
     first = loader()
     assert which(first.epoch(1)) == which(loader().epoch(1)) == which(first.epoch(1))

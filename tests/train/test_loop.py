@@ -15,9 +15,11 @@ from cvt.config import CvTConfig, StageConfig
 from cvt.data.config import AugmentConfig, DataConfig
 from cvt.errors import DivergedError, InputError, StoppedError
 from cvt.fast.training import TrainingForm
+from cvt.model import CvT
 from cvt.train import loop
 from cvt.train.config import OptimConfig
 from cvt.train.recipe import Recipe
+from cvt.train.setting import Setting
 from cvt.train.state import lock_run
 from cvt.weights.tensors import read_tensors
 from cvt.zoo import load_model
@@ -204,14 +206,79 @@ def test_a_batch_that_is_not_finite_is_skipped(recipe, tmp_path, monkeypatch, ho
     assert [row["train_loss"] > 0 for row in history(tmp_path / "run")] == [True, True]
 
 
-def test_too_many_of_them_go_back_to_the_last_checkpoint_once(recipe, tmp_path, monkeypatch, capfd):
+def fail_for_good(recipe, tmp_path, monkeypatch, steps):
+    """Make the loss of certain batches NaN whenever they come: those of `steps` in a run of
+    `recipe`, by their labels in their order."""
+    labels, step = {}, loop.Engine.step
+
+    def recording(self, batch, lr, number):
+        labels[number] = tuple(batch[1].tolist())
+        return step(self, batch, lr, number)
+
+    monkeypatch.setattr(loop.Engine, "step", recording)
+    loop.train(recipe, tmp_path / "undisturbed", quiet=True)
+    bad = {labels[number] for number in steps}
+
+    def failing(self, batch, lr, number):
+        if tuple(batch[1].tolist()) in bad:
+            batch = (torch.full_like(batch[0], math.nan), batch[1])
+        return step(self, batch, lr, number)
+
+    monkeypatch.setattr(loop.Engine, "step", failing)
+
+
+def test_too_many_of_them_go_back_to_the_last_checkpoint_and_are_drawn_anew(
+        recipe, tmp_path, monkeypatch, capfd):
     recipe = dataclasses.replace(recipe, save_every=4, skip_nonfinite=1)
-    loop.train(recipe, tmp_path / "whole", quiet=True)
-    hurt(monkeypatch, {9: 1, 10: 1}, math.nan)  # as from a fault of the machine
+    fail_for_good(recipe, tmp_path, monkeypatch, (9, 10))
     loop.train(recipe, tmp_path / "run")
-    assert "back to step 8, with the learning rate as it was" in capfd.readouterr().err
-    whole, run = (read_tensors(tmp_path / name / "last.safetensors") for name in ("whole", "run"))
-    torch.testing.assert_close(run, whole, rtol=0, atol=0)
+    note = ("2 batches up to step 11 were not finite; back to step 8, with the learning rate as it "
+            "was and the rest of the epoch drawn anew")
+    assert note in capfd.readouterr().err
+    assert len(history(tmp_path / "run")) == 2
+    newest = tmp_path / "run/checkpoints/step-00000022/state.json"
+    assert json.loads(newest.read_text())["progress"]["notes"] == [note]
+    assert note in json.loads((tmp_path / "run/metrics.json").read_text())["facts"]["to note"]
+
+
+@pytest.mark.parametrize(("number", "redrawn"), [(10, 1), (14, 0)])
+def test_a_run_that_went_back_resumes_exactly(recipe, tmp_path, monkeypatch, number, redrawn):
+    """Killed before the first checkpoint of what was drawn anew, and after it."""
+    recipe = dataclasses.replace(recipe, save_every=4, skip_nonfinite=1)
+    fail_for_good(recipe, tmp_path, monkeypatch, (9, 10))
+    loop.train(recipe, tmp_path / "whole", quiet=True)
+    step = loop.Engine.step
+
+    def dying(self, batch, lr, now):
+        if (now, self.redrawn) == (number, redrawn):
+            raise SystemExit
+        return step(self, batch, lr, now)
+
+    monkeypatch.setattr(loop.Engine, "step", dying)
+    with pytest.raises(SystemExit):
+        loop.train(recipe, tmp_path / "cut", quiet=True)
+    monkeypatch.setattr(loop.Engine, "step", step)
+    loop.resume(tmp_path / "cut", quiet=True)
+    undisturbed, whole, cut = (read_tensors(tmp_path / name / "last.safetensors")
+                               for name in ("undisturbed", "whole", "cut"))
+    torch.testing.assert_close(cut, whole, rtol=0, atol=0)
+    assert not torch.equal(whole["head.weight"], undisturbed["head.weight"])
+
+
+def test_what_is_drawn_anew_has_other_dropout_and_mixing(recipe, tmp_path):
+    """Of the very same batch, too."""
+    with loop.Engine(recipe.with_absolute_paths()) as engine:
+        setting = Setting(recipe, engine)
+        setting.build()
+        engine.train_mode()
+        batch = next(setting.loader.epoch(0))
+        losses = []
+        for redrawn in (0, 1, 1, 2):
+            engine.redrawn = redrawn
+            losses.append(engine._compute(batch, 0)[0].item())
+            engine._optimizer.zero_grad()
+    assert losses[1] == losses[2]
+    assert len(set(losses)) == 3
 
 
 def test_where_that_does_not_help_the_run_ends_and_leaves_the_batch(recipe, tmp_path, monkeypatch):
@@ -429,3 +496,32 @@ def test_a_run_does_not_go_on_with_other_classes(recipe, tmp_path):
     (tmp_path / "photos/bee").rename(tmp_path / "photos/cat")
     with pytest.raises(InputError, match="classes were ant, bee and are ant, cat"):
         loop.resume(tmp_path / "run", quiet=True)
+
+
+def test_validation_takes_as_many_images_at_a_time_as_training(recipe, tmp_path, monkeypatch):
+    """The last one too, and after memory ran out in training."""
+    sizes, forward = [], CvT.forward
+
+    def recording(self, x):
+        sizes.append(len(x))
+        return forward(self, x)
+
+    monkeypatch.setattr(CvT, "forward", recording)
+    out_of_memory_above(32, monkeypatch)
+    split = dataclasses.replace(recipe, epochs=1, optim=dataclasses.replace(
+        recipe.optim, accumulate=2))
+    loop.train(split, tmp_path / "run", quiet=True)
+    assert sizes == [*[32] * 11, 8] * 2  # of 360, once an epoch and once for the report
+
+
+@pytest.mark.parametrize("split", [{"accumulate": 4}, {}])
+def test_single_images_whose_maps_have_one_place_are_refused(recipe, tmp_path, split):
+    """Of which BatchNorm has no variance to take."""
+    small = dataclasses.replace(
+        recipe, image_size=4, batch_size=4 if split else 1, augment=AugmentConfig(),
+        optim=dataclasses.replace(recipe.optim, **split))
+    with pytest.raises(InputError, match=r"BatchNorm cannot train on one image at a time .*larger"):
+        loop.train(small, tmp_path / "run", quiet=True)
+    assert not (tmp_path / "run").exists()
+    larger = dataclasses.replace(small, image_size=16, steps=3)
+    assert loop.train(larger, tmp_path / "run", quiet=True).n == 360

@@ -27,7 +27,7 @@ def test_a_dry_run_says_what_a_run_takes_and_writes_nothing(options, tmp_path, c
     assert (plan["steps"], plan["epochs"], plan["processes"]) == (66, 3, 1)
     assert 0 <= plan["waiting_seconds"] < plan["step_seconds"] < 5
     assert plan["total_seconds"] == pytest.approx(
-        66 * plan["step_seconds"] + 3 * plan["validation_seconds"])
+        66 * plan["step_seconds"] + 4 * plan["validation_seconds"])
     assert 0 < plan["memory"] < plan["memory_limit"]
     assert plan["exchange_seconds"] is None
     assert plan["scaling"][1]["seconds"] < plan["scaling"][0]["seconds"]

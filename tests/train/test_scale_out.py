@@ -1,13 +1,26 @@
 """Real processes under torchrun, over gloo."""
 
+import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
 
+import pytest
 import torch
+from PIL import Image
 
+from cvt.card import ModelCard
+from cvt.data.builtin import digits
+from cvt.data.loader import TrainLoader
+from cvt.evaluate.run import evaluate
+from cvt.model import CvT
+from cvt.train.config import OptimConfig
+from cvt.train.engine import Engine
+from cvt.train.recipe import Recipe
+from cvt.train.setting import Setting
 from cvt.weights.tensors import read_tensors
 
 ENV = {**os.environ, "OMP_NUM_THREADS": "1"}
@@ -20,6 +33,14 @@ def command(model, run, processes, *options):
             "--epochs=1", "--optim.warmup_epochs=0", "--batch_size=64", "--augment.mixup=0.2",
             "--augment.crop=shift", "--device=cpu", "--sync_batchnorm=true", "--ema=0.9", "--quiet",
             f"--output={run}", *options]
+
+
+def launched(*options, processes):
+    done = subprocess.run(
+        [sys.executable, "-m", "torch.distributed.run", "--standalone",
+         f"--nproc-per-node={processes}", "-m", "cvt", "train", *options], env=ENV,
+        capture_output=True, text=True, check=False, timeout=300)
+    assert done.returncode == 0, done.stderr
 
 
 def train(model, run, processes, *options):
@@ -43,6 +64,90 @@ def test_two_and_four_processes_train_as_one(tiny_file, tmp_path):
             1e-5 * torch.stack([*length.values()]).norm())
         for name in one:  # AdamW makes noise of gradients that are 0, as those of the keys' biases
             assert apart[name] <= 1e-4 * length[name] or length[name] < 0.05, name
+
+
+@pytest.mark.parametrize(("processes", "options"), [
+    (2, ("--ema=0",)), (4, ("--ema=0.9",)), (2, ("--ema=0.9", "--optim.accumulate=2"))])
+def test_the_figures_that_are_logged_are_those_of_the_file(tiny_file, tmp_path, processes, options):
+    """Each process sees its own share of a batch, and BatchNorm is not synchronised."""
+    train(tiny_file, tmp_path / "run", processes, "--sync_batchnorm=false", "--epochs=2", *options)
+    card = ModelCard.load(tmp_path / "run")
+    model = CvT(card.model)
+    model.load_state_dict(read_tensors(tmp_path / "run/last.safetensors"))
+    evaluation = evaluate(model, card, digits().val)
+    row = json.loads((tmp_path / "run/metrics.jsonl").read_text().splitlines()[-1])
+    assert row["val_loss"] == pytest.approx(evaluation.loss, rel=1e-6)
+    assert row["val_top1"] == evaluation.top1.value
+    model.load_state_dict(read_tensors(tmp_path / "run/best.safetensors"))
+    final = json.loads((tmp_path / "run/metrics.json").read_text())
+    evaluation = evaluate(model, card, digits().val)
+    assert final["n"] == 360
+    assert final["loss"] == pytest.approx(evaluation.loss, rel=1e-6)
+    assert final["top1"]["value"] == evaluation.top1.value
+    assert final["confusion"] == [list(row) for row in evaluation.confusion]
+    assert [m["index"] for m in final["mistakes"]] == [m.index for m in evaluation.mistakes]
+
+
+def test_statistics_are_the_mean_of_the_processes(tiny_file, tmp_path):
+    """Of one step of two processes: of what each alone has after its share of the batch."""
+    options = ("--sync_batchnorm=false", "--ema=0", "--steps=1", "--augment.mixup=0",
+               "--augment.crop=none", "--optim.lr=0", "--optim.warmup_lr=0", "--optim.min_lr=0")
+    train(tiny_file, tmp_path / "run", 2, *options)
+    run = read_tensors(tmp_path / "run/last.safetensors")
+    recipe = Recipe(model=str(tiny_file), image_size=8, epochs=1, batch_size=64, steps=1,
+                    optim=OptimConfig(lr=0.0, warmup_lr=0.0, min_lr=0.0, warmup_epochs=0))
+    shares = []
+    for rank in range(2):
+        with Engine(recipe) as engine:
+            setting = Setting(recipe, engine)
+            weights, _ = setting.build()
+            loader = TrainLoader(setting.dataset.train, setting.pipeline, batch_size=64, seed=0,
+                                 rank=rank, world=2)
+            weights.model.train()
+            weights.model(next(loader.epoch(0))[0])
+            shares.append(weights.model.state_dict())
+    names = [name for name in run if name.endswith(("running_mean", "running_var"))]
+    assert names
+    for name in names:
+        torch.testing.assert_close(run[name], (shares[0][name] + shares[1][name]) / 2)
+        assert not torch.equal(shares[0][name], shares[1][name])
+
+
+def test_a_run_of_two_processes_resumes_exactly(tiny_file, tmp_path):
+    """Killed between two validations, with statistics that only the main process writes."""
+    options = ("--sync_batchnorm=false", "--epochs=2", "--save_every=3", "--keep=9")
+    train(tiny_file, tmp_path / "whole", 2, *options)
+    shutil.copytree(tmp_path / "whole", tmp_path / "cut")
+    (tmp_path / "cut/metrics.json").unlink()
+    for path in (tmp_path / "cut/checkpoints").iterdir():
+        if int(path.name.removeprefix("step-")) > 30:
+            shutil.rmtree(path)
+    launched("--resume", str(tmp_path / "cut"), "--quiet", processes=2)
+    whole, cut = (read_tensors(tmp_path / run / "last.safetensors") for run in ("whole", "cut"))
+    torch.testing.assert_close(cut, whole, rtol=0, atol=0)
+
+
+def test_processes_that_see_other_images_are_refused(tiny_file, tmp_path):
+    """As where each machine has a copy of its own."""
+    for rank in range(2):
+        for name in ("ant", "bee"):
+            place = tmp_path / str(rank) / "photos" / name
+            place.mkdir(parents=True)
+            for i in range(40 + rank):
+                Image.new("RGB", (8, 8), (i, i, i)).save(place / f"{i}.png")
+    script = tmp_path / "each.py"
+    script.write_text("import os, sys\nfrom cvt.cli import main\n"
+                      f"os.chdir({str(tmp_path)!r} + '/' + os.environ['RANK'])\n"
+                      "sys.exit(main(sys.argv[1:]))\n")
+    done = subprocess.run(
+        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2",
+         str(script), "train", f"--model={tiny_file}", "--image_size=8", "--batch_size=8",
+         "--epochs=1", "--optim.warmup_epochs=0", "--device=cpu", "--data.name=folder",
+         "--data.root=photos", f"--output={tmp_path / 'run'}"], env=ENV, capture_output=True,
+        text=True, check=False, timeout=120)
+    assert done.returncode != 0
+    assert "process 1 sees other images in" in done.stderr
+    assert "66 training images, were 64" in done.stderr or "training images by class" in done.stderr
 
 
 def test_a_frozen_process_ends_all_within_a_minute_and_says_so(tiny_file, tmp_path):

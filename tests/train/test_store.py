@@ -37,8 +37,8 @@ def test_what_is_saved_comes_back_bit_for_bit(tmp_path):
     value = 0.1 + 0.2  # no short decimal
     store.save(checkpoint(7, value))
     assert store.repair() == []
-    assert same(store.newest(), checkpoint(7, value))
-    assert store.newest().state["progress"]["loss"] == value
+    assert same(store.read(store.newest_step()), checkpoint(7, value))
+    assert store.read(store.newest_step()).state["progress"]["loss"] == value
 
 
 def test_the_last_few_and_the_protected_one_are_kept(tmp_path):
@@ -53,13 +53,13 @@ def test_the_last_few_and_the_protected_one_are_kept(tmp_path):
 def test_an_empty_store_has_nothing_to_go_on_from(tmp_path):
     store = Store(tmp_path / "none")
     assert store.repair() == []
-    assert store.newest() is None
+    assert store.newest_step() is None
     assert store.newest_step() is None
 
 
 def test_a_checkpoint_replaces_that_of_the_same_step(store):
     store.save(checkpoint(30, 5.0))
-    assert store.newest().state["progress"]["loss"] == 5.0
+    assert store.read(store.newest_step()).state["progress"]["loss"] == 5.0
 
 
 @pytest.mark.parametrize("name", ["model.safetensors", "optimizer.safetensors", "state.json",
@@ -81,7 +81,7 @@ def test_damage_is_named_set_aside_and_passed_over(store, name, harm):
     assert "step-00000030 is damaged" in complaints[0]
     assert "set aside as damaged-step-00000030" in complaints[0]
     assert (store.directory / "damaged-step-00000030").is_dir()
-    assert same(store.newest(), checkpoint(20))
+    assert same(store.read(store.newest_step()), checkpoint(20))
 
 
 def test_every_flipped_bit_is_seen(store):
@@ -104,7 +104,7 @@ def test_a_directory_under_another_step_is_not_taken_for_it(store):
     (store.directory / "step-00000030").rename(store.directory / "step-00000040")
     complaints = store.repair()
     assert "holds step 30" in complaints[0]
-    assert same(store.newest(), checkpoint(20))
+    assert same(store.read(store.newest_step()), checkpoint(20))
 
 
 def test_where_all_are_damaged_nothing_is_loaded(store):
@@ -119,19 +119,19 @@ def test_where_all_are_damaged_nothing_is_loaded(store):
 
 def test_a_later_format_is_refused_by_name(store):
     path = store.directory / "step-00000030" / "manifest.json"
-    path.write_bytes(_signed({**json.loads(path.read_text()), "format": 2}))
-    for attempt in (lambda: store.read(30), store.repair, store.newest):
-        with pytest.raises(InputError, match="has format 2, and this version reads 1"):
+    path.write_bytes(_signed({**json.loads(path.read_text()), "format": 3}))
+    for attempt in (lambda: store.read(30), store.repair):
+        with pytest.raises(InputError, match="has format 3, and this version reads 2"):
             attempt()
     assert path.is_file()  # where the version that wrote it finds it
 
 
 def test_a_harmed_number_of_the_format_is_damage_and_the_one_before_is_taken(store):
     path = store.directory / "step-00000030" / "manifest.json"
-    path.write_text(path.read_text().replace('"format": 1', '"format": 3'))
+    path.write_text(path.read_text().replace('"format": 2', '"format": 3'))
     [complaint] = store.repair()
     assert "step-00000030 is damaged: manifest.json is not what was written" in complaint
-    assert same(store.newest(), checkpoint(20))
+    assert same(store.read(store.newest_step()), checkpoint(20))
 
 
 @pytest.mark.parametrize("call", ["save_file", "_sync", "_manifest"])
@@ -146,7 +146,7 @@ def test_a_failing_disk_leaves_what_was_there(store, monkeypatch, call, number):
     monkeypatch.undo()
     assert sorted(p.name for p in store.directory.iterdir()) == [
         f"step-000000{step}" for step in (10, 20, 30)]
-    assert same(store.newest(), checkpoint(30))
+    assert same(store.read(store.newest_step()), checkpoint(30))
 
 
 def test_what_a_killed_process_left_is_swept_away(store):
@@ -154,4 +154,4 @@ def test_what_a_killed_process_left_is_swept_away(store):
     (store.directory / ".step-00000040.x" / "model.safetensors").write_bytes(b"half")
     store.repair()
     assert not list(store.directory.glob(".*"))
-    assert store.newest().step == 30
+    assert store.newest_step() == 30

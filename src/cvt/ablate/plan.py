@@ -14,15 +14,12 @@ from cvt.errors import DivergedError, StoppedError
 from cvt.evaluate.run import METRICS
 from cvt.schema import write_mapping
 from cvt.train import loop
-from cvt.train.recipe import Recipe
+from cvt.train.recipe import MACHINE, Recipe
 from cvt.train.state import CHECKPOINTS, LAST, TENSORBOARD, clear_run
 from cvt.weights.native import BEST
 
 RUNS, MODELS, FAILURE = "runs", "models", "diverged.json"
 STOPPED = "stopped; what was done is saved, and the same command goes on from there"
-
-# What a recipe says of how it is computed, not of what: it makes no other run.
-_HOW = ("device", "keep", "save_every", "timeout", "trackers", "project")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,9 +60,8 @@ def plan_run(base: Recipe, row: Row, seed: int, output: Path, pictures: int | No
     if pictures is not None:
         passes = -(-(base.steps or 0) * base.batch_size // pictures)
         recipe = replace(recipe, max_train_samples=pictures, passes=passes)
-    plain: dict[str, Any] = {k: v for k, v in recipe.to_dict().items() if k not in _HOW}
-    plain["model"] = config.to_dict()
-    plain["data"] = {k: v for k, v in plain["data"].items() if k != "workers"}
+    plain: dict[str, Any] = {k: v for k, v in recipe.flat().items() if k not in MACHINE}
+    plain |= {"model": config.to_dict(), "data.root": recipe.data.root}
     parts = [row.network, *([f"{pictures}"] if pictures else []), f"seed{seed}",
              _digest(json.dumps(plain, sort_keys=True))]
     return Run(recipe=recipe, directory=output / RUNS / "-".join(parts))

@@ -5,15 +5,21 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Sequence
+from operator import attrgetter
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
+from jsonargparse import Namespace
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from cvt.cli.options import add_quiet
 from cvt.cli.parser import Parser
-from cvt.train.recipe import Recipe
+from cvt.train.recipe import LENGTH, MACHINE, Recipe
+
+if TYPE_CHECKING:
+    from cvt.evaluate.metrics import Evaluation
 
 _DESCRIPTION = """Train a CvT. Without options: cvt_nano on scikit-learn's digits. Every option can
 stand in a YAML file, --config recipes/x.yaml, and options after it change its values;
@@ -29,8 +35,11 @@ def main(args: Sequence[str]) -> int:
                         "(default: runs/MODEL_DATASET)")
     parser.add_argument("--overwrite", action="store_true", help="replace a run that is there")
     parser.add_argument("--resume", metavar="DIR", help="go on with the run in DIR from its newest "
-                        "checkpoint, with its saved configuration; takes no other option but "
-                        "--quiet")
+                        "checkpoint, with its saved configuration; with --epochs, --steps or "
+                        "--patience to another end, also if it is complete")
+    parser.add_argument("--accept_data_changes", action="store_true", help="with --resume: go on "
+                        "although images, labels or split are not those that the run was begun "
+                        "with; the epoch in hand begins anew")
     parser.add_argument("--dry_run", action="store_true", help="take a few steps, print what the "
                         "run would take (time, memory, disk, the batch that fits), write nothing")
     parser.add_argument("--find_lr", action="store_true", help="let the learning rate rise from "
@@ -38,12 +47,9 @@ def main(args: Sequence[str]) -> int:
     parser.add_argument("--json", action="store_true", help="print the plan of --dry_run as JSON")
     add_quiet(parser)
     chosen = parser.read(args)
-    if chosen.resume:
-        others = [a for a in args if a.startswith("--") and a.split("=")[0] not in ("--resume",
-                                                                                   "--quiet")]
-        if others:
-            parser.error(f"--resume goes on with the saved configuration, so {others[0]} would be "
-                         "ignored; leave it out, or start a new run without --resume")
+    changes = _changes(parser, chosen, args) if chosen.resume else {}
+    if chosen.accept_data_changes and not chosen.resume:
+        parser.error("--accept_data_changes is for --resume")
     if chosen.dry_run and chosen.find_lr:
         parser.error("--dry_run and --find_lr are two things to do; give one")
     if chosen.json and not chosen.dry_run:
@@ -52,22 +58,40 @@ def main(args: Sequence[str]) -> int:
         if getattr(chosen, option) and (chosen.overwrite or chosen.quiet):
             parser.error(f"--{option} replaces nothing and shows no progress, so --overwrite and "
                          "--quiet would be ignored; leave them out")
+    if chosen.resume:
+        from cvt.train import loop
+
+        run = Path(chosen.resume)
+        return _print_result(run, loop.resume(
+            run, changes=changes, accept_data_changes=chosen.accept_data_changes,
+            quiet=chosen.quiet))
     recipe = parser.build(Recipe, chosen)
 
-    from cvt.train import loop
-
-    run = Path(chosen.resume or chosen.output
-               or f"runs/{recipe.label}_{recipe.data.name}")
+    run = Path(chosen.output or f"runs/{recipe.label}_{recipe.data.name}")
     if chosen.dry_run:
         _print_plan(recipe, run, chosen.json)
         return 0
     if chosen.find_lr:
         _print_rate(recipe, run)
         return 0
-    if chosen.resume:
-        evaluation = loop.resume(run, quiet=chosen.quiet)
-    else:
-        evaluation = loop.train(recipe, run, overwrite=chosen.overwrite, quiet=chosen.quiet)
+    from cvt.train import loop
+
+    return _print_result(run, loop.train(recipe, run, overwrite=chosen.overwrite,
+                                         quiet=chosen.quiet))
+
+
+def _changes(parser: Parser, chosen: Namespace, args: Sequence[str]) -> dict[str, Any]:
+    """The options beside --resume, which are few; leaves with 2 for another."""
+    given = [arg[2:].split("=")[0].replace("-", "_") for arg in args if arg.startswith("--")]
+    names = [name for name in given if name not in ("resume", "quiet", "accept_data_changes")]
+    for name in names:
+        if name not in LENGTH | MACHINE:
+            parser.error(f"--resume goes on with the saved configuration, so --{name} would be "
+                         "ignored; leave it out, or start a new run without --resume")
+    return {name: attrgetter(name)(chosen) for name in names}
+
+
+def _print_result(run: Path, evaluation: Evaluation | None) -> int:
     if evaluation:  # else this is not the main process
         print(f"{evaluation.headline()}\nreport: {run / 'report.html'}")
     return 0

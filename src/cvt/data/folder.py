@@ -42,12 +42,16 @@ def folder(root: Path, val_fraction: float = 0.2, seed: int = 0) -> Dataset:
 def files(classes: tuple[str, ...], paths: Sequence[Path], labels: Sequence[int]) -> Pictures:
     """Pictures that are files."""
     return Pictures(classes=classes, labels=tuple(labels), names=[str(p) for p in paths],
-                    fetch=partial(_fetch, paths), files=True)
+                    fetch=partial(_fetch, paths), files=True, size=partial(_size, paths))
 
 
 # A module function, not a closure: pictures travel to worker processes, which pickle them.
 def _fetch(paths: Sequence[Path], index: int) -> bytes:
     return read_file(paths[index])
+
+
+def _size(paths: Sequence[Path], index: int) -> int:
+    return paths[index].stat().st_size
 
 
 def _scan(root: Path, least: int = 2) -> tuple[tuple[str, ...], list[Path], list[int]]:

@@ -6,6 +6,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from cvt.data.pictures import AS_IMAGENET, Dataset, Pictures, split
 from cvt.errors import InputError, did_you_mean, one_line
 from cvt.extras import require
@@ -72,7 +75,20 @@ def _pictures(part: Any, name: str, image: str, label: str) -> Pictures:
     undecoded = part.cast_column(image, type(part.features[image])(decode=False))
     return Pictures(classes=tuple(part.features[label].names), labels=tuple(labels),
                     names=[f"{name} {i}" for i in range(len(part))],
-                    fetch=partial(_fetch, undecoded, image))
+                    fetch=partial(_fetch, undecoded, image),
+                    size=partial(_size, _sizes(undecoded, image), undecoded, image))
+
+
+def _sizes(part: Any, image: str) -> NDArray[np.int64]:
+    """Bytes of each image; -1 for one that lies in a file of its own."""
+    compute = require("pyarrow.compute", "data")
+    cells = part.with_format("arrow")[:][image]
+    sizes = compute.binary_length(compute.struct_field(cells, "bytes"))
+    return np.asarray(compute.fill_null(sizes, -1), np.int64)
+
+
+def _size(sizes: NDArray[np.int64], part: Any, image: str, index: int) -> int:
+    return int(sizes[index]) if sizes[index] >= 0 else len(_fetch(part, image, index))
 
 
 # A module function, not a closure: pictures travel to worker processes, which pickle them.

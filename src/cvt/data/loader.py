@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import signal
 from collections import UserDict
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Self
@@ -24,7 +24,7 @@ from cvt.data.samples import Pipeline, Sample, Stack, stacked
 from cvt.errors import InputError
 
 Batch = tuple[Tensor, Tensor]  # images (B, C, size, size) float32, labels (B,) int64
-_Key = tuple[int, int, int]  # epoch, index, how many times it came before in the epoch
+_Key = tuple[int, ...]  # epoch, index, how often it came before, how often the epoch was redrawn
 _Sample = tuple[Sample | None, int, list[tuple[int, str]]]  # sample, label, unreadable pictures
 
 # Draws of another picture for one that cannot be read, before it is given up.
@@ -87,12 +87,15 @@ class TrainLoader:
         """Batches in an epoch."""
         return len(self._order)
 
-    def epoch(self, epoch: int, start: int = 0) -> Generator[Batch]:
-        """The batches of one epoch, numbered from 0, without the first `start`.
+    def epoch(self, epoch: int, start: int = 0, redraws: Sequence[int] = ()) -> Generator[Batch]:
+        """The batches of one epoch, numbered from 0, without the first `start`, of `len(self)`.
 
-        Raises InputError where more pictures than `max_unreadable` cannot be read.
+        redraws: batches from each of which on, in turn, the rest of the epoch is drawn anew: the
+        same images in another order, with another augmentation. Raises InputError where more
+        images than `max_unreadable` cannot be read.
         """
-        self._order.epoch, self._order.start = epoch, start
+        assert 0 <= start <= len(self)
+        self._order.epoch, self._order.start, self._order.redraws = epoch, start, tuple(redraws)
         yield from _checked(self._batches, self.unreadable)
 
 
@@ -106,7 +109,7 @@ def evaluation_batches(pictures: Pictures, preprocess: Preprocess, *, batch_size
     """
     check_channels(preprocess)
     pipeline = Pipeline(preprocess=preprocess, steps=(partial(frame, preprocess),))
-    keys = [(0, i, 0) for i in range(rank, len(pictures), world)]
+    keys = [(0, i, 0, 0) for i in range(rank, len(pictures), world)]
     chunks = [keys[i:i + batch_size] for i in range(0, len(keys), batch_size)]
     yield from _checked(DataLoader(
         _Samples(pictures, pipeline, 0, others=False), batch_sampler=chunks,
@@ -118,8 +121,10 @@ def evaluation_batches(pictures: Pictures, preprocess: Preprocess, *, batch_size
 class _EpochOrder(Sampler[list[_Key]]):
     """Batches of keys, in an order drawn from (seed, epoch).
 
-    A process gets as many from the batch's beginning as from its end, mirrored: so the pairs that
-    mixup makes, first with last, are the same for any number of processes.
+    Neighbours in a batch go to different processes, as in DeiT's sampler for repeated
+    augmentation, so that each sees as many different images as it can. What a process gets from
+    the batch's second half mirrors what it gets from the first: so the pairs that mixup makes,
+    first with last, are the same for any number of processes.
     """
 
     def __init__(self, pictures: Pictures, batch_size: int, seed: int, rank: int, world: int,
@@ -127,17 +132,16 @@ class _EpochOrder(Sampler[list[_Key]]):
         self.n, self.batch_size, self.seed = len(pictures), batch_size, seed
         self.passes, self.repeats = passes, repeats
         self.epoch = self.start = 0
+        self.redraws: tuple[int, ...] = ()
         self.share: np.ndarray | None = None  # of all draws, for each picture
         if balanced:
             labels = np.array(pictures.labels)
             share = 1 / np.bincount(labels)[labels]
             self.share = share / share.sum()
-        places = np.arange(batch_size)
-        if world > 1:
-            size = batch_size // world
-            half = places[rank * size // 2:(rank + 1) * size // 2]
-            places = np.concatenate([half, (batch_size - 1 - half)[::-1]]) if size % 2 == 0 else (
-                places[rank * size:(rank + 1) * size])
+        places = np.arange(batch_size)[rank::world]
+        if batch_size % (2 * world) == 0:  # otherwise nothing is mixed
+            half = np.arange(batch_size // 2)[rank::world]
+            places = np.concatenate([half, (batch_size - 1 - half)[::-1]])
         self.places = places
 
     def __len__(self) -> int:
@@ -149,10 +153,16 @@ class _EpochOrder(Sampler[list[_Key]]):
             (rng.permutation(self.n) if self.share is None else
              rng.choice(self.n, self.n, p=self.share)).repeat(self.repeats)[:self.n]
             for _ in range(self.passes)])
+        for attempt, batch in enumerate(self.redraws, 1):
+            rng = np.random.default_rng((self.seed, self.epoch, attempt))
+            rest = order[batch * self.batch_size:]
+            copies = np.split(rest, np.flatnonzero(np.diff(rest)) + 1)  # stay side by side
+            order[batch * self.batch_size:] = np.concatenate(
+                [copies[i] for i in rng.permutation(len(copies))])
         again = _times_before(order)
         for batch in range(self.start, len(self)):
             places = batch * self.batch_size + self.places
-            yield [(self.epoch, int(i), int(time)) for i, time in
+            yield [(self.epoch, int(i), int(time), len(self.redraws)) for i, time in
                    zip(order[places], again[places], strict=True)]
 
 
@@ -181,8 +191,10 @@ class _Samples(Dataset[Any]):
             return [self._sample(key) for key in keys]
 
     def _sample(self, key: _Key) -> _Sample | InputError:
-        epoch, index, again = key
-        place = (self.seed, epoch, index, again) if again else (self.seed, epoch, index)
+        epoch, index, again, redrawn = key
+        place: _Key = (self.seed, epoch, index, again) if again else (self.seed, epoch, index)
+        if redrawn:
+            place = (self.seed, epoch, index, again, redrawn)
         faults: list[tuple[int, str]] = []
         for draw in range(1 + self.draws):
             if draw:

@@ -33,6 +33,9 @@ class Pictures:
     where it is not there."""
     files: bool = False
     """Whether each name is the path of a file that holds the picture and nothing else."""
+    size: Callable[[int], int] | None = None
+    """Bytes of the file at an index, which are not read for it; None for images that never were
+    files. Raises OSError as fetch does."""
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -45,7 +48,8 @@ class Pictures:
         """Those at `indices`, in that order."""
         return replace(self, labels=tuple(self.labels[i] for i in indices),
                        names=[self.names[i] for i in indices],
-                       fetch=partial(_fetch_chosen, self, indices))
+                       fetch=partial(_fetch_chosen, self, indices),
+                       size=self.size and partial(_size_chosen, self, indices))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -142,6 +146,11 @@ def _split(labels: np.ndarray, val_fraction: float, seed: int, name: str
 # Module functions, not closures: pictures travel to worker processes, which pickle them.
 def _fetch_chosen(pictures: Pictures, indices: Sequence[int], index: int) -> bytes | Image.Image:
     return pictures.fetch(indices[index])
+
+
+def _size_chosen(pictures: Pictures, indices: Sequence[int], index: int) -> int:
+    assert pictures.size is not None
+    return pictures.size(indices[index])
 
 
 def _fetch_either(one: Pictures, other: Pictures, index: int) -> bytes | Image.Image:

@@ -171,7 +171,7 @@ def _pictures(index: _Index, classes: tuple[str, ...], archives: Sequence[Path])
         classes=classes, labels=tuple(number[label] for label in index.label[mine].tolist()),
         names=[f"{paths[a]}:{name}" for a, name in zip(where[0], index.name[mine].tolist(),
                                                        strict=True)],
-        fetch=partial(_fetch, paths, *where))
+        fetch=partial(_fetch, paths, *where), size=where[2].item)
 
 
 # A module function, not a closure: pictures travel to worker processes, which pickle them.

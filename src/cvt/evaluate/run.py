@@ -17,7 +17,7 @@ from cvt.data.config import DataConfig
 from cvt.data.datasets import load_dataset
 from cvt.data.loader import Batch, Faults, evaluation_batches
 from cvt.data.pictures import Pictures, relabel
-from cvt.device import autocast, device_name, pick_device
+from cvt.device import autocast, device_name, out_of_memory, pick_device
 from cvt.errors import InputError
 from cvt.evaluate.metrics import Evaluation, score
 from cvt.evaluate.report import write_report
@@ -41,26 +41,56 @@ def evaluate(model: nn.Module, card: ModelCard, pictures: Pictures, *, batch_siz
     batches = evaluation_batches(pictures, card.preprocess, batch_size=batch_size, workers=workers,
                                  unreadable=unreadable)
     logits, labels = classify(model, batches, precision=precision)
+    return evaluation_of(pictures, logits, labels, unreadable)
+
+
+def evaluation_of(pictures: Pictures, logits: Tensor, labels: Tensor, unreadable: Faults
+                  ) -> Evaluation:
+    """What `classify` gave of `pictures` in their order, but those that are `unreadable`, scored.
+
+    Raises InputError where none can be read.
+    """
     if not len(labels):
         raise InputError(f"none of {len(pictures)} pictures can be read; the first: "
                          f"{unreadable[0]}")
     loss = F.cross_entropy(logits, labels).item()
-    return score(logits.softmax(1), labels, pictures.names, card.classes, loss, unreadable)
+    return score(logits.softmax(1), labels, pictures.names, pictures.classes, loss, unreadable)
 
 
 def classify(model: nn.Module, batches: Iterable[Batch], *,
              precision: str = "fp32") -> tuple[Tensor, Tensor]:
-    """Logits (n, K) float32 and labels (n,) of all batches, on the CPU; `model` in evaluation."""
+    """Logits (n, K) float32 and labels (n,) of all batches, on the CPU; `model` in evaluation.
+
+    Where memory runs out a batch is computed in smaller parts, and so are those after it. Raises
+    InputError where it does not suffice for one image.
+    """
     device = next(model.parameters()).device
     was_training = model.training
     model.eval()
     logits, labels = [torch.empty(0)], [torch.empty(0, dtype=torch.int64)]
+    at_a_time: int | None = None  # images; None for whole batches
     with torch.inference_mode(), autocast(device, precision):
         for images, target in batches:
-            logits.append(model(images.to(device, non_blocking=True)).float().cpu())
+            images = images.to(device, non_blocking=True)
+            while (out := _logits(model, images.split(at_a_time or len(images)))) is None:
+                if at_a_time == 1 or len(images) == 1:
+                    raise InputError("out of memory with one image at a time; take a smaller "
+                                     "network, smaller images or another device")
+                at_a_time = -(-min(at_a_time or len(images), len(images)) // 2)
+            logits.append(out)
             labels.append(target)
     model.train(was_training)
     return torch.cat(logits), torch.cat(labels)
+
+
+def _logits(model: nn.Module, parts: Iterable[Tensor]) -> Tensor | None:
+    """Those of all parts together; None where memory runs out."""
+    try:
+        return torch.cat([model(part).float().cpu() for part in parts])
+    except RuntimeError as error:
+        if not out_of_memory(error):
+            raise
+        return None  # and the traceback, which holds the tensors, is gone
 
 
 def evaluate_model(model: str | Path, *, output: Path | None = None, data: DataConfig | None = None,

@@ -115,7 +115,7 @@ def _earlier(path: Path, settings: Mapping[str, Any]) -> Result:
 def _trained(recipe: Recipe, run: Path, quiet: bool) -> Supernet:
     """The supernet of the last epoch: the best epoch would be that on the validation pictures."""
     begun = (run / RECIPE).is_file()
-    if begun and Recipe.load(run / RECIPE) != recipe:
+    if begun and Recipe.load(run / RECIPE) != recipe.with_absolute_paths():
         raise InputError(f"{run} was trained with other options; repeat those, or give another "
                          "--output")
     try:

@@ -23,14 +23,14 @@ import torch
 import torch.distributed as dist
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
-from accelerate.utils import InitProcessGroupKwargs
+from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs
 from timm.data import Mixup
 from torch import Tensor, nn
 
 from cvt.data.config import AugmentConfig
 from cvt.data.loader import Batch
 from cvt.data.randomness import seed_all
-from cvt.device import pick_device
+from cvt.device import out_of_memory, pick_device
 from cvt.errors import InputError, one_line
 from cvt.extras import require
 from cvt.fast.training import TrainingForm
@@ -89,13 +89,17 @@ class Engine:
             self._accelerator = Accelerator(
                 mixed_precision="no" if recipe.precision == "fp32" else recipe.precision,
                 cpu=device.type == "cpu", log_with=list(recipe.trackers) or None, kwargs_handlers=[
-                    InitProcessGroupKwargs(timeout=timedelta(seconds=recipe.timeout))])
+                    InitProcessGroupKwargs(timeout=timedelta(seconds=recipe.timeout)),
+                    # By default BatchNorm's statistics would be those of the main process.
+                    DistributedDataParallelKwargs(broadcast_buffers=False)])
         finally:
             os.environ.pop("ACCELERATE_TORCH_DEVICE", None)
         self.device: torch.device = self._accelerator.device
         self.rank: int = self._accelerator.process_index
         self._heartbeat = Heartbeat(self.rank, self.world)
         self._turns = 0
+        self.redrawn = 0
+        """How many times the epoch was drawn anew, with other dropout and mixing at each step."""
 
     @property
     def main(self) -> bool:
@@ -135,6 +139,8 @@ class Engine:
         self.model, self.parts = model, recipe.optim.accumulate
         self._parameters = [p for p in model.parameters() if p.requires_grad]
         self._buffers = list(model.buffers())
+        self._statistics = [bn for bn in model.modules() if isinstance(bn, nn.BatchNorm2d)
+                            and not isinstance(bn, SyncedBatchNorm2d)]
         self._mix = _mix(recipe.augment, num_classes)
         form = TrainingForm(model) if isinstance(model, CvT) else model
         if recipe.compile:
@@ -152,9 +158,10 @@ class Engine:
     def step(self, batch: Batch, lr: float, step: int) -> Step:
         """Update the weights with learning rate `lr`, from this process's share of the batch.
 
-        Its randomness is a function of the recipe's seed and of `step`. Where memory runs out the
-        batch is computed once more, in twice as many parts, and so are those after it; where that
-        is not possible either, InputError.
+        Its randomness is a function of the recipe's seed, of `step` and of `redrawn`. Where memory
+        runs out the batch is computed once more, in twice as many parts, and so are those after it;
+        where that is not possible either, InputError. BatchNorm's statistics are brought together,
+        so that all processes hold the same network after it.
         """
         before = [buffer.clone() for buffer in self._buffers]
         found = self._attempt(batch, step)
@@ -170,7 +177,9 @@ class Engine:
                 f"out of memory with {len(batch[0]) // self.parts} pictures at a time; make "
                 "batch_size smaller or optim.accumulate larger, or set grad_checkpointing")
         done = self._update(*found, lr)
-        if not done.updated:
+        if done.updated:
+            self._average_statistics()
+        else:
             self._restore(before)  # BatchNorm has averaged what was not finite
         return done
 
@@ -207,25 +216,35 @@ class Engine:
             seconds.append(time.perf_counter() - start)
         return median(seconds)
 
-    def gathered(self, values: list[_T]) -> list[_T]:
-        """The values of all processes, in their order."""
+    def gathered(self, value: _T) -> list[_T]:
+        """The value of each process, in their order; empty in all but the main one."""
         if self.world == 1:
-            return values
-        each: list[list[_T]] = [[] for _ in range(self.world)]
-        dist.all_gather_object(each, values)
-        return [value for part in each for value in part]
+            return [value]
+        each: list[_T | None] | None = [None] * self.world if self.main else None
+        dist.gather_object(value, each)
+        return cast("list[_T]", each or [])
 
-    def open_trackers(self, run: Path, config: Mapping[str, Any]) -> None:
-        """Tell the recipe's trackers of a run that begins or goes on; `config` is nested.
+    def agreed(self, value: _T) -> _T:
+        """The main process's value, in all."""
+        if self.world == 1:
+            return value
+        values = [value]
+        dist.broadcast_object_list(values)
+        return values[0]
+
+    def open_trackers(self, run: Path) -> None:
+        """Start the recipe's trackers for a run that begins or goes on.
 
         Raises InputError where one does not answer.
         """
         if not self.recipe.trackers:
             return
         name = {"name": run.name}
+        config = {key: value if isinstance(value, (str, int, float)) else str(value)
+                  for key, value in self.recipe.flat().items()}
         try:
             self._accelerator.init_trackers(
-                self.recipe.project, _flat(config),
+                self.recipe.project, config,
                 {"wandb": {**name, "dir": str(run)}, "trackio": name,
                  "mlflow": {"run_name": run.name}})
         except Exception as error:  # whatever their clients raise
@@ -266,20 +285,31 @@ class Engine:
             if not out_of_memory(error):
                 raise
             return None  # and the traceback, which holds the tensors, is gone
+        except ValueError as error:
+            # PyTorch's, of BatchNorm on maps of one place.
+            if "Expected more than 1 value per channel" not in str(error):
+                raise
+            raise InputError(
+                "BatchNorm cannot train on one image at a time where a map has one place alone: "
+                f"batch_size={self.recipe.batch_size} in {self.parts} parts on {self.world} "
+                "processes; make batch_size larger, optim.accumulate smaller or image_size larger, "
+                "or set freeze.batchnorm") from None
 
-    def _may_split(self, pictures: int) -> bool:
+    def _may_split(self, images: int) -> bool:
         """Once, and with one process: others would wait for gradients that do not come."""
         return (self.world == 1 and self.parts == self.recipe.optim.accumulate
-                and pictures % (2 * self.parts) == 0)
+                and images % (2 * self.parts) == 0)
 
     def _compute(self, batch: Batch, step: int) -> tuple[Tensor, Tensor]:
         """The gradients of a batch; its loss here, and the norm of the gradients."""
-        seed_all(self.recipe.seed, step)  # of mixup, and then of dropout and stochastic depth
+        redrawn = (0, self.redrawn) if self.redrawn else ()
+        # Of mixup, and then of dropout and stochastic depth.
+        seed_all(self.recipe.seed, step, *redrawn)
         # A copy, for mixing is done in place, and the batch may be needed again.
         images, labels = (t.to(self.device, non_blocking=True, copy=True) for t in batch)
         images, targets = self._mix(images, labels)
         if self.rank:
-            seed_all(self.recipe.seed, step, self.rank)
+            seed_all(self.recipe.seed, step, self.rank, *redrawn[1:])
         total = torch.zeros((), device=self.device)
         parts = list(zip(images.chunk(self.parts), targets.chunk(self.parts), strict=True))
         for i, (x, target) in enumerate(parts, 1):
@@ -323,26 +353,25 @@ class Engine:
         return self._accelerator.no_sync(self._network) if yes else contextlib.nullcontext()
 
     @torch.no_grad()
+    def _average_statistics(self) -> None:
+        """Give each BatchNorm the mean of the processes' running statistics.
+
+        A running mean is linear in the batches, so this at every step is what once at the end would
+        be, and a checkpoint between two steps holds all there is.
+        """
+        tensors = [t for bn in self._statistics if bn.training
+                   for t in (bn.running_mean, bn.running_var) if t is not None]
+        if self.world == 1 or not tensors:
+            return
+        mean = torch.cat([t.flatten() for t in tensors])
+        dist.all_reduce(mean)
+        mean /= self.world
+        torch._foreach_copy_(tensors, mean.split([t.numel() for t in tensors]))
+
+    @torch.no_grad()
     def _restore(self, before: list[Tensor]) -> None:
         for buffer, was in zip(self._buffers, before, strict=True):
             buffer.copy_(was)
-
-
-def _flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, str | int | float | bool]:
-    """`config` with dotted keys and values that every tracker takes."""
-    flat: dict[str, str | int | float | bool] = {}
-    for name, value in config.items():
-        if isinstance(value, Mapping):
-            flat |= _flat(value, f"{prefix}{name}.")
-        else:
-            flat[prefix + name] = value if isinstance(value, (str, int, float)) else str(value)
-    return flat
-
-
-def out_of_memory(error: RuntimeError) -> bool:
-    """Whether PyTorch says so of an accelerator or of the machine."""
-    return isinstance(error, torch.OutOfMemoryError) or (
-        "DefaultCPUAllocator: can't allocate memory" in str(error))
 
 
 def _mix(augment: AugmentConfig, num_classes: int) -> Callable[[Tensor, Tensor], Batch]:

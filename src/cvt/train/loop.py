@@ -6,27 +6,30 @@ import contextlib
 import math
 import signal
 import time
+from collections.abc import Mapping, Sequence
+from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 
-from cvt.card import CONFIG, ModelCard
-from cvt.data.loader import Batch, evaluation_batches
+from cvt.data.loader import Batch, Faults, evaluation_batches
 from cvt.device import device_name
 from cvt.errors import DivergedError, InputError, StoppedError
 from cvt.evaluate.metrics import Evaluation
 from cvt.evaluate.report import write_report
-from cvt.evaluate.run import METRICS, RECIPE, REPORT, classify, evaluate
+from cvt.evaluate.run import METRICS, RECIPE, REPORT, classify, evaluation_of
 from cvt.machine import describe_machine
 from cvt.networks import load_network
 from cvt.runtime.manifest import sha256
 from cvt.schema import write_mapping
 from cvt.train.engine import Engine, Step
+from cvt.train.identity import compare
 from cvt.train.log import Log
 from cvt.train.optim import learning_rate, warmup_steps
-from cvt.train.recipe import Recipe
+from cvt.train.recipe import LENGTH, MACHINE, Recipe
 from cvt.train.setting import Setting
 from cvt.train.state import (
     CHECKPOINTS,
@@ -46,7 +49,7 @@ from cvt.weights.tensors import write_tensors
 
 def train(recipe: Recipe, output: str | Path, *, overwrite: bool = False, quiet: bool = False
           ) -> Evaluation | None:
-    """Train as `recipe` says; the evaluation of the best weights on the validation pictures.
+    """Train as `recipe` says; the evaluation of the best weights on the validation images.
 
     The directory `output` gets config.json, best.safetensors and last.safetensors, recipe.yaml,
     checkpoints/ (for `resume`), metrics.csv, metrics.jsonl and tensorboard/ (a row an epoch),
@@ -55,7 +58,7 @@ def train(recipe: Recipe, output: str | Path, *, overwrite: bool = False, quiet:
     a run already, unless `overwrite`; DivergedError where the loss stops being finite; StoppedError
     after a signal.
     """
-    run = Path(output)
+    run, recipe = Path(output), recipe.with_absolute_paths()
     with Engine(recipe) as engine:
         setting = Setting(recipe, engine)  # before anything is written
         lock = engine.on_main(lambda: open_run(run, overwrite))
@@ -63,7 +66,9 @@ def train(recipe: Recipe, output: str | Path, *, overwrite: bool = False, quiet:
             if engine.main:
                 recipe.save(run / RECIPE)
                 setting.card.save(run)
-            return _train(setting, run, quiet)
+            weights, started = setting.build()
+            said = [str(started)] if started else []
+            return _train(setting, weights, Progress(parts=engine.parts), run, said, quiet=quiet)
         except BaseException:
             # With nothing to go on from, nothing is left in the way.
             if engine.main and not (run / CHECKPOINTS).exists():
@@ -74,86 +79,153 @@ def train(recipe: Recipe, output: str | Path, *, overwrite: bool = False, quiet:
                 lock.release()
 
 
-def resume(output: str | Path, *, quiet: bool = False) -> Evaluation | None:
+def resume(output: str | Path, *, changes: Mapping[str, Any] | None = None,
+           accept_data_changes: bool = False, quiet: bool = False) -> Evaluation | None:
     """Go on with the run in `output`, with its saved recipe, from its newest whole checkpoint.
 
-    On a CPU the weights are those of a run without the interruption, bit for bit. Raises InputError
-    where there is nothing to go on from, or the pictures have other classes than before; else as
-    `train`.
+    On a CPU the weights are those of a run without the interruption, bit for bit. changes: other
+    values of the recipe, by name ("data.workers"), such as may change: `LENGTH`, by which a run
+    that is complete goes on too, and `MACHINE`. The learning rate then follows the schedule of a
+    run of the new length from the next step on. accept_data_changes: go on although the images are
+    not those that the run was begun with, at the beginning of the epoch in hand.
+
+    Raises InputError where there is nothing to go on from, or to do, and for all that differs from
+    what the run was begun with; else as `train`.
     """
-    run = Path(output)
+    run, changes = Path(output), changes or {}
     if not (run / RECIPE).is_file():
         raise InputError(f"{run} has no {RECIPE}; give the --output of an earlier run")
-    recipe = Recipe.load(run / RECIPE)
-    if (run / METRICS).is_file():
-        raise InputError(f"the run in {run} is complete; start another with --output")
+    complete = (run / METRICS).is_file()
+    if complete and not LENGTH & changes.keys():
+        raise InputError(f"the run in {run} is complete; train it for longer with --epochs, or "
+                         "start another with --output")
+    recipe = _changed(Recipe.load(run / RECIPE), changes)
     with Engine(recipe) as engine:
-        begun = recipe.weights and Store(run / CHECKPOINTS).newest_step() is not None
-        setting = Setting(recipe, engine, run if begun else None)
         lock = engine.on_main(lambda: lock_run(run))
         try:
-            _check_same(setting, run)
-            return _train(setting, run, quiet)
+            store = Store(run / CHECKPOINTS, recipe.keep)
+            said = engine.on_main(store.repair) or []
+            begun = engine.agreed(store.newest_step()) is not None
+            setting = Setting(recipe, engine, run if recipe.weights and begun else None)
+            weights, started = setting.build()
+            progress = _restore(store, weights, setting, run, accept=accept_data_changes)
+            if started:
+                said.append(str(started))
+            _check_goes_on(progress, setting, run, complete)
+            if engine.main:
+                (run / METRICS).unlink(missing_ok=True)  # it is not complete any more
+                recipe.save(run / RECIPE)
+                setting.card.save(run)
+            return _train(setting, weights, progress, run, [*said, *progress.notes], quiet=quiet,
+                          accept=accept_data_changes)
         finally:
             if lock:
                 lock.release()
 
 
-def _check_same(setting: Setting, run: Path) -> None:
-    if not (run / CONFIG).exists():  # it was killed while it wrote its first files
-        if setting.engine.main:
-            setting.card.save(run)
-        return
-    before, now = ModelCard.load(run), setting.dataset.train.classes
-    if before != setting.card or before.classes != now:
-        what = (f"the classes were {', '.join(before.classes)} and are {', '.join(now)}"
-                if before.classes != now else f"{setting.recipe.name} or the preprocessing of "
-                f"{setting.recipe.data.name} is not what it was")
-        raise InputError(f"the run in {run} cannot go on: {what}. Put them back as they were, or "
-                         "start another run with --output")
+def _changed(recipe: Recipe, changes: Mapping[str, Any]) -> Recipe:
+    """The recipe with `changes`. Raises InputError for those that would make it another run."""
+    for name in changes:
+        if name not in LENGTH | MACHINE:
+            raise InputError(f"{name} would make it another run; of one that goes on these may "
+                             f"change: {', '.join(sorted(LENGTH | MACHINE))}")
+    if "epochs" in changes and "steps" not in changes and recipe.steps is not None:
+        raise InputError(f"the run is as long as steps={recipe.steps} says, so epochs would be "
+                         "ignored; give --steps")
+    return recipe.changed(changes).with_absolute_paths()
 
 
-def _train(setting: Setting, run: Path, quiet: bool) -> Evaluation | None:
+def _check_goes_on(progress: Progress, setting: Setting, run: Path, complete: bool) -> None:
+    """Raise InputError for a run that has more behind it than its recipe says, or nothing to do."""
+    epochs, steps = setting.length(progress)
+    done = len(progress.history)
+    if complete and not progress.step:
+        raise InputError(f"the run in {run} is complete and has no checkpoint to go on from; start "
+                         f"another from its weights, with --weights {run}")
+    if steps < progress.step or epochs < done:
+        raise InputError(f"{done} epochs and {progress.step} steps of the run in {run} are done, "
+                         f"more than its recipe asks for; give a larger --epochs or --steps")
+    if complete and _complete(progress, setting):
+        raise InputError(f"the run in {run} is complete, with {done} epochs; give more "
+                         + ("--epochs" if done == epochs else
+                            f"--patience than {setting.recipe.patience}, by which it ended, or 0"))
+
+
+def _restore(store: Store, weights: Weights, setting: Setting, run: Path, *, accept: bool
+             ) -> Progress:
+    """Put back the newest checkpoint, if there is one; where the run goes on from.
+
+    Raises InputError where it was begun with something else than is here, unless `accept` takes it.
+    """
+    engine, recipe = setting.engine, setting.recipe
+    newest = engine.agreed(store.newest_step())
+    if newest is None:
+        return Progress(parts=engine.parts)
+    checkpoint = store.read(newest)
+    before = checkpoint.state["identity"]
+    other = compare(before, setting.identity, run, accept=accept)
+    weights.restore(checkpoint)
+    progress = Progress(**checkpoint.state["progress"])
+    engine.load_state(progress.scaler)
+    if recipe.batch_size // engine.world % progress.parts == 0:  # else more processes share it now
+        engine.parts = progress.parts
+    if other:
+        progress.begin_epoch()
+        progress.notes.append(
+            f"from step {newest} on with other data: {'; '.join(other)}. Epoch "
+            f"{len(progress.history) + 1} begins anew, with {len(setting.loader)} steps")
+    epochs, steps = setting.length(progress)
+    values = recipe.flat()
+    if other or any(before["recipe"][name] != values[name] for name in ("epochs", "steps")):
+        now = learning_rate(recipe.optim, newest, steps, len(setting.loader))
+        progress.notes.append(
+            f"from step {newest} on the learning rate is that of a run of {epochs} epochs, {steps} "
+            f"steps, and begins with {now:.3g}")
+    return progress
+
+
+def _train(setting: Setting, weights: Weights, progress: Progress, run: Path, said: Sequence[str],
+           *, quiet: bool, accept: bool = False) -> Evaluation | None:
     recipe, engine, loader = setting.recipe, setting.engine, setting.loader
     store = Store(run / CHECKPOINTS, recipe.keep)
-    weights, started = setting.build()
-    progress, complaints = _restore(store, weights, engine)
     rolled_back = -1  # the checkpoint that it went back to
+    epochs, steps = setting.length(progress)
 
-    with Stop() as stop, Log(run if engine.main else None, epochs=setting.epochs,
-                             total=setting.steps, progress=progress, quiet=quiet,
-                             track=engine.track) as log:
-        engine.open_trackers(run, recipe.to_dict())
-        if started and not progress.step:
-            log.say(str(started))
-        for complaint in complaints:
-            log.say(complaint)
-        if (warmup := warmup_steps(recipe.optim, len(loader))) >= setting.steps:
-            log.say(f"the learning rate rises for {warmup} steps, and the run has "
-                    f"{setting.steps}: it never reaches {recipe.optim.lr:g}; set "
-                    "optim.warmup_steps")
+    with Stop() as stop, Log(run if engine.main else None, epochs=epochs, total=steps,
+                             progress=progress, quiet=quiet, track=engine.track) as log:
+        engine.open_trackers(run)
+        for what in said:
+            log.say(what)
+        if (warmup := warmup_steps(recipe.optim, len(loader))) >= steps:
+            log.say(f"the learning rate rises for {warmup} steps, and the run has {steps}: it "
+                    f"never reaches {recipe.optim.lr:g}; set optim.warmup_steps")
         while not _complete(progress, setting):
             try:
                 _epoch(progress, setting, weights, store, stop, log, run)
             except _NotFiniteError as error:
-                newest = store.newest_step()
+                newest = engine.agreed(store.newest_step())
                 if newest in (None, rolled_back):
                     _dump(error, run, engine)
-                    raise DivergedError(_diverged(error, recipe, len(loader), run)) from None
-                progress, _ = _restore(store, weights, engine)
+                    raise DivergedError(_diverged(error, recipe, progress, run)) from None
+                progress = _restore(store, weights, setting, run, accept=accept)
                 rolled_back = progress.step
-                log.say(f"{recipe.skip_nonfinite + 1} batches were not finite; back to step "
-                         f"{progress.step}, with the learning rate as it was")
+                progress.redraws.append(progress.epoch_step)
+                progress.notes.append(
+                    f"{recipe.skip_nonfinite + 1} batches up to step {error.step + 1} were not "
+                    f"finite; back to step {progress.step}, with the learning rate as it was and "
+                    "the rest of the epoch drawn anew")
+                log.say(progress.notes[-1])
                 log.back_to(progress)
 
-    return engine.on_main(lambda: _finish(setting, run, progress, store))
+    return _finish(setting, run, progress, store)
 
 
 def _complete(progress: Progress, setting: Setting) -> bool:
     """Whether all epochs are done, or too many have passed since the best."""
     history, patience = progress.history, setting.recipe.patience
-    if len(history) == setting.epochs or not (patience and history):
-        return len(history) == setting.epochs
+    epochs, _ = setting.length(progress)
+    if len(history) >= epochs or not (patience and history):
+        return len(history) >= epochs
     return len(history) - _best(history, setting.recipe)["epoch"] >= patience
 
 
@@ -161,16 +233,18 @@ def _epoch(progress: Progress, setting: Setting, weights: Weights, store: Store,
            log: Log, run: Path) -> None:
     """The rest of an epoch; `progress` moves with it."""
     recipe, engine, loader = setting.recipe, setting.engine, setting.loader
-    steps = setting.steps
     epoch, start = len(progress.history), time.perf_counter() - progress.seconds
+    _, steps = setting.length(progress)
     engine.train_mode()
-    with contextlib.closing(loader.epoch(epoch, progress.step - epoch * len(loader))) as batches:
-        for batch in batches:
+    engine.redrawn = len(progress.redraws)
+    with contextlib.closing(loader.epoch(epoch, progress.epoch_step, progress.redraws)) as batches:
+        for batch in islice(batches, steps - progress.step):
             step = progress.step
             lr = learning_rate(recipe.optim, step, steps, len(loader))
             parts = engine.parts
             done = engine.step(batch, lr, step)
             progress.step += 1
+            progress.epoch_step += 1
             if engine.parts > parts:
                 log.say(f"out of memory: from step {step + 1} on a batch is computed in "
                          f"{engine.parts} parts, of which BatchNorm sees one at a time")
@@ -188,12 +262,10 @@ def _epoch(progress: Progress, setting: Setting, weights: Weights, store: Store,
                          f"is skipped ({progress.skipped} of at most {recipe.skip_nonfinite})")
             progress.seconds = time.perf_counter() - start
             if engine.any(stop.asked is not None):
-                _save(progress, weights, engine, store)
+                _save(progress, weights, setting, store)
                 _stopped(stop, progress, run)
             if recipe.save_every and progress.step % recipe.save_every == 0:
-                _save(progress, weights, engine, store)
-            if progress.step == steps:
-                break
+                _save(progress, weights, setting, store)
 
     lr = learning_rate(recipe.optim, progress.step - 1, steps, len(loader))
     val_loss, val_top1, val_recall = _validate(weights.kept, setting)
@@ -204,12 +276,13 @@ def _epoch(progress: Progress, setting: Setting, weights: Weights, store: Store,
         "epoch": epoch + 1, "train_loss": progress.loss / max(1, progress.losses),
         "val_loss": val_loss, "val_top1": val_top1, "val_recall": val_recall, "lr": lr,
         "seconds": time.perf_counter() - start})
-    progress.loss, progress.losses, progress.seconds = 0.0, 0, 0.0
+    progress.begin_epoch()
     unreadable = {"train": loader.unreadable, "val": setting.unreadable}
-    log.unreadable(engine.gathered([(split, *row) for split, found in unreadable.items()
-                                    for row in found.rows()]))
+    rows = engine.gathered([(split, *row) for split, found in unreadable.items()
+                            for row in found.rows()])
+    log.unreadable([row for share in rows for row in share])
     engine.on_main(lambda: _write_weights(progress, weights, recipe, run))
-    _save(progress, weights, engine, store)
+    _save(progress, weights, setting, store)
     log.epoch(progress.history, progress.step)
     if engine.any(stop.asked is not None) and not _complete(progress, setting):
         _stopped(stop, progress, run)
@@ -226,8 +299,8 @@ def _validate(model: torch.nn.Module, setting: Setting) -> tuple[float, float, f
     if engine.rank < len(val):
         logits, labels = classify(model, evaluation_batches(
             val, setting.card.preprocess, workers=recipe.data.workers,
-            batch_size=max(1, recipe.batch_size // engine.world), rank=engine.rank,
-            world=engine.world, unreadable=setting.unreadable), precision=recipe.precision)
+            batch_size=setting.at_a_time, rank=engine.rank, world=engine.world,
+            unreadable=setting.unreadable), precision=recipe.precision)
         if n := len(labels):
             loss = F.cross_entropy(logits.double(), labels, reduction="sum").item()
             right = labels[logits.argmax(1) == labels].bincount(minlength=len(right))
@@ -237,21 +310,11 @@ def _validate(model: torch.nn.Module, setting: Setting) -> tuple[float, float, f
     return loss / max(1, read), sum(hits) / len(val), sum(recalls) / len(recalls)
 
 
-def _restore(store: Store, weights: Weights, engine: Engine) -> tuple[Progress, list[str]]:
-    """Where the newest whole checkpoint leaves off, and what is wrong with newer ones."""
-    complaints = engine.on_main(store.repair) or []
-    checkpoint = store.newest()
-    if checkpoint is None:
-        return Progress(parts=engine.parts), complaints
-    progress = weights.restore(checkpoint)
-    engine.parts = progress.parts
-    engine.load_state(progress.scaler)
-    return progress, complaints
-
-
-def _save(progress: Progress, weights: Weights, engine: Engine, store: Store) -> None:
+def _save(progress: Progress, weights: Weights, setting: Setting, store: Store) -> None:
+    engine = setting.engine
     progress.skipped, progress.parts, progress.scaler = 0, engine.parts, engine.state()
-    engine.on_main(lambda: store.save(weights.checkpoint(progress), progress.best.get("step")))
+    checkpoint = weights.checkpoint(progress, setting.identity)
+    engine.on_main(lambda: store.save(checkpoint, progress.best.get("step")))
 
 
 def _write_weights(progress: Progress, weights: Weights, recipe: Recipe, run: Path) -> None:
@@ -279,25 +342,55 @@ def _stopped(stop: Stop, progress: Progress, run: Path) -> None:
         0 if job else 128 + number)
 
 
-def _finish(setting: Setting, run: Path, progress: Progress, store: Store) -> Evaluation:
+def _finish(setting: Setting, run: Path, progress: Progress, store: Store) -> Evaluation | None:
     """Evaluate the best weights as anyone would who loads them, and write metrics and report."""
-    recipe, val, history = setting.recipe, setting.dataset.val, progress.history
+    engine = setting.engine
+    engine.on_main(lambda: _best_on_disk(run, progress, store))
+    model, _ = load_network(run)
+    evaluation = _evaluate(model.to(engine.device), setting)
+    return engine.on_main(lambda: _write_report(setting, run, progress, evaluation))
+
+
+def _best_on_disk(run: Path, progress: Progress, store: Store) -> None:
     if not (run / BEST).is_file() or sha256(run / BEST) != progress.best["sha256"]:
         kept = store.read(progress.best["step"]).tensors
         write_tensors(kept.get("ema", kept["model"]), run / BEST)
-    model, card = load_network(run)
-    evaluation = evaluate(model.to(setting.engine.device), card, val, batch_size=recipe.batch_size,
-                          workers=recipe.data.workers, precision=recipe.precision,
-                          max_unreadable=recipe.data.max_unreadable)
+
+
+def _evaluate(model: torch.nn.Module, setting: Setting) -> Evaluation | None:
+    """The evaluation on the validation images, each classified by one process; for the main one."""
+    recipe, engine, val = setting.recipe, setting.engine, setting.dataset.val
+    own = Faults(val, recipe.data.max_unreadable)
+    logits, labels = classify(model, evaluation_batches(
+        val, setting.card.preprocess, batch_size=setting.at_a_time, workers=recipe.data.workers,
+        rank=engine.rank, world=engine.world, unreadable=own), precision=recipe.precision)
+    shares = engine.gathered((logits, labels, dict(own)))
+    if not shares:
+        return None
+    unreadable = Faults(val, recipe.data.max_unreadable)
+    for _, _, reasons in shares:
+        unreadable.update(reasons)
+    order = torch.tensor([i for rank in range(engine.world)
+                          for i in range(rank, len(val), engine.world) if i not in unreadable])
+    place = order.argsort()
+    return evaluation_of(val, torch.cat([share[0] for share in shares])[place],
+                         torch.cat([share[1] for share in shares])[place], unreadable)
+
+
+def _write_report(setting: Setting, run: Path, progress: Progress, evaluation: Evaluation | None
+                  ) -> Evaluation:
+    assert evaluation is not None  # the main process has it
+    recipe, history = setting.recipe, progress.history
     seconds = sum(row["seconds"] for row in history)
     facts = {**describe_machine(), "device": device_name(setting.engine.device),
              "precision": recipe.precision,
              "training time": f"{seconds:.0f} s for {len(history)} epochs",
              "training pictures": f"{len(setting.dataset.train):,}",
-             "best epoch": f"{_best(history, recipe)['epoch']:.0f}"}
+             "best epoch": f"{_best(history, recipe)['epoch']:.0f}",
+             **({"to note": "; ".join(progress.notes)} if progress.notes else {})}
     write_report(run / REPORT, title=f"{recipe.name} on {recipe.data.name}",
-                 evaluation=evaluation, read=val.read, history=history, facts=facts,
-                 config=recipe.to_dict())
+                 evaluation=evaluation, read=setting.dataset.val.read, history=history,
+                 facts=facts, config=recipe.to_dict())
     # The last file to be written: a run without it is not complete.
     write_mapping({**evaluation.to_dict(), "facts": facts, "train_seconds": seconds},
                   run / METRICS)
@@ -321,8 +414,8 @@ def _dump(error: _NotFiniteError, run: Path, engine: Engine) -> None:
     write_tensors(dict(zip(("images", "labels"), error.batch, strict=True)), path)
 
 
-def _diverged(error: _NotFiniteError, recipe: Recipe, steps: int, run: Path) -> str:
-    epoch, done = error.step // steps, error.done
+def _diverged(error: _NotFiniteError, recipe: Recipe, progress: Progress, run: Path) -> str:
+    epoch, done = len(progress.history), error.done
     kept = f"the weights of epoch {epoch} are in {run / LAST}" if epoch else (
         "no epoch was finished, so no weights were written")
     what, dumped = f"the validation loss became {done.loss}", ""

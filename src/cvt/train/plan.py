@@ -108,10 +108,13 @@ def plan(recipe: Recipe, output: Path) -> Plan:
             most = _fitting(share, share // parts, memory, less, limit)
         batches.close()
         exchange = engine.exchange_seconds()
+        _forget_peak(engine)
         validation = _validation(model, setting)
+        memory = max(memory, _peak(engine))
         step, epoch = median(steps), setting.steps / setting.epochs
-        total = setting.steps * step + setting.epochs * validation
-        checkpoint = _bytes(*weights.checkpoint(Progress()).tensors.values())
+        # The best weights are evaluated once more at the end.
+        total = setting.steps * step + (setting.epochs + 1) * validation
+        checkpoint = _bytes(*weights.checkpoint(Progress(), {}).tensors.values())
         return Plan(
             device=device_name(engine.device), processes=engine.world,
             parameters=sum(p.numel() for p in model.parameters()),
@@ -156,7 +159,7 @@ def _steps(setting: Setting, batches: Iterator[Batch]) -> tuple[list[float], lis
 def _validation(model: torch.nn.Module, setting: Setting) -> float:
     """Seconds of this process's share of the validation pictures."""
     engine, recipe, val = setting.engine, setting.recipe, setting.dataset.val
-    size = max(1, recipe.batch_size // engine.world)
+    size = setting.at_a_time
     some = val.choose(range(min(len(val), (1 + _VALIDATED) * size)))
     batches = evaluation_batches(some, setting.card.preprocess, batch_size=size,
                                  workers=recipe.data.workers, unreadable=setting.unreadable)
@@ -197,7 +200,7 @@ def _scaling(setting: Setting, step: float, exchange: float | None, validation: 
         if batch % n == 0 and batch // n >= _LEAST_EACH:
             work = (step - (exchange or 0.0)) * world / n + ring * (n - 1) / n
             rows.append(Scaled(processes=n, seconds=setting.steps * work
-                               + setting.epochs * validation * world / n))
+                               + (setting.epochs + 1) * validation * world / n))
     return tuple(rows)
 
 

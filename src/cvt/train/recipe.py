@@ -6,18 +6,24 @@ The same tree is the flags of `cvt train`, its YAML files and the `recipe.yaml` 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 from cvt.card import Network, find_config
-from cvt.config import CvTConfig, Preprocess
+from cvt.config import VARIANTS, CvTConfig, Preprocess
 from cvt.data.config import AugmentConfig, DataConfig
 from cvt.schema import check, check_types, from_mapping, read_mapping, write_mapping
 from cvt.train.config import DistillConfig, FreezeConfig, OptimConfig
 
 DEFAULT = "cvt_nano"
+
+LENGTH = frozenset(("epochs", "steps", "patience"))
+"""Options that decide how long a run is: a run that goes on may be given others."""
+MACHINE = frozenset(("device", "timeout", "trackers", "project", "keep", "save_every", "data.root",
+                     "data.workers", "data.max_unreadable"))
+"""Options that say where and how a run is computed, and change nothing of what it comes to."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -184,6 +190,37 @@ class Recipe:
         size = own.size if self.image_size is None else self.image_size
         return dataclasses.replace(own.with_channels(self.in_chans), size=size)
 
+    def with_absolute_paths(self) -> Recipe:
+        """The same recipe from whichever directory it is read: what is a path here, from the
+        root."""
+        def absolute(name: str | None) -> str | None:
+            there = name is not None and name not in VARIANTS and Path(name).exists()
+            return str(Path(name).absolute()) if name and there else name
+
+        root = absolute(self.data.root)
+        if root and self.data.name != "huggingface":  # which may be a name on the hub
+            root = str(Path(root).absolute())
+        return dataclasses.replace(
+            self, model=absolute(self.model), weights=absolute(self.weights),
+            data=dataclasses.replace(self.data, root=root),
+            distill=dataclasses.replace(self.distill, teacher=absolute(self.distill.teacher)))
+
+    def changed(self, values: Mapping[str, Any]) -> Recipe:
+        """With other values; a dot leads into a part: {"data.workers": 4}."""
+        data = self.to_dict()
+        for name, value in values.items():
+            *parts, last = name.split(".")
+            place = data
+            for part in parts:
+                place = place[part]
+            place[last] = value
+        return Recipe.from_dict(data)
+
+    def flat(self) -> dict[str, Any]:
+        """Every value by its name, a dot leading into a part; tuples as lists, as JSON has them."""
+        return {name: list(value) if isinstance(value, tuple) else value
+                for name, value in _flat(self.to_dict())}
+
     def to_dict(self) -> dict[str, Any]:
         """Plain data that `from_dict` reads back."""
         return dataclasses.asdict(self)
@@ -205,3 +242,11 @@ class Recipe:
     def load(cls, path: Path) -> Recipe:
         """Read what `save` wrote."""
         return cls.from_dict(read_mapping(path))
+
+
+def _flat(data: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for name, value in data.items():
+        if isinstance(value, Mapping):
+            yield from _flat(value, f"{prefix}{name}.")
+        else:
+            yield prefix + name, value

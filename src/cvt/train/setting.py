@@ -5,7 +5,9 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Sequence
+from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 from timm.utils import ModelEmaV3
 from torch import nn
@@ -13,17 +15,20 @@ from torch import nn
 from cvt.card import ModelCard
 from cvt.data.augment import training_transform
 from cvt.data.datasets import load_dataset
+from cvt.data.fingerprint import differences
 from cvt.data.loader import Faults, TrainLoader
 from cvt.data.pictures import subset
 from cvt.data.randomness import seed_all
+from cvt.errors import InputError
 from cvt.model import CvT
 from cvt.networks import build_network
 from cvt.train.engine import Engine
+from cvt.train.identity import identity
 from cvt.train.loss import Loss
 from cvt.train.optim import build_optimizer
 from cvt.train.recipe import Recipe
 from cvt.train.start import freeze, put_weights, starting_point
-from cvt.train.state import Weights
+from cvt.train.state import Progress, Weights
 from cvt.weights.load import LoadReport
 
 
@@ -41,8 +46,8 @@ class Setting:
         self.recipe, self.dataset, self.engine = recipe, dataset, engine
         self.card, self.checkpoint = starting_point(recipe, dataset) if begun is None else (
             ModelCard.load(begun), None)
-        transform = training_transform(self.card.preprocess, recipe.augment)
-        self.loader = TrainLoader(dataset.train, transform,
+        self.pipeline = training_transform(self.card.preprocess, recipe.augment)
+        self.loader = TrainLoader(dataset.train, self.pipeline,
                                   batch_size=recipe.batch_size, seed=recipe.seed,
                                   workers=recipe.data.workers, rank=engine.rank,
                                   world=engine.world, passes=recipe.passes,
@@ -51,8 +56,37 @@ class Setting:
                                   max_unreadable=recipe.data.max_unreadable)
         self.unreadable = Faults(dataset.val, recipe.data.max_unreadable)
         self.loss = Loss(recipe, self.card, dataset.train)
-        self.steps = recipe.steps or recipe.epochs * len(self.loader)
-        self.epochs = math.ceil(self.steps / len(self.loader))
+        self.epochs, self.steps = self.length(Progress())
+
+    @cached_property
+    def identity(self) -> dict[str, Any]:
+        """What decides the run, which its checkpoints hold. Raises InputError where the processes
+        see different images."""
+        own = identity(self.recipe, self.card, self.dataset, len(self.loader))
+        data = [own["data"], *self.engine.gathered(own["data"])]
+        other = next((rank for rank, seen in enumerate(data[1:]) if seen != data[0]), None)
+        if (other := self.engine.agreed(other)) is not None:
+            what = differences(data[0], data[1 + other]) if self.engine.main else ()
+            raise InputError(f"process {other} sees other images in {self.recipe.data.root} than "
+                             "the main process" + (f": {'; '.join(what)}" if what else "")
+                             + "; give all the same copy")
+        return own
+
+    @property
+    def at_a_time(self) -> int:
+        """Images that a process passes the network at a time, in training and in validation."""
+        return max(1, self.recipe.batch_size // self.engine.world // self.engine.parts)
+
+    def length(self, progress: Progress) -> tuple[int, int]:
+        """Epochs and optimiser steps of the whole run, of which `progress` is done.
+
+        An epoch is what a pass over the images of today takes, whatever earlier ones took.
+        """
+        recipe, done, batches = self.recipe, len(progress.history), len(self.loader)
+        before = progress.step - progress.epoch_step
+        if recipe.steps is not None:
+            return done + math.ceil((recipe.steps - before) / batches), recipe.steps
+        return recipe.epochs, before + (recipe.epochs - done) * batches
 
     def build(self) -> tuple[Weights, LoadReport | None]:
         """The tensors to train, on the engine, and what was done to load them."""

@@ -36,6 +36,12 @@ class Progress:
 
     step: int = 0
     """Optimiser steps that are done, skipped ones included."""
+    epoch_step: int = 0
+    """Those of them that belong to the epoch in hand."""
+    redraws: list[int] = field(default_factory=list)
+    """Steps of this epoch to which the run went back, each time with the rest drawn anew."""
+    notes: list[str] = field(default_factory=list)
+    """What a reader of the figures must know: that the run went back, or on with other images."""
     history: list[dict[str, float]] = field(default_factory=list)
     """A row a finished epoch; what the log and the curves show."""
     loss: float = 0.0
@@ -53,6 +59,11 @@ class Progress:
     scaler: dict[str, float] = field(default_factory=dict)
     """The gradient scaler's, in fp16."""
 
+    def begin_epoch(self) -> None:
+        """The next step is the first of an epoch."""
+        self.epoch_step, self.redraws = 0, []
+        self.loss, self.losses, self.seconds = 0.0, 0, 0.0
+
 
 @dataclass(frozen=True, kw_only=True)
 class Weights:
@@ -67,8 +78,8 @@ class Weights:
         """What is evaluated and written: the moving average, where there is one."""
         return self.model if self.ema is None else self.ema.module
 
-    def checkpoint(self, progress: Progress) -> Checkpoint:
-        """All that a run needs to go on from here."""
+    def checkpoint(self, progress: Progress, identity: Mapping[str, Any]) -> Checkpoint:
+        """All that a run needs to go on from here, and what it was begun with."""
         saved = self.optimizer.state_dict()
         moments = {f"{index}.{name}": value for index, state in saved["state"].items()
                    for name, value in state.items()}
@@ -80,9 +91,9 @@ class Weights:
             tensors["ema"] = self.ema.module.state_dict()
         return Checkpoint(step=progress.step, tensors=tensors, state={
             "progress": dataclasses.asdict(progress), "optimizer": plain,
-            "groups": saved["param_groups"]})
+            "groups": saved["param_groups"], "identity": identity})
 
-    def restore(self, checkpoint: Checkpoint) -> Progress:
+    def restore(self, checkpoint: Checkpoint) -> None:
         """Put back what `checkpoint` gave. Raises InputError where it is of another network."""
         state: dict[int, dict[str, Any]] = {}
         try:
@@ -96,7 +107,6 @@ class Weights:
             self.optimizer.load_state_dict({"state": state, "param_groups": [
                 {**group, "betas": tuple(group["betas"])} if "betas" in group else group
                 for group in checkpoint.state["groups"]]})
-            return Progress(**checkpoint.state["progress"])
         except (RuntimeError, LookupError, ValueError, TypeError) as error:
             raise InputError(f"the checkpoint of step {checkpoint.step} is not of this run: "
                              f"{one_line(error)}") from None

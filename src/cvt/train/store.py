@@ -30,7 +30,7 @@ from cvt.errors import InputError
 from cvt.runtime.manifest import sha256
 from cvt.weights.tensors import read_tensors
 
-FORMAT = 1
+FORMAT = 2
 MANIFEST = "manifest.json"
 STATE = "state.json"
 
@@ -113,11 +113,6 @@ class Store:
                 raise InputError(f"no checkpoint in {self.directory} is whole: "
                                  + "; ".join(str(error) for _, error in damaged))
         return [self._set_aside(path, error) for path, error in damaged]
-
-    def newest(self) -> Checkpoint | None:
-        """The newest checkpoint, None where there is none. Raises InputError if it is damaged."""
-        found = self._found()
-        return self._read(found[0][1]) if found else None
 
     def newest_step(self) -> int | None:
         """The step of the newest checkpoint, None where there is none to go on from."""
