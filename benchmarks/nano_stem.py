@@ -23,6 +23,8 @@ from cvt.ablate.studies import Row
 from cvt.complexity import multiply_adds
 from cvt.config import VARIANTS, CvTConfig
 from cvt.data.config import AugmentConfig, DataConfig
+from cvt.data.datasets import load_dataset
+from cvt.data.fingerprint import digest
 from cvt.train.config import OptimConfig
 from cvt.train.recipe import Recipe
 from timing import keep
@@ -50,8 +52,10 @@ def main() -> None:
         augment=AugmentConfig(hflip=0.5),
         optim=OptimConfig(lr=2e-3, warmup_epochs=0.25, clip_grad=1.0))
     with tempfile.TemporaryDirectory() as scratch:
+        data = digest(load_dataset(recipe.data))
         planned = {stem: [plan_run(recipe, Row(label=stem, change=partial(with_stem, stem)), seed,
-                                   args.work or Path(scratch)) for seed in range(args.seeds)]
+                                   args.work or Path(scratch), data)
+                          for seed in range(args.seeds)]
                    for stem in args.stems}
         left = [run for runs in planned.values() for run in runs if not run.done]
         for run in train_all(left, jobs=args.jobs):

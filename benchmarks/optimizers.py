@@ -18,6 +18,8 @@ from cvt.ablate.pool import train_all
 from cvt.ablate.results import outcome
 from cvt.ablate.studies import Row
 from cvt.data.config import AugmentConfig, DataConfig
+from cvt.data.datasets import load_dataset
+from cvt.data.fingerprint import digest
 from cvt.train.config import OptimConfig
 from cvt.train.recipe import Recipe
 from timing import keep
@@ -44,7 +46,8 @@ def main() -> None:
                     ema=0.99, augment=AugmentConfig(hflip=0.5), optim=OptimConfig(
                         name=name, lr=rate, momentum=momentum, warmup_epochs=0.1, clip_grad=1.0))
                 row = Row(label=f"{name} {rate:g}")
-                planned[name, rate] = [plan_run(recipe, row, seed, work)
+                data = digest(load_dataset(recipe.data))
+                planned[name, rate] = [plan_run(recipe, row, seed, work, data)
                                        for seed in range(args.seeds)]
         left = [run for runs in planned.values() for run in runs if not run.done]
         for run in train_all(left, jobs=args.jobs):

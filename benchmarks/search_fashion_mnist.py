@@ -27,6 +27,8 @@ from cvt.ablate.studies import Row
 from cvt.complexity import multiply_adds, parameters
 from cvt.config import VARIANTS, CvTConfig
 from cvt.data.config import AugmentConfig, DataConfig
+from cvt.data.datasets import load_dataset
+from cvt.data.fingerprint import digest
 from cvt.search.config import SearchConfig
 from cvt.search.result import Result
 from cvt.search.run import search
@@ -62,7 +64,8 @@ def candidates(result: Result, most: int) -> dict[str, CvTConfig]:
 def trained(result: Result, args: argparse.Namespace, work: Path) -> list[dict[str, Any]]:
     """Every candidate's test top-1 in percent, a seed each."""
     base = a_recipe(args.pictures, args.passes)
-    planned = {name: [plan_run(base, Row(label=name, change=partial(_as, wanted)), seed, work)
+    data = digest(load_dataset(base.data))
+    planned = {name: [plan_run(base, Row(label=name, change=partial(_as, wanted)), seed, work, data)
                       for seed in range(args.seeds)]
                for name, wanted in candidates(result, args.uniform).items()}
     # Both methods may have found one network, which is then trained once.

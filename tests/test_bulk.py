@@ -186,6 +186,15 @@ def test_another_job_is_not_mixed_in(home, predictor, tmp_path):
     assert classify_into(tmp_path / "out", predictor, images[:4]).found == 4
 
 
+def test_a_job_does_not_go_on_where_an_image_has_changed(home, predictor, tmp_path):
+    path = tmp_path / "x.png"
+    Image.new("RGB", (24, 24), "red").save(path)
+    classify_into(tmp_path / "out", predictor, [str(path)])
+    Image.new("RGB", (32, 24), "blue").save(path)
+    with pytest.raises(InputError, match="or a file has changed its size; give a new directory"):
+        classify_into(tmp_path / "out", predictor, [str(path)])
+
+
 def test_a_directory_of_other_files_is_left_alone(home, predictor, tmp_path):
     (tmp_path / "thesis.txt").touch()
     with pytest.raises(InputError, match="files in it that are not of a job"):

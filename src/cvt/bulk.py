@@ -145,7 +145,7 @@ def _begin(output: Path, job: dict[str, Any]) -> None:
             ("schema", "was written by another version of cvt"),
             ("model", "has the answers of another model or precision"),
             ("pictures", f"is of {kept.get('pictures')} pictures, and these are {job['pictures']}"),
-            ("names", "is of other pictures, or in another order"),
+            ("names", "is of other pictures, or in another order; or a file has changed its size"),
             *((name, f"has {name}={kept.get(name)}, not {job[name]}")
               for name in ("table", "top_k", "part_size"))):
         if kept.get(name) != job[name]:
@@ -155,8 +155,18 @@ def _begin(output: Path, job: dict[str, Any]) -> None:
 def _digest(images: Sequence[str | Member]) -> str:
     digest = hashlib.sha256()
     for image in images:
-        digest.update(os.fsencode(str(image)) + b"\0")
+        digest.update(os.fsencode(str(image)) + f"\0{_size(image)}\0".encode())
     return digest.hexdigest()
+
+
+def _size(image: str | Member) -> int:
+    """Bytes; -1 for a file that is not there."""
+    if isinstance(image, Member):
+        return image.size
+    try:
+        return os.stat(image).st_size
+    except OSError:
+        return -1
 
 
 def _list_unreadable(output: Path, parts: Sequence[Path], table: TableFormat) -> int:

@@ -100,14 +100,15 @@ def test_given_again_it_trains_only_what_is_missing(recipe, tmp_path, monkeypatc
 def test_another_recipe_makes_other_runs_but_another_device_or_place_does_not(recipe, tmp_path):
     row = STUDIES["stride"].rows[0]
 
-    def name(changed, output=tmp_path, seed=0):
-        return plan.plan_run(changed, row, seed, output).directory.name
+    def name(changed, output=tmp_path, seed=0, data="as it was"):
+        return plan.plan_run(changed, row, seed, output, data).directory.name
 
     same = [recipe, dataclasses.replace(recipe, device="cpu", keep=5, save_every=3),
             dataclasses.replace(recipe, data=dataclasses.replace(recipe.data, workers=2))]
     other = [dataclasses.replace(recipe, epochs=2), dataclasses.replace(recipe, batch_size=64)]
     assert len({name(r) for r in same} | {name(recipe, tmp_path / "elsewhere")}) == 1
-    assert len({name(r) for r in (recipe, *other)} | {name(recipe, seed=1)}) == 4
+    assert len({name(r) for r in (recipe, *other)} | {name(recipe, seed=1)}
+               | {name(recipe, data="another")}) == 5
 
 
 def test_an_interrupted_run_goes_on_where_it_stopped(recipe, tmp_path, monkeypatch):
@@ -232,7 +233,7 @@ def test_results_of_another_version_are_refused_and_left_alone(recipe, tmp_path)
 
 def test_a_run_killed_while_it_was_tidied_up_is_tidied_up_and_not_trained_again(
         recipe, tmp_path, monkeypatch):
-    run = plan.plan_run(recipe, STUDIES["stride"].rows[0], 0, tmp_path)
+    run = plan.plan_run(recipe, STUDIES["stride"].rows[0], 0, tmp_path, "")
 
     def killed(path, **_):
         raise KeyboardInterrupt

@@ -129,6 +129,12 @@ def test_what_cannot_be_searched_is_refused(recipe, done, changes, message):
         run.search(recipe, dataclasses.replace(SEARCH, **changes), done[0], quiet=True)
 
 
+def test_a_search_of_other_data_is_not_taken_for_this_one(recipe, done, monkeypatch):
+    monkeypatch.setattr(run, "digest", lambda _: "another")
+    with pytest.raises(InputError, match="of a search with other data; repeat those"):
+        run.search(recipe, SEARCH, done[0], quiet=True)
+
+
 def test_another_supernet_is_not_searched(recipe, done, tmp_path):
     (tmp_path / "supernet").symlink_to(done[0] / "supernet")
     with pytest.raises(InputError, match="supernet was trained with other options; repeat those"):

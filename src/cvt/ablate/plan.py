@@ -42,11 +42,13 @@ class Run:
                 and not (self.directory / LAST).is_file())
 
 
-def plan_run(base: Recipe, row: Row, seed: int, output: Path, pictures: int | None = None) -> Run:
+def plan_run(base: Recipe, row: Row, seed: int, output: Path, data: str,
+             pictures: int | None = None) -> Run:
     """The run of `row` with `seed` under the recipe `base`, below `output`; writes its model file.
 
-    Its directory is named after what decides its result, so that studies share runs. pictures: how
-    many to train on, with the recipe's number of steps, in one epoch.
+    Its directory is named after what decides its result, so that studies share runs. data: the
+    digest of the dataset. pictures: how many to train on, with the recipe's number of steps, in one
+    epoch.
     """
     own = base.config(1)
     config = row.change(replace(own, num_classes=1000))
@@ -61,7 +63,7 @@ def plan_run(base: Recipe, row: Row, seed: int, output: Path, pictures: int | No
         passes = -(-(base.steps or 0) * base.batch_size // pictures)
         recipe = replace(recipe, max_train_samples=pictures, passes=passes)
     plain: dict[str, Any] = {k: v for k, v in recipe.flat().items() if k not in MACHINE}
-    plain |= {"model": config.to_dict(), "data.root": recipe.data.root}
+    plain |= {"model": config.to_dict(), "dataset": data}
     parts = [row.network, *([f"{pictures}"] if pictures else []), f"seed{seed}",
              _digest(json.dumps(plain, sort_keys=True))]
     return Run(recipe=recipe, directory=output / RUNS / "-".join(parts))

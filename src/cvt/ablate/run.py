@@ -20,6 +20,7 @@ from cvt.atomic import replace_file
 from cvt.card import ModelCard
 from cvt.complexity import network_multiply_adds
 from cvt.data.datasets import load_dataset
+from cvt.data.fingerprint import digest
 from cvt.data.pictures import Dataset
 from cvt.errors import InputError
 from cvt.machine import describe_machine
@@ -69,7 +70,8 @@ def ablate(names: Sequence[str], recipe: Recipe, output: Path, *,
     found = _earlier(output / RESULTS)
     dataset = load_dataset(recipe.data)
     _check(names, recipe, sampling, dataset)
-    planned = {name: {cell: [plan_run(recipe, cell[0], seed, output, cell[1])
+    data = digest(dataset)
+    planned = {name: {cell: [plan_run(recipe, cell[0], seed, output, data, cell[1])
                              for seed in sampling.seeds]
                       for cell in _cells(STUDIES[name], sampling)} for name in names}
     every = {run.directory: run for cells in planned.values() for runs in cells.values()

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -28,6 +29,11 @@ def fingerprint(dataset: Dataset) -> dict[str, Any]:
     home = _home([name for half in halves.values() for name in half.names])
     return {"classes": list(dataset.train.classes),
             **{split: _half(images, home) for split, images in halves.items()}}
+
+
+def digest(dataset: Dataset) -> str:
+    """One hash of all that `fingerprint` has."""
+    return hash_of([json.dumps(fingerprint(dataset)).encode()])
 
 
 def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
@@ -64,8 +70,8 @@ def _classes(before: Sequence[str], now: Sequence[str]) -> str:
 def _half(images: Pictures, home: int) -> dict[str, Any]:
     counts = np.bincount(np.asarray(images.labels, np.int64), minlength=len(images.classes))
     return {"counts": counts.tolist(),
-            "names": _hash(name[home:].encode(errors="surrogateescape") for name in images.names),
-            "labels": _hash([np.asarray(images.labels, np.int32).tobytes()]),
+            "names": hash_of(name[home:].encode(errors="surrogateescape") for name in images.names),
+            "labels": hash_of([np.asarray(images.labels, np.int32).tobytes()]),
             "contents": _contents(images)}
 
 
@@ -80,8 +86,8 @@ def _home(names: Sequence[str]) -> int:
 def _contents(images: Pictures) -> str:
     sizes = None if images.size is None else [_size(images, i) for i in range(len(images))]
     if sizes is None or sum(sizes) <= HASHED:
-        return _hash(_content(images, i) for i in range(len(images)))
-    return _hash([np.asarray(sizes, np.int64).tobytes()])
+        return hash_of(_content(images, i) for i in range(len(images)))
+    return hash_of([np.asarray(sizes, np.int64).tobytes()])
 
 
 def _size(images: Pictures, index: int) -> int:
@@ -100,8 +106,8 @@ def _content(images: Pictures, index: int) -> bytes:
     return image.tobytes() if isinstance(image, Image.Image) else image
 
 
-def _hash(parts: Any) -> str:
-    """Of parts of any length, each of which is told from its neighbours."""
+def hash_of(parts: Iterable[bytes]) -> str:
+    """SHA-256 of parts of any length, in whose hash it counts where each ends."""
     sha = hashlib.sha256()
     for part in parts:
         sha.update(len(part).to_bytes(8, "little"))

@@ -12,6 +12,7 @@ from typing import Any, cast
 
 from cvt.card import ModelCard
 from cvt.data.datasets import load_dataset
+from cvt.data.fingerprint import digest
 from cvt.data.loader import Batch, Faults, evaluation_batches
 from cvt.data.pictures import Dataset, Pictures, rest, subset
 from cvt.device import pick_device
@@ -61,7 +62,8 @@ def search(recipe: Recipe, config: SearchConfig, output: str | Path, *, quiet: b
     space = Space(card.model, (card.preprocess.size, card.preprocess.size))
     space.check(config.budget)
     recipe, held_out = _kept_apart(recipe, config, dataset)
-    settings = {"search": dataclasses.asdict(config), "recipe": recipe.to_dict()}
+    settings = {"search": dataclasses.asdict(config), "recipe": recipe.to_dict(),
+                "data": digest(dataset)}
     if (home / RESULT).exists():
         return _earlier(home / RESULT, settings)
 
@@ -107,7 +109,8 @@ def _kept_apart(recipe: Recipe, config: SearchConfig, dataset: Dataset
 def _earlier(path: Path, settings: Mapping[str, Any]) -> Result:
     result = Result.load(path)
     if json.loads(json.dumps(settings)) != result.settings:
-        raise InputError(f"{path} is of a search with other options; repeat those, or give another "
+        what = "data" if settings["data"] != result.settings.get("data") else "options"
+        raise InputError(f"{path} is of a search with other {what}; repeat those, or give another "
                          "--output")
     return result
 

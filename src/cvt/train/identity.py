@@ -7,8 +7,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from torch import nn
+
 from cvt.card import CONFIG, ModelCard
-from cvt.data.fingerprint import differences, fingerprint
+from cvt.data.fingerprint import differences, fingerprint, hash_of
 from cvt.data.pictures import Dataset
 from cvt.errors import InputError
 from cvt.evaluate.run import RECIPE
@@ -17,12 +19,17 @@ from cvt.train.recipe import LENGTH, MACHINE, Recipe
 _DATA = ("data.", "max_train_samples")  # options that say which images
 
 
-def identity(recipe: Recipe, card: ModelCard, dataset: Dataset, batches: int) -> dict[str, Any]:
-    """All that decides what a run comes to, as plain data that a checkpoint holds; `batches`: in
-    an epoch."""
+def identity(recipe: Recipe, card: ModelCard, dataset: Dataset, batches: int,
+             teacher: nn.Module | None) -> dict[str, Any]:
+    """All that decides what a run comes to, as plain data that a checkpoint holds.
+
+    batches: in an epoch. teacher: of distillation.
+    """
+    tensors = {} if teacher is None else teacher.state_dict()
     return json.loads(json.dumps({  # as it comes back from a checkpoint
         "recipe": recipe.flat(), "card": card.to_dict(), "data": fingerprint(dataset),
-        "batches": batches}))
+        "batches": batches, "teacher": hash_of(
+            tensor.detach().cpu().numpy().tobytes() for tensor in tensors.values())}))
 
 
 def compare(before: Mapping[str, Any], now: Mapping[str, Any], run: Path, *, accept: bool
@@ -41,6 +48,8 @@ def compare(before: Mapping[str, Any], now: Mapping[str, Any], run: Path, *, acc
     elif before["card"] != now["card"] and not other:
         part = next(key for key in now["card"] if before["card"].get(key) != now["card"][key])
         other = [f"the {part} in {CONFIG}, or the file that it is from, is not what it was"]
+    if before["teacher"] != now["teacher"] and not other:
+        other = [f"the weights of distill.teacher={now['recipe']['distill.teacher']}"]
     if other:
         raise InputError(
             f"the run in {run} cannot go on: {'; '.join(other)}. Put that back as it was, or start "

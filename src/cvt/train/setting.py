@@ -62,7 +62,7 @@ class Setting:
     def identity(self) -> dict[str, Any]:
         """What decides the run, which its checkpoints hold. Raises InputError where the processes
         see different images."""
-        own = identity(self.recipe, self.card, self.dataset, len(self.loader))
+        own = identity(self.recipe, self.card, self.dataset, len(self.loader), self.loss.teacher)
         data = [own["data"], *self.engine.gathered(own["data"])]
         other = next((rank for rank, seen in enumerate(data[1:]) if seen != data[0]), None)
         if (other := self.engine.agreed(other)) is not None:
