@@ -38,7 +38,8 @@ def test_a_dataset_that_was_moved_or_is_named_otherwise_is_the_same(photos, tmp_
 
 
 def test_another_split_is_other_data(photos):
-    assert differences(of(photos), of(photos, split_seed=1)) == [
+    assert differences(of(photos, val_fraction=0.5),
+                       of(photos, val_fraction=0.5, split_seed=1)) == [
         "the names of the training images", "the contents of the training images",
         "the names of the validation images", "the contents of the validation images"]
     assert differences(of(photos, val_fraction=0.3), of(photos, val_fraction=0.5))[:2] == [

@@ -2,11 +2,13 @@ import json
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
 from cvt.cli import main
 from cvt.config import CvTConfig, StageConfig
+from cvt.train import plan as plan_module
 from cvt.train.plan import _fitting
 
 ENV = {**os.environ, "OMP_NUM_THREADS": "1"}
@@ -43,6 +45,19 @@ def test_the_disk_it_names_is_what_a_run_takes(options, tmp_path, capsys):
     assert plan["checkpoint"] == pytest.approx(tensors, rel=0.1)  # headers besides
     run = sum(p.stat().st_size for p in (tmp_path / "run").rglob("*.safetensors"))
     assert 0.5 * plan["disk"] <= run <= 1.1 * plan["disk"]
+
+
+def test_its_memory_is_that_of_validation_too(options, capsys, monkeypatch):
+    def hungry(model, setting):
+        return len(b"x" * int(4e8)) / 4e8  # bytes; a second
+
+    monkeypatch.setattr("cvt.train.plan._validation", hungry)
+    before = max(plan_module._kilobytes(Path("/proc/self/status"), "VmRSS"), 0)
+    assert main(["train", *options, "--dry-run", "--json"]) == 0
+    plan = json.loads(capsys.readouterr().out)
+    assert plan["validation_seconds"] == 1
+    if before:  # the kernel says
+        assert plan["memory"] > before + 350_000_000
 
 
 def test_it_is_shown_as_a_table(options, capsys):

@@ -61,6 +61,7 @@ def train(recipe: Recipe, output: str | Path, *, overwrite: bool = False, quiet:
     run, recipe = Path(output), recipe.with_absolute_paths()
     with Engine(recipe) as engine:
         setting = Setting(recipe, engine)  # before anything is written
+        setting.identify()
         lock = engine.on_main(lambda: open_run(run, overwrite))
         try:
             if engine.main:
@@ -107,6 +108,7 @@ def resume(output: str | Path, *, changes: Mapping[str, Any] | None = None,
             said = engine.on_main(store.repair) or []
             begun = engine.agreed(store.newest_step()) is not None
             setting = Setting(recipe, engine, run if recipe.weights and begun else None)
+            setting.identify()
             weights, started = setting.build()
             progress = _restore(store, weights, setting, run, accept=accept_data_changes)
             if started:

@@ -114,7 +114,7 @@ def plan(recipe: Recipe, output: Path) -> Plan:
         step, epoch = median(steps), setting.steps / setting.epochs
         # The best weights are evaluated once more at the end.
         total = setting.steps * step + (setting.epochs + 1) * validation
-        checkpoint = _bytes(*weights.checkpoint(Progress(), {}).tensors.values())
+        checkpoint = _bytes(*weights.checkpoint(Progress(), setting.identity).tensors.values())
         return Plan(
             device=device_name(engine.device), processes=engine.world,
             parameters=sum(p.numel() for p in model.parameters()),

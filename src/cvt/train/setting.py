@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Sequence
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -57,11 +56,12 @@ class Setting:
         self.unreadable = Faults(dataset.val, recipe.data.max_unreadable)
         self.loss = Loss(recipe, self.card, dataset.train)
         self.epochs, self.steps = self.length(Progress())
+        self.identity: dict[str, Any] = {}
+        """What decides the run, which its checkpoints hold, once `identify` took it."""
 
-    @cached_property
-    def identity(self) -> dict[str, Any]:
-        """What decides the run, which its checkpoints hold. Raises InputError where the processes
-        see different images."""
+    def identify(self) -> None:
+        """Take the `identity` of the run, from the images as they are now. Raises InputError where
+        the processes see different ones."""
         own = identity(self.recipe, self.card, self.dataset, len(self.loader), self.loss.teacher)
         data = [own["data"], *self.engine.gathered(own["data"])]
         other = next((rank for rank, seen in enumerate(data[1:]) if seen != data[0]), None)
@@ -70,7 +70,7 @@ class Setting:
             raise InputError(f"process {other} sees other images in {self.recipe.data.root} than "
                              "the main process" + (f": {'; '.join(what)}" if what else "")
                              + "; give all the same copy")
-        return own
+        self.identity = own
 
     @property
     def at_a_time(self) -> int:
