@@ -63,7 +63,7 @@ def match(names: Sequence[str], known: Sequence[str], who: str, whom: str, remed
     InputError for a name that `known` lacks or has twice: "{who} the class 'x', which {whom};
     {remedy}", or, in place of the remedy, how `known` spells it.
     """
-    if tuple(names) == tuple(known):
+    if _equal(names, known):
         return list(range(len(known)))
     place = _places(known)
     for name in names:
@@ -82,7 +82,7 @@ def match(names: Sequence[str], known: Sequence[str], who: str, whom: str, remed
 def order_of(names: Sequence[str], known: Sequence[str]) -> list[int] | str:
     """Where each of `names` stands in `known`, if they are the same classes; else the name of a
     class that only one of them has."""
-    if tuple(names) == tuple(known):
+    if _equal(names, known):
         return list(range(len(known)))
     place = _places(known)
     order = [place.get(name, -1) for name in names]
@@ -90,6 +90,12 @@ def order_of(names: Sequence[str], known: Sequence[str]) -> list[int] | str:
         return names[order.index(-1)]
     missing = set(range(len(known))) - set(order)
     return known[min(missing)] if missing else order
+
+
+def _equal(names: Sequence[str], known: Sequence[str]) -> bool:
+    """Whether both are the same list, which may then have a name twice."""
+    one, other = tuple(names), tuple(known)
+    return one == other or (len(one) == len(other) == 1000 and {one, other} <= set(_imagenet()))
 
 
 def _places(known: Sequence[str]) -> dict[str, int]:
