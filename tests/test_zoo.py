@@ -139,6 +139,15 @@ def test_a_new_head_and_other_channels_are_told(nano):
     assert model.head.weight.std() > 0
 
 
+def test_a_head_that_is_kept_for_its_number_of_classes_is_told(nano):
+    model = create_model("cvt_nano", weights=nano, num_classes=2)
+
+    assert torch.equal(model.head.weight, load_model(nano)[0].head.weight)
+    assert "num_classes=2 is the checkpoint's own number, so its head is kept" in str(
+        model.load_report)
+    assert "own number" not in str(create_model("cvt_nano", weights=nano).load_report)
+
+
 def test_a_head_is_taken_away(nano):
     model = create_model("cvt_nano", weights=nano, num_classes=0)
 

@@ -77,6 +77,8 @@ def convert(source: str | Path, destination: str | Path, to: Format, *, model: s
     if to == "huggingface" and card.preprocess.channels != 3:
         notes.append("the image processors of transformers make three channels, so no "
                      f"{huggingface.PREPROCESSOR} was written")
+    if to != "official" and card.classes and not checkpoint.named:
+        notes.append("the source does not name its classes, so they are called by their numbers")
     directory.mkdir(parents=True, exist_ok=True)
     for path, content in files.items():
         if content is None:

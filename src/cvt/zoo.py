@@ -129,10 +129,11 @@ def create_model(name: str, *, weights: str | Path | None = None, num_classes: i
     name: a variant, a tag, or a configuration file. weights: a tag, a file, a directory of this
     package, transformers or timm, or `hf-hub:org/name[@revision]`; by default those of the tag,
     for a variant none. The network is that of the weights, or a configuration file's where one is
-    given, but for classes, channels and activation. num_classes: another number puts a new head on;
-    0 takes it away. in_chans: another number fits the first convolution. act: instead of what the
-    weights were trained with. What was done stands in the model's `load_report`. Raises InputError
-    for an unknown name, for weights of another network, and where they cannot be had.
+    given, but for classes, channels and activation. num_classes: another number puts a new head on,
+    the weights' own number keeps theirs, whatever its classes; 0 takes it away. in_chans: another
+    number fits the first convolution. act: instead of what the weights were trained with. What was
+    done stands in the model's `load_report`. Raises InputError for an unknown name, for weights of
+    another network, and where they cannot be had.
     """
     variant = ZOO[name].variant if name in ZOO else name
     if variant not in VARIANTS and Path(variant).suffix not in (".json", ".yaml", ".yml"):
@@ -202,16 +203,12 @@ def _open_tag(tag: str, path: Path, act: Act | None) -> Checkpoint:
     network = dataclasses.replace(config_of(tag), act=act or row.act)
     checkpoint = read_checkpoint(path, config=network)
     found = checkpoint.card.model
-    classes = checkpoint.card.classes
     home = shipped(tag)
-    theirs = ModelCard.load(home).classes if home else ()
-    if found.num_classes == len(theirs):
-        classes = theirs
-    elif found.num_classes == 1000:
-        classes = imagenet_classes()
+    classes = ModelCard.load(home).classes if home else imagenet_classes()
+    named = found.num_classes == len(classes)
     card = ModelCard(model=found, preprocess=row.preprocess.with_channels(found.in_chans),
-                     classes=classes)
-    return dataclasses.replace(checkpoint, card=card, tag=tag)
+                     classes=classes if named else checkpoint.card.classes)
+    return dataclasses.replace(checkpoint, card=card, tag=tag, named=named)
 
 
 def _build(checkpoint: Checkpoint, num_classes: int | None, in_chans: int | None) -> CvT:

@@ -97,6 +97,13 @@ def test_labels_that_do_not_match_the_pictures_are_refused(tmp_path):
         fashion_mnist(tmp_path)
 
 
+def test_idx_files_of_another_dataset_are_refused(tmp_path):
+    write_fashion(tmp_path)
+    write_idx(tmp_path / "t10k-labels-idx1-ubyte", np.arange(10) * 3)
+    with pytest.raises(InputError, match="has the t10k label 27, and Fashion-MNIST has 10 classes"):
+        fashion_mnist(tmp_path)
+
+
 def test_a_folder_with_train_and_val_keeps_its_split(tmp_path):
     for name in ("train/cat/1.png", "train/cat/2.png", "train/dog/1.png", "val/dog/3.png"):
         paint(tmp_path / name)
@@ -105,6 +112,16 @@ def test_a_folder_with_train_and_val_keeps_its_split(tmp_path):
     assert data.train.labels == (0, 0, 1)
     assert data.val.labels == (1,)
     assert data.val.names == [str(tmp_path / "val/dog/3.png")]
+
+
+def test_a_folders_classes_are_in_natural_order_in_both_halves(tmp_path):
+    for name in ("1", "2", "10", "a2", "a10"):
+        paint(tmp_path / "train" / name / "1.png")
+    for name in ("10", "2"):
+        paint(tmp_path / "val" / name / "1.png")
+    data = folder(tmp_path)
+    assert data.train.classes == data.val.classes == ("1", "2", "10", "a2", "a10")
+    assert data.val.labels == (1, 2)
 
 
 def test_a_folder_of_classes_is_split_by_the_seed(tmp_path):
@@ -123,6 +140,11 @@ def test_a_folder_of_classes_is_split_by_the_seed(tmp_path):
     (["cat/1.png", "cat/2.png"], "the one class 'cat'"),
     (["train/a/1.png", "train/b/1.png", "val/c/1.png"], "class 'c'.*lacks"),
     (["a/1.png", "b/1.png", "b/2.png"], "one picture"),
+    (["a/1.png", "b/1.png", "b/2.png"], "the class 'a' with one picture"),
+    (["cat/1.png", "cat/2.png", "Cat/1.png", "Cat/2.png"], "the classes 'Cat' and 'cat' are"),
+    (["train/cat/1.png", "train/b/1.png", "val/cat /1.png"], "'cat ', .*; it is spelled 'cat'"),
+    (["train/1/1.png", "train/b/1.png", "val/01/1.png"], "'01', which .* it is spelled '1' there"),
+    (["Train/a/1.png", "VAL/a/1.png"], "Train, VAL, which are called like splits"),
     (["train/a/1.png", "train/b/1.png"], "train/ but no val/"),
     (["val/a/1.png", "val/b/1.png"], "val/ but no train/"),
 ])

@@ -3,8 +3,11 @@ import pytest
 from PIL import Image
 
 from cvt.data.config import DataConfig
+from cvt.data.copy import copy
 from cvt.data.datasets import load_dataset
+from cvt.data.folder import folder
 from cvt.data.huggingface import huggingface
+from cvt.data.shards import shards
 from cvt.errors import InputError
 
 datasets = pytest.importorskip("datasets")
@@ -85,6 +88,78 @@ def test_a_missing_label_is_refused_and_a_missing_picture_named(tmp_path):
                          test=half(4)).save_to_disk(tmp_path / "other")
     with pytest.raises(InputError, match="the split train has pictures without a label"):
         huggingface(str(tmp_path / "other"))
+
+
+def named(names, labels, start=0):
+    """Pictures of the shades from `start` on, of the classes `names`."""
+    shades = [Image.fromarray(np.full((8, 8, 3), start + i, np.uint8)) for i in range(len(labels))]
+    return datasets.Dataset.from_dict(
+        {"image": shades, "label": labels}, features=datasets.Features(
+            {"image": datasets.Image(), "label": datasets.ClassLabel(names=names)}))
+
+
+def called(pictures):
+    return [pictures.classes[label] for label in pictures.labels]
+
+
+@pytest.mark.parametrize("names", [["cat", "ant", "dog"], ["dog", "cat"], ["dog", "cat", "ant"]])
+def test_the_classes_of_another_split_are_matched_by_name(tmp_path, names):
+    test = named(names, [0, 1, 1, 0], 50)
+    datasets.DatasetDict(train=named(["dog", "ant", "cat"], [0, 1, 2] * 2),
+                         test=test).save_to_disk(tmp_path / "set")
+
+    data = huggingface(str(tmp_path / "set"))
+
+    assert data.train.classes == data.val.classes == ("dog", "ant", "cat")
+    assert called(data.val) == [names[0], names[1], names[1], names[0]]
+    assert called(data.all) == ["dog", "ant", "cat"] * 2 + called(data.val)
+
+
+@pytest.mark.parametrize(("names", "message"), [
+    (["cat", "emu"], "the split test of .* has the class 'emu', which the split train lacks; add"),
+    (["cat", "ant", "emu"], "has the class 'emu', which the split train lacks"),
+    (["ant ", "cat"], "the class 'ant ', which the split train lacks; it is spelled 'ant' there"),
+    (["Cat", "ant"], "the class 'Cat', .*; it is spelled 'cat' there"),
+])
+def test_a_class_that_the_training_split_lacks_is_rejected_by_name(tmp_path, names, message):
+    datasets.DatasetDict(train=named(["ant", "cat"], [0, 1]),
+                         test=named(names, [0, 1])).save_to_disk(tmp_path / "set")
+    with pytest.raises(InputError, match=message):
+        huggingface(str(tmp_path / "set"))
+
+
+def test_names_that_do_not_tell_classes_apart_are_rejected(tmp_path):
+    named(["1", "01", "2"], [0, 1, 2] * 4).save_to_disk(tmp_path / "set")
+    with pytest.raises(InputError, match="set: the classes '1' and '01' are one number"):
+        huggingface(str(tmp_path / "set"))
+
+
+def test_a_split_without_class_labels_is_rejected(tmp_path):
+    plain = named(["ant", "cat"], [0, 1]).cast_column("label", datasets.Value("int64"))
+    train = named(["ant", "cat"], [0, 1])
+    for test, message in ((plain, "the column 'label' of the split test .* takes ClassLabel"),
+                          (train.rename_column("label", "kind"), "no column 'label'")):
+        datasets.DatasetDict(train=train, test=test).save_to_disk(tmp_path / message[:10])
+        with pytest.raises(InputError, match=message):
+            huggingface(str(tmp_path / message[:10]))
+
+
+@pytest.mark.parametrize("to", ["folder", "shards"])
+@pytest.mark.parametrize("names", [["dog", "ant", "cat"], ["1", "0", "2"], ["0", "1", "10", "2"]])
+def test_a_copy_gives_every_picture_its_class(tmp_path, to, names):
+    labels = [i % len(names) for i in range(8)]
+    datasets.DatasetDict(train=named(names, labels), test=named(names[::-1], labels, 50)
+                         ).save_to_disk(tmp_path / "set")
+    config = DataConfig(name="huggingface", root=str(tmp_path / "set"))
+
+    copy(config, tmp_path / "out", to=to)
+
+    data, small = load_dataset(config), {"folder": folder, "shards": shards}[to](tmp_path / "out")
+    for half, other in ((data.train, small.train), (data.val, small.val)):
+        told = {half.read(i).tobytes(): name for i, name in enumerate(called(half))}
+        assert {other.read(i).tobytes(): name for i, name in enumerate(called(other))} == told
+    if to == "shards":
+        assert small.train.classes == data.train.classes == tuple(names)
 
 
 def test_what_is_no_dataset_says_why(tmp_path):

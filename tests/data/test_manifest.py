@@ -57,6 +57,60 @@ def test_numbers_are_classes_by_value(tmp_path):
     assert manifest(table(tmp_path, "path,label\n" + rows), 0.5).train.classes == ("2", "9", "10")
 
 
+def parquet(home, **columns):
+    parquet = pytest.importorskip("pyarrow.parquet")
+    parquet.write_table(pytest.importorskip("pyarrow").table(columns), home / "list.parquet")
+    return home / "list.parquet"
+
+
+NAN = float("nan")
+
+
+def test_whole_numbers_in_a_column_of_floats_are_whole(tmp_path):
+    path = parquet(tmp_path, path=[f"{i}.png" for i in range(6)],
+                   label=[10.0, 10.0, 2.0, 2.0, 0.5, 0.5], split=["train", "val"] * 3,
+                   unreadable=[NAN] * 6)
+    data = manifest(path)
+    assert data.train.classes == ("0.5", "2", "10")
+    assert data.train.labels == (2, 1, 0)
+
+
+def test_bytes_and_categories_are_text(tmp_path):
+    pyarrow = pytest.importorskip("pyarrow")
+    labels = pyarrow.array(["b", "a", "b", "a"]).dictionary_encode()
+    path = parquet(tmp_path, path=[b"1.png", b"2.png", b"3.png", b"4.png"], label=labels,
+                   split=["train", "train", "val", "val"])
+    data = manifest(path)
+    assert data.train.names == [str(tmp_path / "1.png"), str(tmp_path / "2.png")]
+    assert data.train.labels == (1, 0)
+
+
+@pytest.mark.parametrize(("column", "values", "message"), [
+    ("label", [1.0, NAN], "row 2 after the heading: label is empty or NaN; fill it in"),
+    ("label", ["a", "nan"], "row 2 after the heading: label is empty or NaN"),
+    ("label", ["a", "<NA>"], "row 2 after the heading: label is empty or NaN"),
+    ("label", ["a", None], "row 2 after the heading: label is empty or NaN"),
+    ("label", [None, None], "row 1 after the heading: label is empty or NaN"),
+    ("label", ["a", " "], "row 2 after the heading: label is empty or NaN"),
+    ("path", ["1.png", None], "row 2 after the heading: path is empty or NaN"),
+    ("path", [NAN, NAN], "row 1 after the heading: path is empty or NaN"),
+    ("split", ["train", None], "row 2 after the heading: split is ''; write train, val or test"),
+    ("split", [NAN, NAN], "row 1 after the heading: split is ''; write train, val or test"),
+    ("label", [[1, 0], [0, 1]], "the column 'label' holds list<.*>; a cell is a text or a number"),
+])
+def test_an_empty_cell_of_a_parquet_file_is_no_class(tmp_path, column, values, message):
+    columns = {"path": ["1.png", "2.png"], "label": ["a", "b"], "split": ["train", "val"]}
+    with pytest.raises(InputError, match=message):
+        manifest(parquet(tmp_path, **columns | {column: values}))
+
+
+def test_classes_of_test_rows_alone_are_left_out_with_them(tmp_path):
+    text = "path,label,split\n1.png,b,train\n2.png,a,train\n3.png,a,val\n4.png,0,test\n"
+    data = manifest(table(tmp_path, text))
+    assert data.train.classes == ("a", "b")
+    assert data.train.labels == (1, 0)
+
+
 @pytest.mark.parametrize("split", [True, False])
 def test_what_cannot_be_read_is_left_out_of_training_and_kept_in_validation(tmp_path, split):
     rows = [(f"{i}.png", "ab"[i % 2], ("train", "val")[i // 10], "damaged" if i in (3, 13) else "")
@@ -86,6 +140,12 @@ def test_what_cannot_be_read_is_left_out_of_training_and_kept_in_validation(tmp_
     ("path,label,split\na.png,x,train\nb.png,y,train\n", "no picture whose split is val"),
     ("path,label,split\na.png,x,train\nb.png,y,val\n", "the class 'y' in val but not in train"),
     ('path,label\n"a.png,x\n', "is not a CSV file"),
+    ("path,label\na.png,x\nb.png,nan\n", "row 2 after the heading: label is empty or NaN"),
+    ("path,label,split,split\na.png,x,train,val\n", "the columns .*; one must be split"),
+    ("path,label\na.png,1\nb.png,01\n", "the classes '01' and '1' are one number"),
+    ("path,label\na.png,1.0\nb.png,1\n", "the classes '1' and '1.0' are one number"),
+    ("path,label\na.png,cat\nb.png,cat \n", "the classes 'cat' and 'cat ' are the same but"),
+    ("path,label,split\na.png,cat,train\nb.png,b,train\nc.png,Cat,val\n", "'Cat' and 'cat' are"),
 ])
 def test_a_table_that_cannot_be_used_says_why(tmp_path, text, message):
     with pytest.raises(InputError, match=message):

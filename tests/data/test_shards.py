@@ -49,6 +49,112 @@ def test_pictures_are_reached_alone_in_any_order(tmp_path):
     assert data.train.names[7] == f"{tmp_path / 'train-000001.tar'}:0007.png"
 
 
+def labelled(home, *labels, classes=None, kind="cls"):
+    """What is read where train and val have a picture for each label, as it is written."""
+    for half in ("train", "val"):
+        files = [(f"{i}{suffix}", data) for i, label in enumerate(labels)
+                 for suffix, data in ((".png", png(i)), (f".{kind}", label.encode()))]
+        pack(home / f"{half}-0.tar", *files)
+    if classes is not None:
+        (home / "classes.txt").write_bytes(classes.encode())
+    data = shards(home)
+    assert data.train.classes == data.val.classes
+    return data.train.classes, [data.train.classes[label] for label in data.val.labels]
+
+
+def test_without_a_list_the_classes_are_in_natural_order(tmp_path):
+    assert labelled(tmp_path, "10", "a10", "2", "a2", "-1") == (
+        ("-1", "2", "10", "a2", "a10"), ["10", "a10", "2", "a2", "-1"])
+
+
+@pytest.mark.parametrize("text", [
+    "dog\ncat\n", "dog\ncat", "dog\r\ncat\r\n", "\ufeffdog\ncat\n", "dog \n\tcat\n\n\n", "dog\rcat",
+])
+def test_a_list_of_classes_keeps_its_order_however_it_is_saved(tmp_path, text):
+    assert labelled(tmp_path, "1", "dog", "cat\n", "0", "\ufeff1 ", classes=text) == (
+        ("dog", "cat"), ["cat", "dog", "cat", "dog", "cat"])
+
+
+@pytest.mark.parametrize(("text", "message"), [
+    ("dog\n\ncat\n", "line 2 is empty, and numbers count lines"),
+    ("", "line 1 is empty"),
+    ("dog\ncat\ndog\n", "the class 'dog' is there twice"),
+    ("dog\nDog\n", "the classes 'dog' and 'Dog' are the same but for"),
+    ("1\n01\n", "the classes '1' and '01' are one number"),
+])
+def test_a_list_that_does_not_tell_classes_apart_is_rejected(tmp_path, text, message):
+    with pytest.raises(InputError, match=rf"classes\.txt: {message}"):
+        labelled(tmp_path, "0", "1", classes=text)
+
+
+@pytest.mark.parametrize(("names", "labels", "found"), [
+    ("cat dog", "0 1 cat", "cat dog cat"),
+    ("cat dog", "000 01", "cat dog"),
+    ("0 1 2", "2 0", "2 0"),  # a name and its own number are the same
+    ("1 2 10", "1 2 10", "1 2 10"),  # there is no line 10, so they are names
+    ("1 2 10", "0 1 2", "1 2 10"),  # there is no name 0, so they are numbers
+    ("7 cat", "1 0", "cat 7"),
+    ("-1 0 1", "-1 0 1 2", None),
+])
+def test_a_number_is_a_line_or_a_name_as_all_of_them_are(tmp_path, names, labels, found):
+    lines = names.replace(" ", "\n")
+    if found is None:
+        with pytest.raises(InputError, match=r"class .*, and classes\.txt has 3 names, which lack"):
+            labelled(tmp_path, *labels.split(), classes=lines)
+    else:
+        assert labelled(tmp_path, *labels.split(), classes=lines)[1] == found.split()
+
+
+@pytest.mark.parametrize(("names", "labels"), [
+    ("1 0", "0 1"), ("1 2 10", "1 2"), ("cat 0", "cat 0"), ("1 2 10", "01 02"), ("1.0 2", "1"),
+])
+def test_a_number_that_may_be_a_line_or_a_name_is_rejected(tmp_path, names, labels):
+    with pytest.raises(InputError, match=r"which may be the name or the number of a line in class"):
+        labelled(tmp_path, *labels.split(), classes=names.replace(" ", "\n"))
+
+
+def test_a_text_of_json_is_a_name_before_it_is_a_number(tmp_path):
+    texts = [f'{{"label": "{label}"}}' for label in ("1", "0", "2")]
+    assert labelled(tmp_path, *texts, classes="1\n2\n0", kind="json")[1] == ["1", "0", "2"]
+    for name in ("train-0.tar", "val-0.tar"):
+        (tmp_path / name).unlink()
+    assert labelled(tmp_path, *texts, classes="a\nb\nc", kind="json")[1] == ["b", "a", "c"]
+    numbers = ['{"label": 1}', '{"label": 2.0}', '{"label": 0}']
+    assert labelled(tmp_path, *numbers, classes="a\nb\nc", kind="json")[1] == ["b", "c", "a"]
+
+
+@pytest.mark.parametrize("label", ["NaN", "null", "true", '""', '" "', "[1, 0]", '{"a": 1}'])
+def test_what_names_no_class_is_none(tmp_path, label):
+    with pytest.raises(InputError, match=r"0\.png has no class"):
+        labelled(tmp_path, f'{{"label": {label}}}', '{"label": 1}', kind="json")
+
+
+@pytest.mark.parametrize("label", ["\u0661", "\uff11", "\u00b9", "-1", "+1", "1.0", "9" * 5000,
+                                   "Dog"])
+def test_another_spelling_is_neither_a_number_of_a_line_nor_a_name(tmp_path, label):
+    with pytest.raises(InputError, match=r"has pictures of the class .* 2 names, which lack it"):
+        labelled(tmp_path, "0", label, classes="cat\ndog\n")
+
+
+def test_of_a_cls_and_a_json_file_the_cls_file_decides(tmp_path):
+    for half, order in (("train", (0, 1, 2)), ("val", (2, 1, 0))):
+        files = [("1.png", png(1)), ("1.cls", b"cat"), ("1.json", b'{"label": "dog"}')]
+        pack(tmp_path / f"{half}-0.tar", *(files[i] for i in order),
+             ("2.png", png(2)), ("2.cls", b"dog"))
+    data = shards(tmp_path)
+    assert data.train.labels == data.val.labels == (0, 1)
+
+
+def test_a_class_of_validation_pictures_alone_is_rejected(tmp_path):
+    pack(tmp_path / "train-0.tar", *samples(range(4)))
+    pack(tmp_path / "val-0.tar", *samples(range(2)), ("9.png", png(9)), ("9.cls", b"2"))
+    with pytest.raises(InputError, match="the class '2' in val but not in train"):
+        shards(tmp_path)
+    pack(tmp_path / "val-0.tar", *samples(range(2)), ("9.png", png(9)), ("9.cls", b"01"))
+    with pytest.raises(InputError, match="the classes '01' and '1' are one number"):
+        shards(tmp_path)
+
+
 def test_the_index_is_kept_and_made_anew_for_other_archives(tmp_path):
     pack(tmp_path / "a.tar", *samples(range(20)))
     first = load_dataset(DataConfig(name="shards", root=str(tmp_path)))

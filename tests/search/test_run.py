@@ -3,6 +3,7 @@ import json
 import os
 import re
 import shlex
+import shutil
 import signal
 from pathlib import Path
 
@@ -133,6 +134,27 @@ def test_a_search_of_other_data_is_not_taken_for_this_one(recipe, done, monkeypa
     monkeypatch.setattr(run, "digest", lambda _: "another")
     with pytest.raises(InputError, match="of a search with other data; repeat those"):
         run.search(recipe, SEARCH, done[0], quiet=True)
+
+
+def test_labels_are_those_of_the_classes_that_the_supernet_was_trained_on(recipe, done, tmp_path,
+                                                                          monkeypatch):
+    shutil.copytree(done[0] / "supernet", tmp_path / "supernet")
+    card = json.loads((tmp_path / "supernet/config.json").read_text())
+    card["classes"] = card["classes"][::-1]
+    (tmp_path / "supernet/config.json").write_text(json.dumps(card))
+    batches, seen = run._batches, []
+
+    def watched(pictures, *rest):
+        seen.append(pictures)
+        return batches(pictures, *rest)
+
+    monkeypatch.setattr(run, "_batches", watched)
+    monkeypatch.setattr(run, "Scorer", lambda *_: lambda _: 0.5)
+    run.search(recipe, SEARCH, tmp_path, quiet=True)
+
+    held_out = run._kept_apart(recipe, SEARCH, load_dataset(recipe.data))[1]
+    assert seen[-1].names == held_out.names
+    assert seen[-1].labels == tuple(9 - label for label in held_out.labels)
 
 
 def test_another_supernet_is_not_searched(recipe, done, tmp_path):

@@ -11,13 +11,15 @@ import torch
 import cvt
 from cvt.card import ModelCard
 from cvt.config import CvTConfig, Preprocess, StageConfig
+from cvt.data.pictures import Dataset, Pictures
 from cvt.errors import InputError
 from cvt.model import CvT
 from cvt.train import loop
 from cvt.train.config import DistillConfig, FreezeConfig, OptimConfig
 from cvt.train.recipe import Recipe
-from cvt.weights.tensors import read_tensors
-from cvt.zoo import load_model
+from cvt.train.start import put_weights, starting_point
+from cvt.weights.tensors import read_tensors, write_tensors
+from cvt.zoo import imagenet_classes, load_model
 
 STAGES = (StageConfig(dim=8, num_heads=1, depth=1),
           StageConfig(dim=16, num_heads=2, depth=2, cls_token=True))
@@ -59,6 +61,8 @@ def test_a_run_starts_from_weights_and_their_preprocessing(recipe, trained, tmp_
     assert card.classes == CLASSES
     said = capfd.readouterr().err
     assert "left over head.weight" in " ".join(said.split())
+    assert "its classes are not the dataset's, such as '0', so the head is new" in " ".join(
+        said.split())
     slow = dataclasses.replace(recipe, epochs=1, optim=OptimConfig(
         lr=1e-9, warmup_lr=1e-9, min_lr=1e-9, warmup_epochs=0, weight_decay=0))
     loop.train(slow, tmp_path / "slow", quiet=True)
@@ -78,6 +82,85 @@ def test_a_resumed_run_needs_the_weights_no_more(recipe, trained, tmp_path):
     loop.resume(tmp_path / "cut", quiet=True)
     one, other = weights(tmp_path / "whole"), weights(tmp_path / "cut")
     torch.testing.assert_close(other, one, rtol=0, atol=0)
+
+
+def begin(weights, *classes):
+    """The network that a run on pictures of `classes` starts from, and the report on it."""
+    half = Pictures(classes=classes, labels=(), names=(), fetch=str.encode)
+    card, checkpoint = starting_point(Recipe(weights=str(weights)), Dataset(
+        train=half, val=half, preprocess=PREPROCESS))
+    assert card.classes == classes
+    model = CvT(card.model)
+    return model, put_weights(model, checkpoint)
+
+
+HEAD = ("head.weight", "head.bias")
+
+
+def test_a_head_for_the_same_classes_is_kept(trained):
+    model, report = begin(trained, "a", "b", "c")
+    start = load_model(trained)[0].head
+    assert torch.equal(model.head.weight, start.weight)
+    assert torch.equal(model.head.bias, start.bias)
+    assert set(HEAD) <= set(report.loaded)
+    assert "its classes are the dataset's, by name, so the head is kept" in str(report)
+
+
+def test_a_head_for_the_same_classes_in_another_order_is_reordered(trained):
+    model, report = begin(trained, "c", "a", "b")
+    start = load_model(trained)[0].head
+    assert torch.equal(model.head.weight, start.weight[[2, 0, 1]])
+    assert torch.equal(model.head.bias, start.bias[[2, 0, 1]])
+    assert set(report.adapted) == set(HEAD)
+    assert "adapted   head.weight  rows in the order of the model's classes" in str(report)
+    assert "so the head is kept" in str(report)
+
+
+@pytest.mark.parametrize("classes", [("a", "b", "d"), ("0", "1", "2"), ("a", "b"),
+                                     ("a", "b", "c", "d"), ("A", "b", "c")])
+def test_a_head_for_other_classes_is_new_even_if_their_number_agrees(trained, classes):
+    model, report = begin(trained, *classes)
+    start = load_model(trained)[0].head.weight
+    assert not any(torch.equal(row, old) for row in model.head.weight for old in start)
+    assert set(report.skipped) == set(report.left_over) == set(HEAD)
+    assert report.skipped["head.weight"] == "3x16, a head of other classes"
+    assert "its classes are not the dataset's, such as '" in str(report)
+    assert not set(HEAD) & set(report.loaded)
+
+
+def made_up(trained, home, kind):
+    """The weights with numbers for names, as their source has none."""
+    tensors = load_model(trained)[0].state_dict()
+    home.mkdir()
+    if kind == "file":
+        CONFIG.save(home / "mine.yaml")
+        write_tensors(tensors, home / "mine.safetensors")
+        return home / "mine.safetensors"
+    write_tensors(tensors, home / "model.safetensors")
+    (home / "config.json").write_text(json.dumps({
+        "architecture": "cvt_nano", "num_classes": 3,
+        "model_args": {"stages": [dataclasses.asdict(stage) for stage in STAGES]},
+        "pretrained_cfg": {"input_size": [3, 16, 16]}}))
+    return home
+
+
+@pytest.mark.parametrize("kind", ["file", "timm"])
+def test_a_head_whose_classes_have_no_names_is_new(trained, tmp_path, kind):
+    source = made_up(trained, tmp_path / "bare", kind)
+    assert load_model(source)[1].classes == ("0", "1", "2")
+    model, report = begin(source, "0", "1", "2")
+    assert not torch.equal(model.head.weight, load_model(trained)[0].head.weight)
+    assert set(report.left_over) == set(HEAD)
+    assert "it does not name its classes, so the head is new" in str(report)
+
+
+def test_imagenets_head_is_kept_for_directories_called_by_wordnet_id(tmp_path):
+    config = dataclasses.replace(CONFIG, num_classes=1000)
+    cvt.save_model(tmp_path / "published", CvT(config), PREPROCESS, imagenet_classes())
+    ids = timm.data.ImageNetInfo().label_names()
+    start = load_model(tmp_path / "published")[0].head.weight
+    assert torch.equal(begin(tmp_path / "published", *ids)[0].head.weight, start)
+    assert torch.equal(begin(tmp_path / "published", *ids[::-1])[0].head.weight, start.flip(0))
 
 
 def test_weights_of_another_network_are_refused(trained, tmp_path):
@@ -161,7 +244,7 @@ def test_a_teacher_may_be_timms(recipe, tmp_path):
     network = timm.create_model("resnet10t", num_classes=10)
     home = tmp_path / "resnet"
     home.mkdir()
-    timm.models.save_for_hf(network, home, safe_serialization=True)
+    timm.models.save_for_hf(network, home, {"label_names": CLASSES[::-1]}, safe_serialization=True)
     config = DistillConfig(teacher=f"timm:local-dir:{home}", hard=True)
     loop.train(dataclasses.replace(recipe, epochs=1, distill=config), tmp_path / "run", quiet=True)
     with pytest.raises(InputError, match="cannot be had from timm"):

@@ -153,6 +153,24 @@ def test_a_bare_file_is_known_by_its_shapes(tmp_path, shaken):
 
     assert checkpoint.card.model.stages == VARIANTS["cvt_nano"].stages
     assert checkpoint.card.classes == ("0", "1", "2")
+    assert not checkpoint.named
+
+
+def test_a_checkpoint_says_whether_it_names_its_classes(tmp_path, portable):
+    card = card_of(portable)
+    numbered = dataclasses.replace(card, classes=tuple("0123456789"))
+    unnamed = dataclasses.replace(card, classes=tuple(f"LABEL_{i}" for i in range(10)))
+    for i, (own, named) in enumerate(((card, True), (numbered, True), (unnamed, False))):
+        directory = huggingface_directory(tmp_path / f"theirs{i}", portable, own)
+        assert read_checkpoint(directory).named is named
+    for i, gone in enumerate(((), ("label_names",))):
+        home = tmp_path / f"timm{i}"
+        home.mkdir()
+        data = {k: v for k, v in timm.config_json(numbered).items() if k not in gone}
+        (home / "config.json").write_text(json.dumps(data))
+        write_tensors(portable.state_dict(), home / "model.safetensors")
+        assert read_checkpoint(home).card.classes == numbered.classes
+        assert read_checkpoint(home).named is not bool(gone)
 
 
 def test_a_bare_file_of_no_variant_needs_its_configuration(tmp_path, portable):

@@ -79,6 +79,10 @@ def _idx_pair(home: Path, name: str) -> tuple[np.ndarray, np.ndarray]:
     if len(images) != len(labels):
         raise InputError(f"{home} has {len(images)} {name} pictures but {len(labels)} labels; copy "
                          "its IDX files again")
+    if labels.max(initial=0) >= len(FASHION_MNIST_CLASSES):
+        raise InputError(f"{home} has the {name} label {labels.max()}, and Fashion-MNIST has "
+                         f"{len(FASHION_MNIST_CLASSES)} classes; these are the files of another "
+                         "dataset")
     return images, labels
 
 

@@ -60,9 +60,6 @@ def copy(data: DataConfig, out: Path, *, to: Literal["folder", "shards"] = "fold
     dataset = load_dataset(data)
     _check_apart(out, data.path, dataset)
     classes = dataset.train.classes
-    if len(set(classes)) < len(classes):
-        raise InputError("two classes have the same name, and a copy would make them one; rename "
-                         "one of them")
     (check_directories if to == "folder" else check_lines)(classes)
     plan = {"to": to, "short": short, "quality": quality, "pictures": _digest(dataset),
             **({"shard_size": shard_size} if to == "shards" else {})}

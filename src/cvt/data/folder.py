@@ -6,8 +6,9 @@ from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
+from cvt.data.classes import natural_order
 from cvt.data.images import list_images, read_file
-from cvt.data.pictures import AS_IMAGENET, Dataset, Pictures, split
+from cvt.data.pictures import AS_IMAGENET, SPLITS, Dataset, Pictures, relabel, split
 from cvt.errors import InputError
 
 
@@ -26,17 +27,15 @@ def folder(root: Path, val_fraction: float = 0.2, seed: int = 0) -> Dataset:
         raise InputError(f"{root} has {halves[0]}/ but no {other}/; add it, or give a directory "
                          "with one sub-directory for each class, to be split by data.val_fraction")
     if halves:
-        classes, paths, labels = _scan(root / "train")
-        val_classes, val_paths, val_labels = _scan(root / "val", least=1)
-        extra = sorted(set(val_classes) - set(classes))
-        if extra:
-            raise InputError(f"{root / 'val'} has the class {extra[0]!r}, which {root / 'train'} "
-                             "lacks; add training pictures of it or move it away")
-        place = [classes.index(name) for name in val_classes]
-        return Dataset(train=files(classes, paths, labels),
-                       val=files(classes, val_paths, [place[label] for label in val_labels]),
-                       preprocess=AS_IMAGENET)
-    return split(files(*_scan(root)), val_fraction, seed, str(root))
+        train, val = _scan(root / "train"), _scan(root / "val", least=1)
+        return Dataset(train=train, val=relabel(
+            val, train.classes, f"{root / 'val'} has", f"{root / 'train'} lacks",
+            "add training pictures of it or move it away"), preprocess=AS_IMAGENET)
+    pictures = _scan(root)
+    if {name.lower() for name in pictures.classes} <= SPLITS.keys():
+        raise InputError(f"{root} has {', '.join(pictures.classes)}, which are called like splits, "
+                         "not like classes; call the directories train/ and val/")
+    return split(pictures, val_fraction, seed, str(root))
 
 
 def files(classes: tuple[str, ...], paths: Sequence[Path], labels: Sequence[int]) -> Pictures:
@@ -54,18 +53,17 @@ def _size(paths: Sequence[Path], index: int) -> int:
     return paths[index].stat().st_size
 
 
-def _scan(root: Path, least: int = 2) -> tuple[tuple[str, ...], list[Path], list[int]]:
-    """The classes of a directory, at least `least`, its pictures, and their labels."""
-    found = {d.name: list_images(d) for d in sorted(root.iterdir())
-             if d.is_dir() and not d.name.startswith(".")}
-    found = {name: paths for name, paths in found.items() if paths}
+def _scan(root: Path, least: int = 2) -> Pictures:
+    """The pictures of a directory, of at least so many classes."""
+    found = {d.name: paths for d in root.iterdir()
+             if d.is_dir() and not d.name.startswith(".") and (paths := list_images(d))}
     if not found:
         raise InputError(f"{root} has no pictures in sub-directories; make one sub-directory for "
                          "each class and put its pictures there")
     if len(found) < least:
         raise InputError(f"{root} has the one class {next(iter(found))!r}; classifying takes at "
                          "least two sub-directories with pictures")
-    classes = tuple(found)
+    classes = natural_order(found, str(root))
     paths = [path for name in classes for path in found[name]]
     labels = [label for label, name in enumerate(classes) for _ in found[name]]
-    return classes, paths, labels
+    return files(classes, paths, labels)

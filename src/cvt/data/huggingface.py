@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from cvt.data.pictures import AS_IMAGENET, Dataset, Pictures, split
+from cvt.data.classes import check_names
+from cvt.data.pictures import AS_IMAGENET, Dataset, Pictures, relabel, split
 from cvt.errors import InputError, did_you_mean, one_line
 from cvt.extras import require
 
@@ -24,8 +25,10 @@ def huggingface(root: str, *, subset: str | None = None, image_column: str | Non
 
     Its split train is trained on; validation, or else test, is held out, or `val_split`; where
     there is no such split, a `val_fraction` of each class is. The columns are by default the one
-    of pictures and the one of class labels. Raises InputError where there is none or more than
-    one, and where the dataset cannot be had. No code of a dataset is run.
+    of pictures and the one of class labels. The classes are those of train, in its order; those of
+    the other split are matched by name. Raises InputError where there is no such column or more
+    than one, for a class that train lacks, and where the dataset cannot be had. No code of a
+    dataset is run.
     """
     datasets = require("datasets", "data")
     try:
@@ -46,11 +49,17 @@ def huggingface(root: str, *, subset: str | None = None, image_column: str | Non
     features = halves["train"].features
     image = _column(root, features, datasets.Image, image_column, "image_column")
     label = _column(root, features, datasets.ClassLabel, label_column, "label_column")
-    parts = {name: _pictures(halves[name], name, image, label)
-             for name in ("train", held_out) if name}
+    train = _pictures(halves["train"], "train", image, label)
+    check_names(train.classes, root)
     if held_out is None:
-        return split(parts["train"], val_fraction, seed, root)
-    return Dataset(train=parts["train"], val=parts[held_out], preprocess=AS_IMAGENET)
+        return split(train, val_fraction, seed, root)
+    where, features = f"the split {held_out} of {root}", halves[held_out].features
+    _column(where, features, datasets.Image, image, "image_column")
+    _column(where, features, datasets.ClassLabel, label, "label_column")
+    val = relabel(_pictures(halves[held_out], held_out, image, label), train.classes,
+                  f"{where} has", "the split train lacks", "add training pictures of it, or choose "
+                  "another split with data.val_split")
+    return Dataset(train=train, val=val, preprocess=AS_IMAGENET)
 
 
 def _column(root: str, features: Any, kind: type, chosen: str | None, option: str) -> str:
@@ -68,12 +77,16 @@ def _column(root: str, features: Any, kind: type, chosen: str | None, option: st
 
 def _pictures(part: Any, name: str, image: str, label: str) -> Pictures:
     part = part.select_columns([image, label])
-    labels = part[label]
+    labels = list(part[label])
     if any(label is None or label < 0 for label in labels):  # -1: how a test set is kept secret
         raise InputError(f"the split {name} has pictures without a label; choose another with "
                          "data.val_split")
+    classes = tuple(part.features[label].names)
+    if (most := max(labels, default=0)) >= len(classes):
+        raise InputError(f"the split {name} has the label {most}, and its column {label!r} names "
+                         f"{len(classes)} classes; make the dataset again")
     undecoded = part.cast_column(image, type(part.features[image])(decode=False))
-    return Pictures(classes=tuple(part.features[label].names), labels=tuple(labels),
+    return Pictures(classes=classes, labels=tuple(labels),
                     names=[f"{name} {i}" for i in range(len(part))],
                     fetch=partial(_fetch, undecoded, image),
                     size=partial(_size, _sizes(undecoded, image), undecoded, image))

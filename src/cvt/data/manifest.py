@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import csv
+import math
 import os
 from collections.abc import Iterable, Mapping, Sequence
+from decimal import Decimal
 from pathlib import Path
+from typing import Any
 
 from cvt.atomic import replace_file
+from cvt.data.classes import natural_order
 from cvt.data.folder import files
-from cvt.data.pictures import AS_IMAGENET, Dataset, Pictures, split
+from cvt.data.pictures import AS_IMAGENET, SPLITS, Dataset, check_trained, split
 from cvt.errors import InputError, did_you_mean
 from cvt.extras import require
 
 COLUMNS = ("path", "label", "split", "unreadable")
-_SPLITS = {"train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val",
-           "test": "test"}
+# As pandas writes an empty cell as text.
+_EMPTY = frozenset(("nan", "NaN", "NaT", "<NA>"))
 
 
 def manifest(path: Path, val_fraction: float = 0.2, seed: int = 0) -> Dataset:
@@ -23,48 +27,47 @@ def manifest(path: Path, val_fraction: float = 0.2, seed: int = 0) -> Dataset:
 
     split is train, val or test, whose pictures are left out; without the column a `val_fraction` of
     each class is held out. A training picture with anything in the column unreadable, which `cvt
-    data check` writes, is left out. Classes are sorted, numbers by value. Raises InputError for a
-    table without pictures, with empty cells, other columns, other splits, fewer than two classes,
-    or a class that has validation pictures alone.
+    data check` writes, is left out. Classes are in natural order. NaN, in a number's column or as
+    pandas writes it, is an empty cell. Raises InputError for a table without pictures, with empty
+    cells, other columns, other splits, fewer than two classes, names that do not tell classes
+    apart, or a class that has validation pictures alone.
     """
     if not path.is_file():
         raise InputError(f"data.root={path} is not a file; give a CSV or Parquet file with the "
                          "columns path, label and maybe split")
     rows = list(_rows(path))
-    whole = {name: [row[name] for row in rows] for name in rows[0]} if rows else {}
     for name in ("path", "label"):
-        if rows and "" in whole[name]:
-            raise InputError(f"{path}, row {whole[name].index('') + 1} after the heading: {name} "
-                             "is empty")
-    if len(names := sorted(set(whole.get("label", ())), key=_by_value)) < 2:
+        if empty := [i for i, row in enumerate(rows, 1) if not row[name].strip()]:
+            raise InputError(f"{path}, row {empty[0]} after the heading: {name} is empty or NaN; "
+                             "fill it in, or take the row out")
+    divided = bool(rows) and "split" in rows[0]
+    splits = [_split(path, i, row["split"]) for i, row in enumerate(rows, 1)] if divided else []
+    if divided:
+        rows = [row for row, half in zip(rows, splits, strict=True) if half != "test"]
+        splits = [half for half in splits if half != "test"]
+    names = natural_order((row["label"] for row in rows), str(path))
+    if len(names) < 2:
         raise InputError(f"{path} has {len(rows)} pictures of {len(names)} classes; classifying "
                          "takes at least two")
-    places = [path.parent / p for p in whole["path"]]
     number = {name: i for i, name in enumerate(names)}
-    pictures = files(tuple(names), places, [number[name] for name in whole["label"]])
-    bad = [bool(text) for text in whole.get("unreadable", ("",) * len(rows))]
-    if "split" not in whole:
+    pictures = files(names, [path.parent / row["path"] for row in rows],
+                     [number[row["label"]] for row in rows])
+    bad = [bool(row.get("unreadable")) for row in rows]
+    if not divided:
         halves = split(pictures, val_fraction, seed, str(path))
         gone = {p for p, why in zip(pictures.names, bad, strict=True) if why}
         readable = [i for i, name in enumerate(halves.train.names) if name not in gone]
         return Dataset(train=halves.train.choose(readable), val=halves.val, preprocess=AS_IMAGENET)
-    splits = [_split(path, i, text) for i, text in enumerate(whole["split"], 1)]
     train = [i for i, half in enumerate(splits) if half == "train" and not bad[i]]
     val = [i for i, half in enumerate(splits) if half == "val"]
-    _check_halves(path, pictures, train, val)
-    return Dataset(train=pictures.choose(train), val=pictures.choose(val), preprocess=AS_IMAGENET)
-
-
-def _check_halves(path: Path, pictures: Pictures, train: Sequence[int], val: Sequence[int]) -> None:
     for half, chosen in (("train", train), ("val", val)):
         if not chosen:
             raise InputError(f"{path} has no picture whose split is {half}; add some, or leave the "
                              "column out, and data.val_fraction of each class is held out")
-    known = {pictures.labels[i] for i in train}
-    if extra := [pictures.classes[pictures.labels[i]] for i in val
-                 if pictures.labels[i] not in known]:
-        raise InputError(f"{path} has the class {extra[0]!r} in val but not in train; add training "
-                         "pictures of it or take it out")
+    dataset = Dataset(train=pictures.choose(train), val=pictures.choose(val),
+                      preprocess=AS_IMAGENET)
+    check_trained(dataset.train, dataset.val, str(path))
+    return dataset
 
 
 def _rows(path: Path) -> Iterable[Mapping[str, str]]:
@@ -89,7 +92,7 @@ def _csv(path: Path, delimiter: str) -> Iterable[Mapping[str, str]]:
                 if len(row) != len(heading):
                     raise InputError(f"{path}, row {number} after the heading: {len(row)} cells "
                                      f"for {len(heading)} columns")
-                yield dict(zip(heading, row, strict=True))
+                yield {name: _text(cell) for name, cell in zip(heading, row, strict=True)}
     except csv.Error as error:
         raise InputError(f"{path} is not a CSV file: {error}") from None
 
@@ -101,29 +104,41 @@ def _parquet(path: Path) -> Iterable[Mapping[str, str]]:
     except (ValueError, OSError) as error:
         raise InputError(f"{path} is not a Parquet file: {error}") from None
     _check_columns(path, table.column_names)
+    for column in table.schema:
+        if column.type.num_fields:
+            raise InputError(f"{path}: the column {column.name!r} holds {column.type}; a cell is a "
+                             "text or a number")
     for row in table.to_pylist():
-        yield {name: "" if value is None else str(value) for name, value in row.items()}
+        yield {name: _text(value) for name, value in row.items()}
+
+
+def _text(value: Any) -> str:
+    """A cell as text, empty for NaN in all its forms, of which none equals itself."""
+    if value is None or value != value:
+        return ""
+    # Whole numbers become floats in a column that has gaps.
+    if isinstance(value, (float, Decimal)) and math.isfinite(value) and value == int(value):
+        value = int(value)
+    text = value.decode(errors="surrogateescape") if isinstance(value, bytes) else str(value)
+    return "" if text in _EMPTY else text
 
 
 def _check_columns(path: Path, columns: Sequence[str]) -> None:
     for name in columns:
         if name not in COLUMNS:
             raise InputError(f"{path} has the column {name!r}; {did_you_mean(name, COLUMNS)}")
-    for name in ("path", "label"):
-        if list(columns).count(name) != 1:
+    for name in COLUMNS:
+        n = list(columns).count(name)
+        if n > 1 or (n == 0 and name in ("path", "label")):
             raise InputError(f"{path} has the columns {', '.join(columns) or 'of an empty file'}; "
                              f"one must be {name}")
 
 
 def _split(path: Path, row: int, text: str) -> str:
-    if text.lower() not in _SPLITS:
+    if text.lower() not in SPLITS:
         raise InputError(f"{path}, row {row} after the heading: split is {text!r}; write train, "
                          "val or test")
-    return _SPLITS[text.lower()]
-
-
-def _by_value(label: str) -> tuple[bool, int, str]:
-    return (False, int(label), "") if label.isdecimal() else (True, 0, label)
+    return SPLITS[text.lower()]
 
 
 def save_manifest(path: Path, dataset: Dataset, unreadable: Mapping[str, str]) -> None:

@@ -11,11 +11,16 @@ from PIL import Image
 from sklearn.model_selection import train_test_split
 
 from cvt.config import IMAGENET_MEAN, IMAGENET_STD, Preprocess
+from cvt.data.classes import match
 from cvt.data.images import rgb_of
 from cvt.errors import InputError
 
 # How pictures of unknown statistics are seen: as the published weights see ImageNet's.
 AS_IMAGENET = Preprocess(mean=IMAGENET_MEAN, std=IMAGENET_STD)
+
+SPLITS = {"train": "train", "training": "train", "val": "val", "valid": "val",
+          "validation": "val", "test": "test"}
+"""What the halves, and the test set, may be called, in lower case."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,11 +59,20 @@ class Pictures:
 
 @dataclass(frozen=True, kw_only=True)
 class Dataset:
-    """A dataset, split, and the preprocessing that suits it."""
+    """A dataset, split, and the preprocessing that suits it.
+
+    Raises InputError where the labels of both halves do not count in the same classes.
+    """
 
     train: Pictures
     val: Pictures
     preprocess: Preprocess
+
+    def __post_init__(self) -> None:
+        if self.train.classes != self.val.classes:
+            raise InputError(f"train has the classes {_some(self.train.classes)}, val has "
+                             f"{_some(self.val.classes)}; give both the same names in the same "
+                             "order, as `relabel` does")
 
     @property
     def all(self) -> Pictures:
@@ -74,7 +88,7 @@ def split(pictures: Pictures, val_fraction: float, seed: int, name: str) -> Data
 
     Raises InputError, in which the dataset is called `name`, for a class of a single picture.
     """
-    train, val = _split(np.array(pictures.labels), val_fraction, seed, name)
+    train, val = _split(pictures, val_fraction, seed, name)
     return Dataset(train=pictures.choose(train.tolist()), val=pictures.choose(val.tolist()),
                    preprocess=AS_IMAGENET)
 
@@ -109,30 +123,40 @@ def _subset(pictures: Pictures, n: int, seed: int) -> np.ndarray:
     return np.sort(chosen)
 
 
-def relabel(pictures: Pictures, classes: tuple[str, ...]) -> Pictures:
+def relabel(pictures: Pictures, classes: tuple[str, ...], who: str = "the pictures have",
+            whom: str = "the model was not trained on", remedy: str = "") -> Pictures:
     """The same pictures with labels that count in `classes`, matched by name.
 
-    Raises InputError for a class that is not in `classes`.
+    Raises InputError for a class that is not in `classes`, in the words of `match`.
     """
     if pictures.classes == classes:
         return pictures
-    unknown = [name for name in pictures.classes if name not in classes]
-    if unknown:
-        raise InputError(f"the pictures have the class {unknown[0]!r}, which the model was not "
-                         f"trained on; it knows {', '.join(classes[:10])}"
-                         + (", ..." if len(classes) > 10 else ""))
-    place = [classes.index(name) for name in pictures.classes]
+    place = match(pictures.classes, classes, who, whom, remedy or f"it knows {_some(classes)}")
     return replace(pictures, classes=classes,
                    labels=tuple(place[label] for label in pictures.labels))
 
 
-def _split(labels: np.ndarray, val_fraction: float, seed: int, name: str
+def check_trained(train: Pictures, val: Pictures, name: str) -> None:
+    """Raise InputError, in which the dataset is called `name`, for a class of validation pictures
+    alone."""
+    known = set(train.labels)
+    if extra := sorted(set(val.labels) - known):
+        raise InputError(f"{name} has the class {train.classes[extra[0]]!r} in val but not in "
+                         "train; add training pictures of it or take it out")
+
+
+def _some(classes: Sequence[str]) -> str:
+    return ", ".join(classes[:10]) + (", ..." if len(classes) > 10 else "")
+
+
+def _split(pictures: Pictures, val_fraction: float, seed: int, name: str
            ) -> tuple[np.ndarray, np.ndarray]:
     """Sorted indices of the training and held-out pictures, the same fraction of each class."""
-    few = [int(label) for label, n in zip(*np.unique(labels, return_counts=True), strict=True)
-           if n < 2]
+    labels = np.array(pictures.labels)
+    few = [pictures.classes[label] for label, n in
+           zip(*np.unique(labels, return_counts=True), strict=True) if n < 2]
     if few:
-        raise InputError(f"{name} has a class (number {few[0]}) with one picture, which cannot be "
+        raise InputError(f"{name} has the class {few[0]!r} with one picture, which cannot be "
                          "both trained on and held out; add pictures, or make train/ and val/")
     try:
         train, val = train_test_split(np.arange(len(labels)), test_size=val_fraction,

@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import io
+import json
 import tarfile
 from collections.abc import Callable, Iterator
+from decimal import Decimal
 from functools import partial
 from itertools import chain, count, islice
 from pathlib import Path
 
 from cvt.atomic import replace_file
+from cvt.data.classes import spelling
 from cvt.data.parallel import in_threads
 from cvt.data.pictures import Dataset
 from cvt.data.shards import CLASSES
 from cvt.data.small import Small
 from cvt.errors import InputError
 
-_Sample = tuple[str, Small, bytes]  # the name of both members, the picture, the class as written
+_Sample = tuple[str, Small, str, str]  # both members' name, the picture, the class and its suffix
 
 
 def check_lines(classes: tuple[str, ...]) -> None:
@@ -29,9 +32,9 @@ def check_lines(classes: tuple[str, ...]) -> None:
         if "\n" in name or "\r" in name:
             raise InputError(f"the class {name!r} has a line break, which {CLASSES} cannot hold; "
                              "rename it")
-        if _by_name(classes) and (name != name.strip() or not name):
-            raise InputError(f"the class {name!r} begins or ends with a blank, or is empty, which "
-                             "cannot be written beside classes whose names are numbers; rename it")
+        if not name or name.strip().removeprefix("\ufeff") != name:
+            raise InputError(f"the class {name!r} is empty, or begins or ends with a blank, which "
+                             f"{CLASSES} cannot hold; rename it")
 
 
 def write_shards(out: Path, dataset: Dataset, small: Callable[[int], Small], shard_size: int,
@@ -42,7 +45,8 @@ def write_shards(out: Path, dataset: Dataset, small: Callable[[int], Small], sha
     Unreadable training pictures are left out, those of validation are written as they are.
     """
     pictures, train = dataset.all, len(dataset.train)
-    by_name = _by_name(pictures.classes)
+    # Where a name is a number, the number of a class could be taken for a name.
+    by_name = any(isinstance(spelling(name), Decimal) for name in pictures.classes)
     reasons: dict[int, str] = {}
 
     def samples(half: range) -> Iterator[_Sample]:
@@ -51,8 +55,8 @@ def write_shards(out: Path, dataset: Dataset, small: Callable[[int], Small], sha
                 reasons[i] = found.reason
             if found.reason is None or i >= train:
                 label = pictures.labels[i]
-                text = pictures.classes[label] if by_name else str(label)
-                yield f"{i:08}", found, text.encode()
+                text = json.dumps({"label": pictures.classes[label]}) if by_name else str(label)
+                yield f"{i:08}", found, text, ".json" if by_name else ".cls"
             if progress:
                 progress(i + 1, len(pictures))
 
@@ -70,13 +74,8 @@ def write_shards(out: Path, dataset: Dataset, small: Callable[[int], Small], sha
 
 def _pack(samples: Iterator[_Sample], path: Path) -> None:
     with tarfile.open(path, "w", format=tarfile.USTAR_FORMAT) as archive:
-        for key, picture, label in samples:
-            for suffix, data in ((picture.suffix, picture.data), (".cls", label)):
+        for key, picture, label, kind in samples:
+            for suffix, data in ((picture.suffix, picture.data), (kind, label.encode())):
                 member = tarfile.TarInfo(key + suffix)
                 member.size = len(data)
                 archive.addfile(member, io.BytesIO(data))
-
-
-def _by_name(classes: tuple[str, ...]) -> bool:
-    """Whether a class is written as its name, for a number could be taken for one."""
-    return any(name.strip().isdecimal() for name in classes)

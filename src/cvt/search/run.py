@@ -14,7 +14,7 @@ from cvt.card import ModelCard
 from cvt.data.datasets import load_dataset
 from cvt.data.fingerprint import digest
 from cvt.data.loader import Batch, Faults, evaluation_batches
-from cvt.data.pictures import Dataset, Pictures, rest, subset
+from cvt.data.pictures import Dataset, Pictures, relabel, rest, subset
 from cvt.device import pick_device
 from cvt.errors import InputError, StoppedError
 from cvt.evaluate.run import METRICS, RECIPE
@@ -70,6 +70,8 @@ def search(recipe: Recipe, config: SearchConfig, output: str | Path, *, quiet: b
     supernet = _trained(recipe, home / SUPERNET, quiet)
     seen = subset(dataset.train, recipe.max_train_samples or 0, recipe.data.split_seed)
     calibration = subset(seen, config.calibration, recipe.data.split_seed)
+    # The supernet may have been trained when the classes stood in another order.
+    held_out = relabel(held_out, ModelCard.load(home / SUPERNET).classes)
     score = cache(Scorer(supernet, _batches(calibration, card, recipe),
                          _batches(held_out, card, recipe)))  # both methods begin alike
     base = choice_of(card.model)

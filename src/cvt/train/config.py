@@ -90,8 +90,10 @@ class DistillConfig:
     """A trained network whose answers are learnt from, beside the labels (Hinton et al., 2015)."""
 
     teacher: str | None = None
-    """A CvT with the same classes (a directory, a tag, hf-hub:org/name), or timm:NAME for a model
-    of timm with as many classes, such as timm:regnety_160.deit_in1k; None for no teacher."""
+    """A CvT (a directory, a tag, hf-hub:org/name), or timm:NAME for a model of timm, such as
+    timm:regnety_160.deit_in1k; None for no teacher. It has the same classes, in any order, matched
+    by name. ImageNet's may be WordNet ids or descriptions; a model of timm from a directory or the
+    hub must name its classes (label_names)."""
     share: float = 0.5
     """Of the loss, what the teacher has in it, in (0, 1]; the labels have the rest."""
     temperature: float = 1.0

@@ -13,12 +13,14 @@ from torch import Tensor, nn
 
 from cvt.card import ModelCard
 from cvt.config import Preprocess
+from cvt.data.classes import order_of
 from cvt.data.pictures import Pictures
 from cvt.device import autocast
 from cvt.errors import InputError, one_line
 from cvt.train.config import DistillConfig
 from cvt.train.recipe import Recipe
-from cvt.zoo import load_model
+from cvt.weights.checkpoint import build
+from cvt.zoo import open_checkpoint
 
 TIMM = "timm:"
 
@@ -110,13 +112,10 @@ class Teacher(nn.Module):
 
 
 def _cvt(name: str, card: ModelCard) -> tuple[nn.Module, Preprocess, Sequence[int]]:
-    model, own = load_model(name)
-    if sorted(own.classes) != sorted(card.classes):
-        missing = sorted(set(card.classes) - set(own.classes)) or sorted(set(own.classes)
-                                                                       - set(card.classes))
-        raise InputError(f"the teacher {name} and the pictures have other classes, such as "
-                         f"{missing[0]!r}; a teacher knows the same ones")
-    return model, own.preprocess, [own.classes.index(c) for c in card.classes]
+    checkpoint = open_checkpoint(name)
+    own = checkpoint.card
+    order = _order(name, card, own.classes if checkpoint.named else None)
+    return build(checkpoint)[0], own.preprocess, order
 
 
 def _from_timm(name: str, card: ModelCard) -> tuple[nn.Module, Preprocess, Sequence[int]]:
@@ -126,10 +125,26 @@ def _from_timm(name: str, card: ModelCard) -> tuple[nn.Module, Preprocess, Seque
     except Exception as error:
         raise InputError(f"the teacher {name} cannot be had from timm: {one_line(error)}"
                          ) from None
-    if model.num_classes != len(card.classes):
-        raise InputError(f"the teacher {name} has {model.num_classes} classes, the pictures have "
-                         f"{len(card.classes)}; a teacher knows the same ones, in the same order")
+    names = model.pretrained_cfg.get("label_names")
+    subset = timm.data.infer_imagenet_subset(model)
+    # By their number, which says it of timm's own models alone, not of a directory's or the hub's.
+    if not names and subset and ":" not in name.removeprefix(TIMM):
+        names = timm.data.ImageNetInfo(subset).label_names()
+    names = [names[key] for key in sorted(names, key=int)] if isinstance(names, dict) else names
+    known = list(map(str, names)) if names and len(names) == model.num_classes else None
     found = timm.data.resolve_model_data_config(model)
     own = dataclasses.replace(card.preprocess, size=found["input_size"][1],
                               mean=tuple(found["mean"]), std=tuple(found["std"]))
-    return model, own, list(range(len(card.classes)))
+    return model, own, _order(name, card, known)
+
+
+def _order(name: str, card: ModelCard, known: Sequence[str] | None) -> list[int]:
+    """The teacher's place of each of the card's classes, matched by name."""
+    if known is None:
+        raise InputError(f"the teacher {name} does not name its classes, so they cannot be matched "
+                         "with those of the pictures; write them into its config.json")
+    order = order_of(card.classes, known)
+    if isinstance(order, str):
+        raise InputError(f"the teacher {name} and the pictures have other classes, such as "
+                         f"{order!r}; a teacher knows the same ones")
+    return order

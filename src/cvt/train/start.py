@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 
 from torch import nn
 
 from cvt.card import ModelCard
+from cvt.data.classes import order_of
 from cvt.data.pictures import Dataset
 from cvt.errors import InputError
 from cvt.model import CvT
@@ -20,8 +22,9 @@ from cvt.zoo import open_checkpoint
 def starting_point(recipe: Recipe, dataset: Dataset) -> tuple[ModelCard, Checkpoint | None]:
     """The card of the network to train, and the weights it starts from, if any.
 
-    With weights, network and preprocessing are theirs, but for what the recipe sets. Raises
-    InputError where they cannot be had, or are of another network than `recipe.model`.
+    With weights, network and preprocessing are theirs, but for what the recipe sets; their head is
+    kept where its classes are those of the dataset, by name. Raises InputError where they cannot be
+    had, or are of another network than `recipe.model`.
     """
     classes = dataset.train.classes
     if recipe.weights is None:
@@ -37,17 +40,34 @@ def starting_point(recipe: Recipe, dataset: Dataset) -> tuple[ModelCard, Checkpo
                              f"model={recipe.model}; leave model out, and it is theirs")
     preprocess = recipe.preprocess(checkpoint.card.preprocess)
     return ModelCard(model=recipe.config(len(classes), preprocess.size, own),
-                     preprocess=preprocess, classes=classes), checkpoint
+                     preprocess=preprocess, classes=classes), _with_head(checkpoint, classes)
+
+
+def _with_head(checkpoint: Checkpoint, classes: tuple[str, ...]) -> Checkpoint:
+    """The checkpoint with the rows of its head for `classes`, and a note on them."""
+    known, weight = checkpoint.card.classes, checkpoint.tensors.get("head.weight")
+    if weight is None:
+        return checkpoint
+    order, head = order_of(classes, known), list[int]()
+    if not checkpoint.named or len(weight) != len(known):
+        note = "it does not name its classes, so the head is new"
+    elif isinstance(order, str):
+        note = f"its classes are not the dataset's, such as {order!r}, so the head is new"
+    else:
+        head, note = order, "its classes are the dataset's, by name, so the head is kept"
+    return dataclasses.replace(checkpoint, head=tuple(head), notes=(*checkpoint.notes, note))
 
 
 def put_weights(model: CvT, checkpoint: Checkpoint) -> LoadReport:
     """Load the weights into `model`; the head, input channels and position embeddings may differ.
 
-    Raises InputError where anything else does.
+    `checkpoint` is that of `starting_point`, which says what of its head is for the model's
+    classes. Raises InputError where anything else does.
     """
     tensors, report = fit(model, checkpoint.tensors, checkpoint.path,
                           adapt=("head", "in_chans", "pos_embed"), format=checkpoint.names,
-                          renamed=checkpoint.renamed, notes=checkpoint.notes)
+                          renamed=checkpoint.renamed, notes=checkpoint.notes,
+                          head=checkpoint.head)
     model.load_state_dict(tensors, strict=False)
     return report
 

@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -40,6 +41,10 @@ class Checkpoint:
     """What was decided where the checkpoint does not say."""
     tag: str | None = None
     """The zoo's name of the weights, if they are the zoo's."""
+    named: bool = True
+    """Whether it names its classes itself; else the card has numbers in place of names."""
+    head: tuple[int, ...] | None = None
+    """The rows of its head to load, in order; empty for a new head, None for as it stands."""
 
 
 def read_checkpoint(path: str | Path, *, config: str | CvTConfig | None = None,
@@ -67,9 +72,10 @@ def read_checkpoint(path: str | Path, *, config: str | CvTConfig | None = None,
                       "norm.bias": torch.zeros_like(found[last])}
         notes.append("it is a CvtModel of transformers, which has no last norm: a new one stands "
                      "in its place")
-    by_act = None
+    by_act, named = None, False
     if config is None and (weights.parent / CONFIG).is_file():
         card, by_act = read_card(weights.parent, headless="head.weight" not in found)
+        named = _names_classes(read_mapping(weights.parent / CONFIG))
     elif config is None and path.is_dir():
         raise InputError(f"{path} has no {CONFIG}, which says what its weights are of; name it "
                          "with --model, or give the file of weights itself")
@@ -83,7 +89,18 @@ def read_checkpoint(path: str | Path, *, config: str | CvTConfig | None = None,
         by_act = f"{act} is computed, as asked"
     notes += [by_act] if by_act else []
     return Checkpoint(path=weights, names=names, renamed=renamed, card=card, tensors=found,
-                      notes=tuple(notes))
+                      notes=tuple(notes), named=named)
+
+
+def _names_classes(data: Mapping[str, Any]) -> bool:
+    """Whether a config.json has names of classes, and not what transformers writes for none."""
+    if data.get("model_type") == "cvt":
+        names = data.get("id2label")
+        return isinstance(names, Mapping) and any(name != f"LABEL_{i}" for i, name in names.items())
+    if "architecture" in data:
+        cfg = data.get("pretrained_cfg") or data
+        return bool(data.get("label_names") or cfg.get("label_names"))
+    return True
 
 
 def _refuse_baseline(directory: Path) -> None:
@@ -111,6 +128,10 @@ def build(checkpoint: Checkpoint, *, num_classes: int | None = None, in_chans: i
     adapt: list[Adapt] = ["head"] if wanted.num_classes != config.num_classes else []
     if wanted.in_chans != config.in_chans:
         adapt.append("in_chans")
+    notes = checkpoint.notes
+    if num_classes and num_classes == config.num_classes:
+        notes = (*notes, f"num_classes={num_classes} is the checkpoint's own number, so its head "
+                 "is kept; reset_classifier makes a new one for other classes")
     blocks = sum(stage.depth for stage in config.stages)
     if blocks > len(checkpoint.tensors):  # before a stranger's configuration is built
         raise InputError(f"{checkpoint.path} holds {len(checkpoint.tensors)} tensors, too few for "
@@ -119,7 +140,7 @@ def build(checkpoint: Checkpoint, *, num_classes: int | None = None, in_chans: i
         model = CvT(wanted)
     tensors, report = fit(model, checkpoint.tensors, checkpoint.path, adapt=adapt,
                           format=checkpoint.names, renamed=checkpoint.renamed,
-                          notes=checkpoint.notes)
+                          notes=notes, head=checkpoint.head)
     model.load_state_dict(_apart(tensors), strict=False, assign=True)
     if report.left_over:
         model.reset_classifier(wanted.num_classes)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -108,25 +108,32 @@ def to_native(tensors: Mapping[str, Tensor], path: Path
 
 def fit(model: nn.Module, tensors: Mapping[str, Tensor], path: Path, *,
         adapt: Collection[Adapt] = (), format: Names = "native", renamed: int = 0,
-        skipped: Mapping[str, str] | None = None, notes: tuple[str, ...] = ()
-        ) -> tuple[dict[str, Tensor], LoadReport]:
+        skipped: Mapping[str, str] | None = None, notes: tuple[str, ...] = (),
+        head: Sequence[int] | None = None) -> tuple[dict[str, Tensor], LoadReport]:
     """The tensors as `model` takes them, and the report of it; `model` is not touched.
 
-    Raises InputError for whatever does not fit and `adapt` does not name, and for values that are
-    not finite.
+    head: the rows of the file's head that the model's classes have, in order; none for a new head,
+    None for the head as it stands. Raises InputError for whatever does not fit and `adapt` does not
+    name, and for values that are not finite.
     """
     needed = model.state_dict()
     found, skipped = dict(tensors), dict(skipped or {})
     adapted: dict[str, str] = {}
     left_over: dict[str, str] = {}
-    if "head" in adapt:
-        heads = [name for name in (*found, *needed) if name in ("head.weight", "head.bias")]
-        if any(name not in found or name not in needed
-               or found[name].shape != needed[name].shape for name in heads):
-            skipped |= {name: f"{shape_of(found.pop(name))}, a head of another width"
-                        for name in heads if name in found}
-            left_over = {name: f"{shape_of(needed[name])}, newly initialised"
-                         for name in heads if name in needed}
+    heads = [name for name in (*found, *needed) if name in ("head.weight", "head.bias")]
+    new = head is not None and not head
+    if new or ("head" in adapt and any(
+            name not in found or name not in needed or found[name].shape != needed[name].shape
+            for name in heads)):
+        what = "a head of other classes" if new else "a head of another width"
+        skipped |= {name: f"{shape_of(found.pop(name))}, {what}" for name in heads if name in found}
+        left_over = {name: f"{shape_of(needed[name])}, newly initialised"
+                     for name in heads if name in needed}
+    elif head is not None and list(head) != list(range(len(head))):
+        for name in heads:
+            if name in found and name not in adapted:
+                found[name] = found[name][list(head)]
+                adapted[name] = "rows in the order of the model's classes"
     for name, tensor in found.items():
         if name not in needed or tensor.shape == needed[name].shape:
             continue
