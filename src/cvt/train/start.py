@@ -21,7 +21,8 @@ def starting_point(recipe: Recipe, dataset: Dataset) -> tuple[ModelCard, Checkpo
     """The card of the network to train, and the weights it starts from, if any.
 
     With weights, network and preprocessing are theirs, but for what the recipe sets. Raises
-    InputError where they cannot be had, or are of another network than `recipe.model`.
+    InputError where they cannot be had, or are of another network than `recipe.model`, or where all
+    stages are frozen and the recipe sets what is for stages that are trained.
     """
     classes = dataset.train.classes
     if recipe.weights is None:
@@ -35,6 +36,8 @@ def starting_point(recipe: Recipe, dataset: Dataset) -> tuple[ModelCard, Checkpo
         if [(s.dim, s.depth) for s in wanted.stages] != [(s.dim, s.depth) for s in own.stages]:
             raise InputError(f"weights={recipe.weights} are of another network than "
                              f"model={recipe.model}; leave model out, and it is theirs")
+    if recipe.freeze.stages == len(own.stages):
+        recipe.check_frozen(f"freeze.stages={recipe.freeze.stages}")
     preprocess = recipe.preprocess(checkpoint.card.preprocess)
     return ModelCard(model=recipe.config(len(classes), preprocess.size, own),
                      preprocess=preprocess, classes=classes), checkpoint
