@@ -2,6 +2,7 @@ import dataclasses
 
 import pytest
 import torch
+from timm.layers import DropPath
 
 from cvt.baselines import LARGER, resnet, vit
 from cvt.complexity import parameters
@@ -64,3 +65,27 @@ def test_what_no_baseline_can_be_built_for_is_refused():
     coarse = dataclasses.replace(config.stages[0], embed_stride=3)
     with pytest.raises(InputError, match=r"stem has stride 2 or 4 .* the CvT's are 3, 2, 2"):
         resnet(dataclasses.replace(config, stages=(coarse, *config.stages[1:])))
+
+
+def test_checkpointing_computes_the_gradient_of_a_vit():
+    config = VARIANTS["cvt_nano"]
+    last = dataclasses.replace(config.stages[-1], drop_path_rate=0.5)
+    network = vit(dataclasses.replace(config, stages=(*config.stages[:-1], last))).train()
+    grads = []
+    for enable in (False, True):
+        network.set_grad_checkpointing(enable)
+        torch.manual_seed(0)
+        loss = network(torch.rand(2, 3, 32, 32)).square().sum()
+        grads.append(torch.autograd.grad(loss, tuple(network.parameters())))
+    torch.testing.assert_close(grads[1], grads[0])
+
+
+@pytest.mark.parametrize("make", [vit, resnet])
+def test_stochastic_depth_rises_over_the_whole_baseline(make):
+    config = VARIANTS["cvt_nano"]
+    last = dataclasses.replace(config.stages[-1], drop_path_rate=0.3)
+    network = make(dataclasses.replace(config, stages=(*config.stages[:-1], last)))
+    rates = [m.drop_prob for m in network.modules() if isinstance(m, DropPath)]
+    assert rates == sorted(rates)
+    assert rates[0] < 0.16
+    assert rates[-1] == pytest.approx(0.3)

@@ -5,7 +5,9 @@ import torch
 import torch.nn.functional as F
 
 from cvt.config import VARIANTS
+from cvt.data.randomness import seed_all
 from cvt.errors import InputError
+from cvt.model import DropPath
 from cvt.supernet import GENES, Supernet, choice_of, chosen
 from cvt.train.config import OptimConfig
 from cvt.train.engine import Engine
@@ -63,6 +65,97 @@ def test_the_largest_network_is_evaluated_unless_another_is_set(supernet):
     torch.testing.assert_close(supernet(x), supernet.extract(((1, 4.0),) * 4)(x))
 
 
+def test_training_goes_through_the_network_that_was_drawn_last(supernet):
+    x = images()
+    supernet.train()
+    for module in supernet.modules():
+        if isinstance(module, (torch.nn.BatchNorm2d, DropPath)):
+            module.eval()
+    torch.testing.assert_close(supernet(x), supernet.extract(supernet.largest).eval()(x))
+
+    drawn = supernet.draw()
+
+    network = supernet.extract(drawn).eval()
+    for _ in range(2):
+        torch.testing.assert_close(supernet(x), network(x))
+    assert drawn != supernet.largest
+
+
+def step_of(engine, net):
+    """The network drawn in step 3, by SGD at a learning rate of 1, and how parameters moved."""
+    engine.prepare(net, build_optimizer(net, engine.recipe.optim), Summed(), 10)
+    engine.train_mode()
+    before = {name: p.detach().clone() for name, p in net.named_parameters()}
+    engine.step((batch(), torch.arange(8)), 1.0, 3)
+    return net.drawn, {name: before[name] - p.detach() for name, p in net.named_parameters()}
+
+
+def batch():
+    torch.manual_seed(4)
+    return images(8).double()
+
+
+class Summed(torch.nn.Module):
+    """A loss: the logits of the images' labels, summed."""
+
+    def forward(self, _, logits, labels):
+        return logits[range(len(labels)), labels].sum()
+
+
+def still(accumulate=1):
+    return Recipe(network="supernet", batch_size=8, device="cpu", optim=OptimConfig(
+        name="sgd", lr=1.0, momentum=0.0, weight_decay=0.0, accumulate=accumulate))
+
+
+def test_the_parts_of_a_batch_train_one_network_which_is_drawn_once_a_step(tiny, shaken):
+    net = shaken(Supernet(tiny()).double())
+    twin = copy.deepcopy(net)
+    with Engine(still(accumulate=4)) as engine:
+        drawn, moved = step_of(engine, net)
+
+    seed_all(0, 3)
+    assert drawn == twin.draw()
+    network = twin.extract(drawn).train()
+    x = batch()
+    for i in range(0, 8, 2):
+        logits = network(x[i:i + 2])
+        ((logits[0, i] + logits[1, i + 1]) / 4).backward()
+    grads = {name: p.grad for name, p in network.named_parameters()}
+    strides = {f"stages.{s}.blocks.{b}.attn.{kind}.bn": drawn[place][0] for place, (s, b) in
+               enumerate(((0, 0), (1, 0), (2, 0), (2, 1))) for kind in "kv"}
+    for name, change in moved.items():
+        module, _, last = name.removeprefix("model.").rpartition(".")
+        norm, _, stride = module.rpartition(".")
+        if norm in strides:
+            same = int(stride) == strides[norm]
+            expected = grads[f"{norm}.{last}"] if same else torch.zeros_like(change)
+        else:
+            grad = grads[f"{module}.{last}"]
+            expected = torch.zeros_like(change)
+            expected[tuple(slice(n) for n in grad.shape)] = grad
+        torch.testing.assert_close(change, expected, rtol=1e-9, atol=1e-12)
+
+
+def test_a_batch_that_is_split_for_want_of_memory_trains_the_network_of_the_whole_one(
+        tiny, monkeypatch):
+    results = []
+    for accumulate, fits in ((2, 8), (1, 4)):
+        torch.manual_seed(0)
+        net, forward = Supernet(tiny()).double(), Supernet.forward
+
+        def limited(self, x, fits=fits, forward=forward):
+            if len(x) > fits:
+                raise torch.OutOfMemoryError("CUDA out of memory")
+            return forward(self, x)
+
+        with monkeypatch.context() as patch, Engine(still(accumulate)) as engine:
+            patch.setattr(Supernet, "forward", limited)
+            results.append(step_of(engine, net))
+            assert engine.parts == 2
+
+    torch.testing.assert_close(results[1], results[0], rtol=0, atol=0)
+
+
 def test_every_training_step_draws_a_network_from_the_global_random_state(supernet):
     torch.manual_seed(5)
     drawn = [supernet.draw() for _ in range(400)]
@@ -108,6 +201,7 @@ def test_checkpointing_computes_the_drawn_network_again(supernet):
         twin = copy.deepcopy(supernet).double().train()
         twin.set_grad_checkpointing(enable)
         torch.manual_seed(3)
+        twin.draw()
         F.cross_entropy(twin(x.double()), torch.tensor([1, 2, 3])).backward()
         results.append(({n: p.grad for n, p in twin.named_parameters() if p.grad is not None},
                         dict(twin.named_buffers())))

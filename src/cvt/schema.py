@@ -76,6 +76,13 @@ def check(good: bool, message: str) -> None:
         raise InputError(message)
 
 
+def check_default(config: Any, name: str, used: bool, why: str) -> None:
+    """Reject a field whose value would be ignored, unless it is the default; `why` it is."""
+    value, default = getattr(config, name), getattr(type(config), name)
+    check(used or value == default, f"{name}={value} has no effect, for {why}; leave it out or set "
+          f"it to its default, {default}")
+
+
 def check_types(config: Any) -> None:
     """Refuse a field whose value is not of its annotated type, such as "3" or True for an int."""
     for name, hint in get_type_hints(type(config)).items():

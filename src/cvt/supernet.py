@@ -46,12 +46,14 @@ def choice_of(config: CvTConfig) -> Choice:
 class Supernet(nn.Module):
     """Images (B, in_chans, H, W) to logits (B, num_classes) by any network of the space.
 
-    `choice` says by which; None for one drawn anew at each call in training, from torch's global
-    random state, and for the one of the most multiply-adds in evaluation. The weights have the
-    shapes of the latter: an MLP of ratio 2 is the first half of the hidden units, and both strides
-    share the depthwise kernel, each with a BatchNorm of its own, for their statistics differ (Yu et
-    al., 2019, arXiv:1812.08928). `config` gives all but strides and ratios. Raises InputError for a
-    projection that is not "conv".
+    `choice` says by which; None for the one that `draw` drew last in training, and for `largest`,
+    the one of the most multiply-adds, in evaluation and before the first draw. So all parts of a
+    batch train one network, which is drawn once a step. The weights have the shapes of the largest:
+    an MLP of ratio 2 is the first half of the hidden units, and both strides share the depthwise
+    kernel, each with a BatchNorm of its own, for their statistics differ (Yu et al., 2019,
+    arXiv:1812.08928). Hidden units that a step's network lacks get a gradient of 0; an optimiser's
+    momentum and weight decay go on for them. `config` gives all but strides and ratios. Raises
+    InputError for a projection that is not "conv".
     """
 
     choice: Choice | None = None
@@ -64,6 +66,7 @@ class Supernet(nn.Module):
                                  "convolution whose stride could be searched; use 'conv'")
         self.config = config
         self.largest: Choice = ((STRIDES[0], RATIOS[-1]),) * sum(s.depth for s in config.stages)
+        self.drawn = self.largest
         self.model = CvT(chosen(config, self.largest))
         swap(self.model, MLP, SharedMLP)
         for block in self._blocks():
@@ -71,8 +74,8 @@ class Supernet(nn.Module):
             block.attn.v = SharedProjection(cast("ConvProjection", block.attn.v))
 
     def forward(self, x: Tensor) -> Tensor:
-        """Images (B, in_chans, H, W) to logits (B, K) by `choice`, or by the one drawn."""
-        choice = self.choice or (self.draw() if self.training else self.largest)
+        """Images (B, in_chans, H, W) to logits (B, K) by `choice`, or by the one drawn last."""
+        choice = self.choice or (self.drawn if self.training else self.largest)
         for block, (stride, ratio) in zip(self._blocks(), choice, strict=True):
             cast("SharedProjection", block.attn.k).stride = stride
             cast("SharedProjection", block.attn.v).stride = stride
@@ -80,8 +83,11 @@ class Supernet(nn.Module):
         return self.model(x)
 
     def draw(self) -> Choice:
-        """A choice, each as likely as any other, from torch's global random state."""
-        return tuple(GENES[i] for i in torch.randint(len(GENES), (len(self.largest),)).tolist())
+        """Choose what training goes through from here on: any choice as likely as any other, from
+        torch's global random state."""
+        self.drawn = tuple(GENES[i] for i in
+                           torch.randint(len(GENES), (len(self.largest),)).tolist())
+        return self.drawn
 
     @torch.no_grad()
     def extract(self, choice: Choice) -> CvT:

@@ -1,3 +1,4 @@
+import copy
 import dataclasses
 import json
 
@@ -5,14 +6,24 @@ import pytest
 import timm
 import torch
 import torch.nn.functional as F
+from PIL import Image
 
 from cvt.card import ModelCard
 from cvt.config import CvTConfig, Preprocess, StageConfig
+from cvt.data.augment import training_transform
 from cvt.data.builtin import digits
+from cvt.data.config import AugmentConfig
+from cvt.data.loader import TrainLoader
+from cvt.data.pictures import Pictures
+from cvt.data.randomness import seed_all
 from cvt.errors import InputError
-from cvt.train.config import DistillConfig
+from cvt.model import CvT
+from cvt.train.config import DistillConfig, OptimConfig
+from cvt.train.engine import Engine, _mix
 from cvt.train.loss import Loss, Teacher, balanced_weights, distance
+from cvt.train.optim import build_optimizer
 from cvt.train.recipe import Recipe
+from cvt.train.setting import Setting
 from cvt.weights.tensors import write_tensors
 from cvt.zoo import imagenet_classes, load_model
 
@@ -27,9 +38,25 @@ def card():
                      classes=tuple("0123456789"))
 
 
-def test_balanced_class_weights_make_up_for_rare_classes(card):
+@pytest.fixture
+def rare():
+    """The digits, of which most 0s are left out: one class is trained on a tenth as often."""
     train = digits().train
-    rare = train.choose([i for i, label in enumerate(train.labels) if label or i % 10 == 0])
+    return train.choose([i for i, label in enumerate(train.labels) if label or i % 10 == 0])
+
+
+@pytest.fixture
+def lopsided():
+    """990 images of one class and 10 of another, which are told apart by their shades."""
+    return Pictures(classes=("often", "seldom"), labels=(0,) * 990 + (1,) * 10, fetch=_shade,
+                    names=[str(i) for i in range(1000)])
+
+
+def _shade(i):
+    return Image.new("RGB", (4, 4), (20 * (i - 990),) * 3 if i >= 990 else (255,) * 3)
+
+
+def test_balanced_class_weights_make_up_for_rare_classes(card, rare):
     weight = balanced_weights(rare)
     counts = torch.bincount(torch.tensor(rare.labels))
     torch.testing.assert_close(weight * counts, torch.full((10,), len(rare) / 10))
@@ -37,18 +64,178 @@ def test_balanced_class_weights_make_up_for_rare_classes(card):
     logits, labels = torch.randn(8, 10), torch.tensor([0, 1, 2, 3, 4, 5, 6, 0])
     expected = (F.cross_entropy(logits, labels, reduction="none") * weight[labels]).mean()
     torch.testing.assert_close(loss(torch.empty(0), logits, labels), expected)
+
+
+@pytest.mark.parametrize("option", ["class_weights", "sampling"])
+def test_a_class_without_a_training_image_cannot_be_balanced(card, option):
+    train = digits().train
+    gone = train.choose([i for i, label in enumerate(train.labels) if label])
     with pytest.raises(InputError, match="the class '0' has no training picture"):
-        balanced_weights(train.choose([i for i, label in enumerate(train.labels) if label]))
+        balanced_weights(gone)
+    with pytest.raises(InputError, match=f"{option}=balanced, and the class '0' has no training"):
+        Loss(Recipe(**{option: "balanced"}), card, gone)
+
+
+def test_class_weights_are_those_of_the_images_that_are_trained_on():
+    recipe = Recipe(class_weights="balanced", max_train_samples=203, device="cpu")
+    with Engine(recipe) as engine:
+        setting = Setting(recipe, engine)
+    counts = torch.bincount(torch.tensor(setting.dataset.train.labels))
+    assert counts.sum() == 203
+    torch.testing.assert_close(setting.loss.weight, 203 / (10 * counts))
+
+
+@pytest.mark.parametrize("weighted", [False, True], ids=["plain", "weighted"])
+@pytest.mark.parametrize("smoothing", [0.0, 0.1], ids=["sharp", "smoothed"])
+@pytest.mark.parametrize("mixed", [False, True], ids=["labels", "mixed"])
+@pytest.mark.parametrize("distill", [
+    None, DistillConfig(share=0.3), DistillConfig(share=0.3, temperature=2.0),
+    DistillConfig(share=0.3, hard=True), DistillConfig(share=1.0, temperature=2.0)],
+    ids=["no-teacher", "soft", "soft-at-2", "hard", "teacher-alone"])
+def test_the_loss_is_its_formula(card, rare, weighted, smoothing, mixed, distill):
+    recipe = Recipe(class_weights="balanced" if weighted else "none",
+                    augment=AugmentConfig(label_smoothing=smoothing))
+    loss, answers = Loss(recipe, card, rare), torch.randn(6, 10) * 2
+    if distill:
+        loss.distill, loss.teacher = distill, torch.nn.Identity()  # x are its answers
+    logits, labels = torch.randn(6, 10) * 2, torch.tensor([0, 1, 2, 0, 9, 5])
+    counts = torch.tensor([rare.labels.count(k) for k in range(10)]).double()
+
+    targets = torch.zeros(6, 10, dtype=torch.float64)
+    targets[range(6), labels] = 1.0
+    if mixed:
+        targets = 0.7 * targets + 0.3 * targets.flip(0)
+    found = loss(answers, logits, targets.float() if mixed else labels)
+
+    def log_softmax(x):
+        return x - x.exp().sum(1, keepdim=True).log()
+
+    z, t = logits.double(), answers.double()
+    each = -(((1 - smoothing) * targets + smoothing / 10) * log_softmax(z)).sum(1)
+    if distill:
+        if distill.hard:
+            apart = -log_softmax(z)[range(6), t.argmax(1)]
+        else:
+            p, q = (log_softmax(v / distill.temperature) for v in (t, z))
+            apart = distill.temperature**2 * (p.exp() * (p - q)).sum(1)
+        each = (1 - distill.share) * each + distill.share * apart
+    if weighted:
+        each = each * (targets * (counts.sum() / (10 * counts))).sum(1)
+    torch.testing.assert_close(found.double(), each.sum() / 6, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("mixed", [False, True], ids=["labels", "mixed"])
+def test_what_is_best_to_answer_to_an_image_is_its_own_smoothed_target(card, lopsided, mixed):
+    """However rare its class is."""
+    recipe = Recipe(class_weights="balanced", augment=AugmentConfig(label_smoothing=0.1))
+    loss = Loss(recipe, card, lopsided)
+    targets = torch.tensor([[1.0, 0.0], [0.0, 1.0], [0.75, 0.25]])
+    targets = targets if mixed else targets[:2]
+    best = (0.9 * targets + 0.05).log().requires_grad_()
+
+    loss(torch.empty(0), best, targets if mixed else torch.tensor([0, 1])).backward()
+
+    torch.testing.assert_close(best.grad, torch.zeros_like(best), rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("parts", [2, 4])
+def test_parts_of_a_batch_add_up(card, rare, parts):
+    recipe = Recipe(class_weights="balanced", augment=AugmentConfig(label_smoothing=0.1))
+    loss = Loss(recipe, card, rare)
+    logits, labels = torch.randn(8, 10), torch.tensor([0, 0, 0, 1, 2, 3, 4, 5])
+    pieces = zip(logits.chunk(parts), labels.chunk(parts), strict=True)
+    total = sum(loss(torch.empty(0), z, y) for z, y in pieces) / parts
+    torch.testing.assert_close(total, loss(torch.empty(0), logits, labels))
+
+
+def test_balanced_sampling_draws_an_image_as_often_as_balanced_weights_count_it(lopsided):
+    """With probability 1 / (classes * images of its class)."""
+    preprocess = Preprocess(size=4, crop=1.0, mean=(0.0,) * 3, std=(1.0,) * 3)
+    batches = TrainLoader(lopsided, training_transform(preprocess, AugmentConfig()), passes=4,
+                          batch_size=500, seed=0, balanced=True)
+
+    drawn = torch.zeros(11)
+    for x, _ in batches.epoch(0):
+        shades = (x[:, 0, 0, 0] * 255 / 20).round().long().clamp(max=10)
+        drawn += torch.bincount(shades, minlength=11)
+
+    n = drawn.sum()
+    p = torch.tensor([1 / (2 * 10)] * 10 + [990 / (2 * 990)])
+    assert ((drawn - n * p).abs() < 4 * (n * p * (1 - p)).sqrt()).all()
+    weighed = balanced_weights(lopsided) * torch.tensor([990, 10]) / 1000  # shares of the loss
+    torch.testing.assert_close(weighed, torch.tensor([p[10], p[:10].sum()]))
+
+
+@pytest.mark.parametrize("kind", ["mixup", "cutmix"])
+def test_a_mixed_batch_and_its_targets_are_mixed_alike(kind):
+    """Image i with the i-th from the end; the loss then smooths the target, once."""
+    mix = _mix(AugmentConfig(**{kind: 1.0}, label_smoothing=0.1), 10)
+    images, labels = torch.rand(6, 3, 32, 32), torch.tensor([0, 1, 2, 3, 4, 5])
+    seed_all(3)
+    mixed, targets = mix(images.clone(), labels)
+
+    share = targets[0, 0]  # of an image in its own place
+    assert 0.1 < share < 0.9
+    one_hot = torch.zeros(6, 10)
+    one_hot[range(6), labels] = 1.0
+    torch.testing.assert_close(targets, share * one_hot + (1 - share) * one_hot.flip(0))
+    if kind == "mixup":
+        torch.testing.assert_close(mixed, share * images + (1 - share) * images.flip(0))
+    else:
+        own = (mixed == images).all(1)  # (B, H, W)
+        assert (own == own[0]).all()
+        rows, columns = (~own[0]).any(1), (~own[0]).any(0)
+        assert (~own[0] == rows[:, None] & columns).all()  # a rectangle
+        assert ((mixed == images.flip(0)).all(1) | own).all()
+        torch.testing.assert_close(own[0].float().mean(), share)
+
+
+def test_a_step_moves_the_weights_along_the_loss_that_the_options_say_together(card, rare):
+    """Of mixup, smoothing and weights of classes, in two parts, clipped, by SGD with decay."""
+    recipe = Recipe(
+        class_weights="balanced", batch_size=8, device="cpu", seed=5,
+        augment=AugmentConfig(mixup=1.0, label_smoothing=0.1),
+        optim=OptimConfig(name="sgd", clip_grad=0.3, weight_decay=0.1, accumulate=2))
+    net = CvT(card.model)
+    twin = copy.deepcopy(net).train()
+    images, labels = torch.rand(8, 3, 16, 16), torch.tensor([0, 3, 0, 4, 5, 0, 6, 2])
+    with Engine(recipe) as engine:
+        optimizer = build_optimizer(net, recipe.optim)
+        engine.prepare(net, optimizer, Loss(recipe, card, rare), 10)
+        engine.train_mode()
+        done = engine.step((images, labels), 0.5, 7)
+
+    seed_all(5, 7)
+    mixed, targets = _mix(recipe.augment, 10)(images.clone(), labels)
+    counts = torch.tensor([rare.labels.count(k) for k in range(10)]).double()
+    weights = (targets.double() * counts.sum() / (10 * counts)).sum(1)
+    total = 0.0
+    for rows in (range(4), range(4, 8)):
+        z = twin(mixed[rows]).double()
+        log_p = z - z.exp().sum(1, keepdim=True).log()
+        each = -((0.9 * targets[rows] + 0.1 / 10) * log_p).sum(1)
+        total = total + (weights[rows] * each).sum() / 8
+    total.backward()
+    grads = {name: p.grad for name, p in twin.named_parameters()}
+    norm = sum(g.double().square().sum() for g in grads.values()).sqrt()
+    assert norm > 0.3
+    assert done.loss == pytest.approx(total.item(), rel=1e-4)
+    assert done.norm == pytest.approx(norm.item(), rel=1e-3)
+    for (name, after), before in zip(net.named_parameters(), twin.parameters(), strict=True):
+        decay = 0.1 if before.ndim > 1 and "cls_token" not in name else 0.0
+        expected = before - 0.5 * (grads[name] * 0.3 / norm + decay * before)
+        torch.testing.assert_close(after, expected.float(), rtol=1e-4, atol=1e-5)
 
 
 def test_the_distance_to_a_teacher_is_hintons_or_deits():
     logits, teacher = torch.randn(4, 10), torch.randn(4, 10)
     p = (teacher / 2).softmax(1)
-    expected = 4 * (p * (p.log() - (logits / 2).log_softmax(1))).sum(1).mean()
+    expected = 4 * (p * (p.log() - (logits / 2).log_softmax(1))).sum(1)
     torch.testing.assert_close(distance(logits, teacher, DistillConfig(temperature=2)), expected)
-    assert distance(logits, logits, DistillConfig()).abs() < 1e-6
+    assert (distance(logits, logits, DistillConfig()).abs() < 1e-6).all()
     hard = distance(logits, teacher, DistillConfig(hard=True))
-    torch.testing.assert_close(hard, F.cross_entropy(logits, teacher.argmax(1)))
+    expected = -logits.log_softmax(1)[range(4), teacher.argmax(1)]
+    torch.testing.assert_close(hard, expected)
 
 
 def test_a_teacher_sees_the_pictures_as_it_was_trained_to(card, teacher):

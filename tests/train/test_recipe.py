@@ -1,12 +1,15 @@
+from itertools import combinations, product
 from pathlib import Path
 
 import pytest
 import yaml
 
 from cvt.config import VARIANTS, Preprocess
+from cvt.data.builtin import digits
 from cvt.errors import InputError
 from cvt.train.config import OptimConfig
 from cvt.train.recipe import Recipe
+from cvt.train.start import starting_point
 from cvt.zoo import ZOO
 
 RECIPES = sorted((Path(__file__).parents[2] / "recipes").glob("*.yaml"))
@@ -87,3 +90,122 @@ def test_an_unknown_key_names_the_nearest():
 def test_a_schedule_does_not_climb_above_its_peak(name):
     with pytest.raises(InputError, match=f"{name}=0.1 is above lr=0.01"):
         OptimConfig(lr=0.01, **{name: 0.1})
+
+
+# One option at a time, as a part of a recipe; `weights` are what freezing needs.
+OPTIONS = {
+    "sgd": {"optim": {"name": "sgd"}}, "muon": {"optim": {"name": "muon"}},
+    "momentum": {"optim": {"momentum": 0.95}}, "betas": {"optim": {"betas": (0.8, 0.9)}},
+    "weight_decay": {"optim": {"weight_decay": 0.3}}, "clip_grad": {"optim": {"clip_grad": 1.0}},
+    "layer_decay": {"optim": {"layer_decay": 0.7}}, "accumulate": {"optim": {"accumulate": 4}},
+    "constant": {"optim": {"schedule": "constant"}}, "min_lr": {"optim": {"min_lr": 1e-4}},
+    "warmup_steps": {"optim": {"warmup_steps": 9}}, "warmup_lr": {"optim": {"warmup_lr": 1e-4}},
+    "teacher": {"distill": {"teacher": "runs/a"}},
+    "hard": {"distill": {"teacher": "runs/a", "hard": True}},
+    "temperature": {"distill": {"temperature": 2.0}}, "share": {"distill": {"share": 1.0}},
+    "mixup": {"augment": {"mixup": 0.8}}, "cutmix": {"augment": {"cutmix": 1.0}},
+    "mix_prob": {"augment": {"mix_prob": 0.5}}, "repeats": {"augment": {"repeats": 3}},
+    "smoothing": {"augment": {"label_smoothing": 0.1}}, "hflip": {"augment": {"hflip": 0.5}},
+    "resized": {"augment": {"crop": "resized"}}, "scale": {"augment": {"scale": (0.5, 1.0)}},
+    "color_jitter": {"augment": {"color_jitter": 0.4}}, "erasing": {"augment": {"erasing": 0.25}},
+    "rand_augment": {"augment": {"rand_augment": "rand-m9-mstd0.5-inc1"}},
+    "class_weights": {"class_weights": "balanced"}, "sampling": {"sampling": "balanced"},
+    "max_train_samples": {"max_train_samples": 100}, "passes": {"passes": 2}, "ema": {"ema": 0.99},
+    "patience": {"patience": 3}, "best_by": {"best_by": "val_recall"}, "steps": {"steps": 50},
+    "weights": {"weights": "runs/b"},
+    "trunk": {"weights": "runs/b", "freeze": {"trunk": True}},
+    "stages": {"weights": "runs/b", "freeze": {"stages": 1}},
+    "batchnorm": {"weights": "runs/b", "freeze": {"batchnorm": True}},
+    "drop_path_rate": {"drop_path_rate": 0.2}, "checkpointing": {"grad_checkpointing": True},
+    "compile": {"compile": True}, "sync_batchnorm": {"sync_batchnorm": True},
+    "bf16": {"precision": "bf16"}, "gray": {"in_chans": 1},
+    "vit": {"network": "vit"}, "resnet": {"network": "resnet"}, "supernet": {"network": "supernet"},
+}
+# What has no effect without another option, and by which it has.
+NEEDS = {"momentum": {"sgd", "muon"}, "temperature": {"teacher"}, "share": {"teacher", "hard"},
+         "mix_prob": {"mixup", "cutmix"}, "scale": {"resized"},
+         "repeats": {"mixup", "cutmix", "hflip", "resized", "color_jitter", "erasing",
+                     "rand_augment"}}
+# Pairs of options that each can be given alone.
+REJECTED = {frozenset(pair) for pair in [
+    ("sampling", "class_weights"), ("sgd", "betas"), ("constant", "min_lr"),
+    ("rand_augment", "color_jitter"), ("compile", "checkpointing"), ("compile", "supernet"),
+    ("resnet", "muon"), ("resnet", "checkpointing"), ("batchnorm", "sync_batchnorm"),
+    *product(["trunk"], ["layer_decay", "muon", "drop_path_rate", "checkpointing",
+                         "sync_batchnorm"]),
+    *product(["vit", "resnet", "supernet"], ["weights", "trunk", "stages", "batchnorm",
+                                             "layer_decay", "sync_batchnorm"])]}
+
+
+def joined(*names):
+    """The recipe of some options; of two values of one option the later holds."""
+    plain = {}
+    for name in names:
+        for key, value in OPTIONS[name].items():
+            plain[key] = {**plain.get(key, {}), **value} if isinstance(value, dict) else value
+    return Recipe.from_dict(plain)
+
+
+def test_any_two_options_build_or_are_rejected_in_one_line():
+    rejected = {}
+    for names in combinations(OPTIONS, 2):
+        try:
+            joined(*names)
+        except InputError as error:
+            rejected[frozenset(names)] = str(error)
+    without = {frozenset((name, other)) for name, by in NEEDS.items()
+               for other in OPTIONS.keys() - by - {name}}
+    assert rejected.keys() == REJECTED | without
+    assert not any("\n" in line for line in rejected.values())
+
+
+@pytest.mark.parametrize("name", NEEDS)
+def test_an_option_that_needs_another_is_rejected_alone(name):
+    with pytest.raises(InputError, match=r"has no effect|what crop='resized' keeps"):
+        joined(name)
+    for other in NEEDS[name]:
+        joined(name, other)
+
+
+@pytest.mark.parametrize(("values", "message"), [
+    ({"sampling": "balanced", "class_weights": "balanced"}, "rare classes twice; choose one"),
+    ({"optim": {"momentum": 0.95}}, r"momentum=0\.95 has no effect, .* betas .* default, 0\.9"),
+    ({"optim": {"name": "sgd", "betas": (0.8, 0.9)}}, r"betas=\(0\.8, 0\.9\) has no effect"),
+    ({"optim": {"schedule": "constant", "min_lr": 1e-4}}, "min_lr=0.0001 has no effect"),
+    ({"distill": {"hard": True}}, r"hard=True has no effect, for there is no distill\.teacher"),
+    ({"distill": {"teacher": "a", "hard": True, "temperature": 2.0}}, "any temperature the same"),
+    ({"distill": {"teacher": "a", "share": 1.0}, "augment": {"label_smoothing": 0.1}},
+     r"the labels no part in the loss, so augment\.label_smoothing=0\.1 has no effect"),
+    ({"augment": {"mix_prob": 0.5}}, "neither augment.mixup nor augment.cutmix"),
+    ({"augment": {"repeats": 3}}, "nothing varies an image"),
+    ({"weights": "a", "freeze": {"trunk": True}, "drop_path_rate": 0.1},
+     r"freeze\.trunk trains no stage, so drop_path_rate=0\.1 has no effect"),
+    ({"weights": "a", "freeze": {"batchnorm": True}, "sync_batchnorm": True},
+     "so sync_batchnorm has no effect"),
+    ({"network": "resnet", "grad_checkpointing": True}, "count every batch twice"),
+    ({"network": "resnet", "optim": {"name": "muon"}}, "would train nothing by Muon"),
+])
+def test_two_options_that_mean_something_else_together_are_rejected(values, message):
+    with pytest.raises(InputError, match=message):
+        Recipe.from_dict(values)
+
+
+def test_stochastic_depth_needs_a_second_block(tmp_path, tiny):
+    tiny(depths=(1, 1, 1)).save(tmp_path / "flat.json")
+    flat = {"model": str(tmp_path / "flat.json"), "drop_path_rate": 0.2}
+    with pytest.raises(InputError, match=r"drop_path_rate=0\.2 rises from 0 in the first block"):
+        Recipe(**flat)
+    assert Recipe(**flat, network="vit").drop_path_rate == 0.2
+    Recipe(model=flat["model"], drop_path_rate=0.0)
+
+
+def test_a_rate_that_stays_needs_no_floor_below_it():
+    assert OptimConfig(lr=1e-6, schedule="constant").min_lr == 1e-5
+
+
+@pytest.mark.parametrize("values", [{"grad_checkpointing": True}, {"optim": {"layer_decay": 0.7}}])
+def test_frozen_stages_are_all_of_them_where_the_weights_have_no_more(teacher, values):
+    plain = {"weights": str(teacher), **values}
+    starting_point(Recipe.from_dict({**plain, "freeze": {"stages": 1}}), digits())
+    with pytest.raises(InputError, match=r"freeze\.stages=2 trains no stage, so .* no effect"):
+        starting_point(Recipe.from_dict({**plain, "freeze": {"stages": 2}}), digits())

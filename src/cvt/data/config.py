@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Literal
 
 from cvt.errors import InputError
-from cvt.schema import check, check_types
+from cvt.schema import check, check_default, check_types
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,16 +91,19 @@ class AugmentConfig:
     erasing: float = 0.0
     """Probability that a random rectangle is replaced by noise (Zhong et al., 2020)."""
     mixup: float = 0.0
-    """Beta parameter of mixup (Zhang et al., 2018); 0 for none."""
+    """Beta parameter of mixup (Zhang et al., 2018); 0 for none. A batch is mixed with itself in
+    reverse order, targets as images, with one weight for all of it."""
     cutmix: float = 0.0
-    """Beta parameter of CutMix (Yun et al., 2019); 0 for none. With both, each batch draws one."""
+    """Beta parameter of CutMix (Yun et al., 2019); 0 for none. Targets are mixed by the area that
+    is pasted. With both, each batch draws one, each as likely."""
     mix_prob: float = 1.0
-    """Probability that a batch is mixed at all."""
+    """Probability that a batch is mixed at all, by mixup or CutMix."""
     repeats: int = 1
     """Times that a picture comes in a row, each time varied anew (Hoffer et al., 2020); an epoch
     then has as many fewer pictures."""
     label_smoothing: float = 0.0
-    """Share of the target spread evenly over all classes, in [0, 1)."""
+    """Share of the target spread evenly over all classes, in [0, 1); of a mixed image's target,
+    once. A teacher's answers are not smoothed."""
 
     def __post_init__(self) -> None:
         check_types(self)
@@ -113,6 +116,11 @@ class AugmentConfig:
               f"label_smoothing={self.label_smoothing} must be in [0, 1)")
         check(self.crop == "resized" or self.scale == AugmentConfig.scale,
               f"scale={self.scale} is what crop='resized' keeps; set it, or leave scale out")
+        check_default(self, "mix_prob", self.mixup > 0 or self.cutmix > 0,
+                      "there is neither augment.mixup nor augment.cutmix")
+        check_default(self, "repeats", any((
+            self.crop != "none", self.hflip, self.color_jitter, self.rand_augment, self.erasing,
+            self.mixes)), "nothing varies an image from one time to the next")
         check(len(self.scale) == 2 and 0 < self.scale[0] <= self.scale[1] <= 1,
               f"scale={self.scale} must be two rising fractions in (0, 1]")
         if self.rand_augment:

@@ -35,6 +35,7 @@ from cvt.errors import InputError, one_line
 from cvt.extras import require
 from cvt.fast.training import TrainingForm
 from cvt.model import CvT
+from cvt.supernet import Supernet
 from cvt.surgery import swap
 from cvt.train.heartbeat import Heartbeat
 from cvt.train.loss import Loss
@@ -310,6 +311,8 @@ class Engine:
         images, targets = self._mix(images, labels)
         if self.rank:
             seed_all(self.recipe.seed, step, self.rank, *redrawn[1:])
+        if isinstance(self.model, Supernet):  # once a step, for all parts of the batch
+            self.model.draw()
         total = torch.zeros((), device=self.device)
         parts = list(zip(images.chunk(self.parts), targets.chunk(self.parts), strict=True))
         for i, (x, target) in enumerate(parts, 1):

@@ -26,11 +26,23 @@ TIMM = "timm:"
 
 
 class Loss(nn.Module):
-    """Images, logits (B, K) and labels (B,) or probabilities (B, K) to the mean loss in nats."""
+    """Images, logits (B, K) and labels (B,) or probabilities (B, K) to the mean loss in nats.
+
+    Of image i, with weight w_i, label y_i as a distribution, and a teacher that has the share s:
+
+        w_i * ((1 - s) * cross_entropy(logits_i, smoothed(y_i)) + s * distance(logits_i, teacher_i))
+
+    w_i is the weight of its class; of a mixed image, the mean of its classes' weights by their
+    shares. It multiplies the whole, so the best logits for an image depend on its own target alone.
+    The mean is over the images, not over their weights, so that parts of a batch add up. Raises
+    InputError where `recipe` balances classes of which one has no training image.
+    """
 
     def __init__(self, recipe: Recipe, card: ModelCard, pictures: Pictures) -> None:
         super().__init__()
         self.smoothing = recipe.augment.label_smoothing
+        if recipe.sampling == "balanced":  # it balances the mean of this loss, as weights do
+            _counts(pictures, "sampling")
         weight = balanced_weights(pictures) if recipe.class_weights == "balanced" else None
         self.weight: Tensor | None
         self.register_buffer("weight", weight)
@@ -41,35 +53,47 @@ class Loss(nn.Module):
     def forward(self, x: Tensor, logits: Tensor, target: Tensor) -> Tensor:
         """The loss, a scalar."""
         logits = logits.float()
-        # Divided by the pictures, not by their weights, so that parts of a batch add up.
-        loss = F.cross_entropy(logits, target, self.weight, label_smoothing=self.smoothing,
-                               reduction="mean" if self.weight is None else "none").mean()
-        if self.teacher is None:
-            return loss
-        share = self.distill.share
-        return (1 - share) * loss + share * distance(logits, self.teacher(x), self.distill)
+        # Not F.cross_entropy's own weight: it multiplies the entries of the smoothed or mixed
+        # target, so that the best logits for an image of a frequent class would be a rare one's.
+        loss = F.cross_entropy(logits, target, label_smoothing=self.smoothing,
+                               reduction="none")  # (B,)
+        if self.teacher is not None:
+            share = self.distill.share
+            loss = (1 - share) * loss + share * distance(logits, self.teacher(x), self.distill)
+        if self.weight is not None:
+            loss = loss * (self.weight[target] if target.ndim == 1 else target @ self.weight)
+        return loss.mean()
 
 
 def balanced_weights(pictures: Pictures) -> Tensor:
-    """A weight a class, (K,), in inverse proportion to its pictures; their mean over these is 1."""
-    counts = np.bincount(pictures.labels, minlength=len(pictures.classes))
-    if not counts.all():
-        raise InputError("class_weights=balanced, and the class "
-                         f"{pictures.classes[int(counts.argmin())]!r} has no training picture")
+    """A weight a class, (K,), in inverse proportion to its pictures; their mean over these is 1.
+
+    Raises InputError where a class has none.
+    """
+    counts = _counts(pictures, "class_weights")
     return torch.tensor(len(pictures) / (len(counts) * counts), dtype=torch.float32)
 
 
+def _counts(pictures: Pictures, option: str) -> np.ndarray:
+    """The images of each class, (K,). Raises InputError, naming `option`, where one has none."""
+    counts = np.bincount(pictures.labels, minlength=len(pictures.classes))
+    if not counts.all():
+        raise InputError(f"{option}=balanced, and the class "
+                         f"{pictures.classes[int(counts.argmin())]!r} has no training picture")
+    return counts
+
+
 def distance(logits: Tensor, teacher: Tensor, config: DistillConfig) -> Tensor:
-    """How far `logits` (B, K) are from the teacher's, in nats.
+    """How far each image's logits (B, K) are from the teacher's, (B,) in nats.
 
     Hard: cross entropy with its most probable class. Soft: Kullback-Leibler divergence at the
     temperature, times its square, which keeps the gradient's size (Hinton et al., 2015).
     """
     if config.hard:
-        return F.cross_entropy(logits, teacher.argmax(1))
+        return F.cross_entropy(logits, teacher.argmax(1), reduction="none")
     t = config.temperature
     return F.kl_div((logits / t).log_softmax(1), (teacher / t).log_softmax(1), log_target=True,
-                    reduction="batchmean") * t**2
+                    reduction="none").sum(1) * t**2
 
 
 class Teacher(nn.Module):

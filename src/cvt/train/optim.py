@@ -34,8 +34,8 @@ def build_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.Optimi
 def parameter_groups(model: nn.Module, config: OptimConfig) -> list[dict[str, Any]]:
     """Parameters by decay and layer, from the input to the classifier.
 
-    For Muon the matrices of the linear layers but the classifier's are groups of their own; all
-    else has `use_fallback`, and so AdamW.
+    For Muon the matrices of the linear layers but the classifier's are groups of their own, with
+    `use_muon`; all else has `use_fallback`, and so AdamW.
     """
     free: set[str] = getattr(model, "no_weight_decay", set)()  # a ResNet names none
     # Only a CvT's layers are told apart.
@@ -55,8 +55,10 @@ def parameter_groups(model: nn.Module, config: OptimConfig) -> list[dict[str, An
         group = groups.setdefault((depth, decayed, fallback), {
             "params": [], "weight_decay": config.weight_decay if decayed else 0.0,
             SCALE: config.layer_decay ** (top - depth)} | (
-                # With Nesterov's momentum timm's AdamW would be NAdamW.
-                {"use_fallback": fallback, "nesterov": not fallback} if muon else {}))
+                # With Nesterov's momentum timm's AdamW would be NAdamW, and without use_muon it
+                # would take matrices that it thinks too small or too long.
+                {"use_fallback": fallback, "use_muon": not fallback, "nesterov": not fallback}
+                if muon else {}))
         group["params"].append(parameter)
     return [groups[key] for key in sorted(groups)]
 

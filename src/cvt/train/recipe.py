@@ -14,7 +14,7 @@ from typing import Any, Literal
 from cvt.card import Network, find_config
 from cvt.config import VARIANTS, CvTConfig, Preprocess
 from cvt.data.config import AugmentConfig, DataConfig
-from cvt.schema import check, check_types, from_mapping, read_mapping, write_mapping
+from cvt.schema import check, check_default, check_types, from_mapping, read_mapping, write_mapping
 from cvt.train.config import DistillConfig, FreezeConfig, OptimConfig
 
 DEFAULT = "cvt_nano"
@@ -51,7 +51,9 @@ class Recipe:
     """Side in pixels of the network's input; by default that of `weights`, without them the
     dataset's own (224 for your own pictures)."""
     drop_path_rate: float | None = None
-    """Stochastic depth of the last stage; by default the model's own."""
+    """Stochastic depth of the last stage, which rises from 0 in its first block to this in its
+    last; of a ViT or ResNet in place of the CvT, of the whole network. By default the model's
+    own."""
     data: DataConfig = field(default_factory=DataConfig)
     """The pictures."""
     augment: AugmentConfig = field(default_factory=AugmentConfig)
@@ -73,10 +75,13 @@ class Recipe:
     max_train_samples: int | None = None
     """Train on so many pictures only, the same share of each class, chosen by data.split_seed."""
     sampling: Literal["shuffled", "balanced"] = "shuffled"
-    """balanced: an epoch draws as many pictures of each class, rare ones several times."""
+    """balanced: an epoch's images are drawn with replacement, each class as likely as any other, so
+    that images of rare classes come several times. Not together with class_weights."""
     class_weights: Literal["none", "balanced"] = "none"
-    """balanced: a picture's loss counts in inverse proportion to how often its class is trained
-    on."""
+    """balanced: an image's loss counts in inverse proportion to how often its class is trained on,
+    the teacher's share included; that of a mixed image by its classes' weights, mixed as its target
+    is. The prediction that is best for an image does not depend on the weights. Not together with
+    sampling=balanced, which would make up for rare classes twice."""
     best_by: Literal["val_top1", "val_recall", "val_loss"] = "val_top1"
     """By which the best epoch is chosen; val_recall is the mean over the classes, for those whose
     numbers differ."""
@@ -85,8 +90,9 @@ class Recipe:
     batch_size: int = 64
     """Pictures of one optimiser step."""
     ema: float = 0.0
-    """Decay of the moving average of the weights, which is then what is evaluated and kept; 0 for
-    none. It is smaller during the first steps."""
+    """Decay of the exponential moving average of the weights and BatchNorm's statistics; 0 disables
+    it. The averaged weights are evaluated and saved. At step n the decay is at most 1 -
+    (n - 1)^(-2/3), so 0.99 takes 1,000 steps to be reached, and 0.999 31,600."""
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     """bf16 and fp16 run matrix products and convolutions under autocast; fp16, which scales the
     loss, is for GPUs that lack bf16."""
@@ -142,6 +148,7 @@ class Recipe:
         check(not (self.compile and self.grad_checkpointing), "compile and grad_checkpointing do "
               "not go together, for a compiled network decides itself what to compute again; "
               "choose one")
+        self._check_pairs()
         check(0 <= self.ema < 1, f"ema={self.ema} must be in [0, 1)")
         for name in ("seed", "save_every", "skip_nonfinite", "patience"):
             check(getattr(self, name) >= 0, f"{name}={getattr(self, name)} must not be negative")
@@ -152,6 +159,38 @@ class Recipe:
               f"batch_size={self.batch_size} is odd, but mixup and CutMix mix pairs; make it even")
         if self.weights is None:
             self.config(num_classes=1)  # refuses an unknown model and too small an image
+
+    def _check_pairs(self) -> None:
+        """Reject two options that are each right and together would do what neither says."""
+        resnet = self.network == "resnet"
+        check(not (resnet and self.grad_checkpointing), "network=resnet with grad_checkpointing "
+              "would count every batch twice in BatchNorm's statistics; leave out "
+              "grad_checkpointing, and set optim.accumulate where memory is short")
+        check(not (resnet and self.optim.name == "muon"), "network=resnet has no linear layer but "
+              "its classifier, so optim.name=muon would train nothing by Muon; take adamw or sgd")
+        check(not (self.sampling == "balanced" and self.class_weights == "balanced"),
+              "sampling=balanced and class_weights=balanced would make up for rare classes twice; "
+              "choose one")
+        for name in ("share", "temperature", "hard"):
+            check_default(self.distill, name, self.distill.teacher is not None,
+                          "there is no distill.teacher")
+        check(not (self.distill.share == 1 and self.augment.label_smoothing), "distill.share=1 "
+              "leaves the labels no part in the loss, so augment.label_smoothing="
+              f"{self.augment.label_smoothing} has no effect; leave one out")
+        check(not (self.freeze.batchnorm and self.sync_batchnorm), "freeze.batchnorm takes no "
+              "statistics of a batch, so sync_batchnorm has no effect; leave one out")
+        if self.freeze.trunk:
+            self.check_frozen("freeze.trunk")
+
+    def check_frozen(self, what: str) -> None:
+        """Reject options that are for the stages, where none is trained because of `what`."""
+        for option, given in (
+                (f"drop_path_rate={self.drop_path_rate}", self.drop_path_rate),
+                ("grad_checkpointing", self.grad_checkpointing),
+                ("sync_batchnorm", self.sync_batchnorm),
+                (f"optim.layer_decay={self.optim.layer_decay}", self.optim.layer_decay < 1),
+                ("optim.name=muon", self.optim.name == "muon")):
+            check(not given, f"{what} trains no stage, so {option} has no effect; leave one out")
 
     @property
     def name(self) -> str:
@@ -179,6 +218,10 @@ class Recipe:
         config = own or find_config(self.model or DEFAULT)
         stages, own_size = config.stages, size or config.image_size
         if self.drop_path_rate is not None:
+            check(not self.drop_path_rate or stages[-1].depth > 1
+                  or self.network not in ("cvt", "supernet"),
+                  f"drop_path_rate={self.drop_path_rate} rises from 0 in the first block of the "
+                  "last stage, which has no other; leave it out")
             last = dataclasses.replace(stages[-1], drop_path_rate=self.drop_path_rate)
             stages = (*stages[:-1], last)
         return dataclasses.replace(

@@ -24,7 +24,8 @@ def starting_point(recipe: Recipe, dataset: Dataset) -> tuple[ModelCard, Checkpo
 
     With weights, network and preprocessing are theirs, but for what the recipe sets; their head is
     kept where its classes are those of the dataset, by name. Raises InputError where they cannot be
-    had, or are of another network than `recipe.model`.
+    had, or are of another network than `recipe.model`, or where all stages are frozen and the
+    recipe sets what is for stages that are trained.
     """
     classes = dataset.train.classes
     if recipe.weights is None:
@@ -38,6 +39,8 @@ def starting_point(recipe: Recipe, dataset: Dataset) -> tuple[ModelCard, Checkpo
         if [(s.dim, s.depth) for s in wanted.stages] != [(s.dim, s.depth) for s in own.stages]:
             raise InputError(f"weights={recipe.weights} are of another network than "
                              f"model={recipe.model}; leave model out, and it is theirs")
+    if recipe.freeze.stages == len(own.stages):
+        recipe.check_frozen(f"freeze.stages={recipe.freeze.stages}")
     preprocess = recipe.preprocess(checkpoint.card.preprocess)
     return ModelCard(model=recipe.config(len(classes), preprocess.size, own),
                      preprocess=preprocess, classes=classes), _with_head(checkpoint, classes)

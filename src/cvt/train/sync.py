@@ -37,7 +37,8 @@ class SyncedBatchNorm2d(nn.BatchNorm2d):
         var = variances.mean(0) + (means - mean).square().mean(0)
         with torch.no_grad():
             n = x.numel() // x.shape[1] * dist.get_world_size()
-            self.num_batches_tracked.add_(1)  # type: ignore[union-attr]
+            if self.num_batches_tracked is not None:  # None where checkpointing computes it again
+                self.num_batches_tracked.add_(1)
             self.running_mean.lerp_(mean, self.momentum)  # type: ignore[union-attr, arg-type]
             self.running_var.lerp_(var * n / (n - 1), self.momentum)  # type: ignore[union-attr, arg-type]
         scale = self.weight * torch.rsqrt(var + self.eps)
