@@ -61,6 +61,13 @@ def test_an_official_file_has_the_names_and_the_experiment_of_the_official_code(
     assert CvTConfig.from_official_yaml(tmp_path / "x.yaml") == load_model(source)[0].config
 
 
+def test_classes_without_names_are_told(tmp_path, source):
+    told = "the source does not name its classes, so they are called by their numbers"
+    assert told not in convert(source, tmp_path / "x.pth", "official").notes
+    assert told in convert(tmp_path / "x.pth", tmp_path / "y", "native").notes
+    assert ModelCard.load(tmp_path / "y").classes == tuple("0123456789")
+
+
 @pytest.mark.parametrize("suffix", [".safetensors", ".bin", ".pt"])
 def test_an_official_file_may_be_of_any_kind(tmp_path, source, suffix):
     convert(source, tmp_path / f"x{suffix}", "official")

@@ -6,6 +6,7 @@ import csv
 import math
 import os
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
@@ -57,15 +58,16 @@ def manifest(path: Path, val_fraction: float = 0.2, seed: int = 0) -> Dataset:
         halves = split(pictures, val_fraction, seed, str(path))
         gone = {p for p, why in zip(pictures.names, bad, strict=True) if why}
         readable = [i for i, name in enumerate(halves.train.names) if name not in gone]
-        return Dataset(train=halves.train.choose(readable), val=halves.val, preprocess=AS_IMAGENET)
-    train = [i for i, half in enumerate(splits) if half == "train" and not bad[i]]
-    val = [i for i, half in enumerate(splits) if half == "val"]
-    for half, chosen in (("train", train), ("val", val)):
-        if not chosen:
-            raise InputError(f"{path} has no picture whose split is {half}; add some, or leave the "
-                             "column out, and data.val_fraction of each class is held out")
-    dataset = Dataset(train=pictures.choose(train), val=pictures.choose(val),
-                      preprocess=AS_IMAGENET)
+        dataset = replace(halves, train=halves.train.choose(readable))
+    else:
+        train = [i for i, half in enumerate(splits) if half == "train" and not bad[i]]
+        val = [i for i, half in enumerate(splits) if half == "val"]
+        for half, chosen in (("train", train), ("val", val)):
+            if not chosen:
+                raise InputError(f"{path} has no picture whose split is {half}; add some, or leave "
+                                 "the column out, and data.val_fraction of each class is held out")
+        dataset = Dataset(train=pictures.choose(train), val=pictures.choose(val),
+                          preprocess=AS_IMAGENET)
     check_trained(dataset.train, dataset.val, str(path))
     return dataset
 
@@ -92,7 +94,8 @@ def _csv(path: Path, delimiter: str) -> Iterable[Mapping[str, str]]:
                 if len(row) != len(heading):
                     raise InputError(f"{path}, row {number} after the heading: {len(row)} cells "
                                      f"for {len(heading)} columns")
-                yield {name: _text(cell) for name, cell in zip(heading, row, strict=True)}
+                yield {name: "" if cell in _EMPTY else cell
+                       for name, cell in zip(heading, row, strict=True)}
     except csv.Error as error:
         raise InputError(f"{path} is not a CSV file: {error}") from None
 
