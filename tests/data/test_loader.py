@@ -248,6 +248,15 @@ def test_balanced_draws_show_each_class_as_often():
     assert 160 < labels.sum() < 240
 
 
+def test_an_unreadable_image_of_a_balanced_draw_is_replaced_by_a_balanced_draw():
+    images = pictures(n=400, broken=range(10))
+    rare = dataclasses.replace(images, labels=(1,) * 20 + (0,) * 380)
+    transform = training_transform(PREPROCESS, AugmentConfig())
+    some = TrainLoader(rare, transform, batch_size=400, seed=0, balanced=True, max_unreadable=0.1)
+    (_, labels), = some.epoch(0)
+    assert 118 < labels.sum() < 150  # a third, for half of the rare class cannot be read
+
+
 def test_repeats_vary_a_picture_anew_and_keep_the_length_of_an_epoch():
     augment = AugmentConfig(crop="shift")
     images = torch.cat([images for images, _ in loader(n=36, repeats=3, augment=augment).epoch(0)])

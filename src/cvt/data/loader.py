@@ -78,7 +78,8 @@ class TrainLoader:
                                   balanced)
         # A generator of its own keeps DataLoader from drawing from the global one.
         self._batches: DataLoader[_Loaded] = DataLoader(
-            _Samples(pictures, pipeline, seed, others=True), batch_sampler=self._order,
+            _Samples(pictures, pipeline, seed, others=True, share=self._order.share),
+            batch_sampler=self._order,
             num_workers=workers, collate_fn=partial(_collate, pipeline.preprocess),
             persistent_workers=workers > 0, worker_init_fn=_on_their_own,
             pin_memory=torch.cuda.is_available(), generator=torch.Generator())
@@ -179,11 +180,13 @@ def _times_before(order: np.ndarray) -> np.ndarray:
 class _Samples(Dataset[Any]):
     """Pictures as samples, each drawn from (seed, epoch, index).
 
-    others: whether another takes the place of one that cannot be read.
+    others: whether another takes the place of one that cannot be read. share: with which
+    probability each does, (n,); by default all alike.
     """
 
-    def __init__(self, pictures: Pictures, pipeline: Pipeline, seed: int, *, others: bool) -> None:
-        self.pictures, self.pipeline, self.seed = pictures, pipeline, seed
+    def __init__(self, pictures: Pictures, pipeline: Pipeline, seed: int, *, others: bool,
+                 share: np.ndarray | None = None) -> None:
+        self.pictures, self.pipeline, self.seed, self.share = pictures, pipeline, seed, share
         self.draws = _DRAWS if others else 0
 
     def __getitems__(self, keys: list[_Key]) -> list[_Sample | InputError]:
@@ -199,7 +202,8 @@ class _Samples(Dataset[Any]):
         for draw in range(1 + self.draws):
             if draw:
                 rng = np.random.default_rng((self.seed, epoch, key[1], again, draw))
-                index = int(rng.integers(len(self.pictures)))
+                n = len(self.pictures)
+                index = int(rng.integers(n) if self.share is None else rng.choice(n, p=self.share))
             try:
                 found = self.pictures.fetch(index)
                 seed_all(*place)

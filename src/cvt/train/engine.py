@@ -133,7 +133,7 @@ class Engine:
         """
         recipe = self.recipe
         self._loss, self._frozen = loss.to(self.device), frozen
-        if recipe.sync_batchnorm and self.world > 1 and not recipe.freeze.batchnorm:
+        if recipe.sync_batchnorm and self.world > 1:
             swap(model, nn.BatchNorm2d, SyncedBatchNorm2d.of)
         if recipe.grad_checkpointing:
             cast("Any", model).set_grad_checkpointing(True)
