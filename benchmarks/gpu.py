@@ -483,7 +483,7 @@ def prepare(spec: Spec, group: Group, model: nn.Module, images: Tensor
 
 def ceilings(machine: Machine) -> dict[str, float]:
     """Operations a second of a large square matrix product, by precision."""
-    n = 8192 if machine.cuda else 1024
+    n = 8192 if machine.cuda else 256
     found = {}
     for precision in ("fp32", "tf32", "bf16") if machine.cuda else ("fp32", "bf16"):
         use(precision)

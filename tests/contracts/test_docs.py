@@ -78,9 +78,12 @@ def test_the_page_on_training_shows_a_run_that_resumes(tmp_path, monkeypatch, ca
     monkeypatch.chdir(tmp_path)
     start, again, dry = (shlex.split(text)[1:] for text in
                          blocks((ROOT / "docs/training.md").read_text(), "sh"))
-    assert main(dry) == 0
+    stage = cvt.StageConfig(dim=8, num_heads=1, depth=1, cls_token=True)
+    cvt.CvTConfig(stages=(stage,), num_classes=10, image_size=8).save("small.json")
+    small = ["--model", "small.json", "--image_size", "8"]
+    assert main([*dry, *small]) == 0
     assert "1,437 to train" in capsys.readouterr().out
-    assert main([*start, "--quiet"]) == 0
+    assert main([*start, *small, "--quiet"]) == 0
     assert len(list(tmp_path.glob("runs/digits/checkpoints/step-*"))) in (2, 3)
     Path("runs/digits/metrics.json").unlink()  # as if it had been stopped before its end
     assert main([*again, "--quiet"]) == 0

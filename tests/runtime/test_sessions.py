@@ -1,3 +1,4 @@
+import os
 import subprocess
 import sys
 from functools import partial
@@ -117,6 +118,7 @@ def test_a_graph_of_one_size_refuses_others(graphs, network):
 
 def test_shapes_that_come_once_and_those_beyond_a_few_share_one_graph(graphs, network, monkeypatch):
     compiled = []
+    sessions.openvino_core()  # which compiles a graph of its own
     compile_model = ov.Core.compile_model
 
     def spy(core, model, *args):
@@ -145,6 +147,7 @@ def test_what_the_runtime_refuses_is_one_line():
 def options_of(monkeypatch, **how):
     """What OpenVINO is told to compile with, for the first batch."""
     given = {}
+    sessions.openvino_core()  # which compiles a graph of its own
     compile_model = ov.Core.compile_model
 
     def spy(core, model, device, options):
@@ -196,6 +199,25 @@ def test_sessions_need_no_torch(graphs):
             "    print(s(np.zeros((2, 3, 48, 48), np.float32)).shape)")
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert (done.stdout, done.stderr) == ("(2, 5)\n(2, 5)\n", "")
+
+
+class Transpose(nn.Module):
+    def forward(self, x):
+        return x.transpose(1, 2)
+
+
+def test_a_limit_of_onednn_for_pytorch_does_not_crash_openvino(tmp_path):
+    """It heeds the limit in one half of its code and not in the other, which ended the process."""
+    norm = nn.Sequential(nn.Conv2d(3, 7, 1), nn.Flatten(2), Transpose(), nn.LayerNorm(7)).eval()
+    save_openvino(openvino_graph(norm, example=torch.randn(2, 3, 5, 6)), tmp_path / "norm.xml")
+    code = ("import os, numpy as np; from cvt.runtime.sessions import openvino_session\n"
+            f"session = openvino_session({str(tmp_path / 'norm.xml')!r}, precision='fp32', "
+            "latency=True)\n"
+            "print(session(np.ones((2, 3, 4, 5), np.float32)).shape)\n"
+            "print(os.environ['ONEDNN_MAX_CPU_ISA'])")
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False,
+                          env={**os.environ, "ONEDNN_MAX_CPU_ISA": "AVX2"})
+    assert (done.returncode, done.stdout, done.stderr) == (0, "(2, 20, 7)\nAVX2\n", "")
 
 
 def test_a_session_may_end_on_another_thread_than_it_began(graphs):

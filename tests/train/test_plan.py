@@ -69,9 +69,9 @@ def test_it_is_shown_as_a_table(options, capsys):
 
 def test_processes_measure_what_exchange_costs(options):
     done = subprocess.run(
-        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m",
-         "cvt", "train", *options, "--device=cpu", "--dry-run", "--json"], env=ENV,
-        capture_output=True, text=True, check=False, timeout=300)
+        [sys.executable, Path(__file__).parent / "torchrun.py", "2", "train", *options,
+         "--device=cpu", "--dry-run", "--json"], env=ENV, capture_output=True, text=True,
+        check=False, timeout=300)
     assert done.returncode == 0, done.stderr
     plan = json.loads(done.stdout)
     assert plan["processes"] == 2

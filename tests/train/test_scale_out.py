@@ -1,4 +1,4 @@
-"""Real processes under torchrun, over gloo."""
+"""Real processes under torchrun, or started as it does, over gloo."""
 
 import json
 import os
@@ -7,12 +7,14 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 import torch
 from PIL import Image
 
 from cvt.card import ModelCard
+from cvt.cli import main
 from cvt.data.builtin import digits
 from cvt.data.loader import TrainLoader
 from cvt.evaluate.run import evaluate
@@ -26,11 +28,13 @@ from cvt.weights.tensors import read_tensors
 ENV = {**os.environ, "OMP_NUM_THREADS": "1"}
 
 
-def command(model, run, processes, *options):
-    launcher = () if processes == 1 else (
-        "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}")
-    return [sys.executable, *launcher, "-m", "cvt", "train", f"--model={model}", "--image_size=8",
-            "--epochs=1", "--optim.warmup_epochs=0", "--batch_size=64", "--augment.mixup=0.2",
+TORCHRUN = (sys.executable, "-m", "torch.distributed.run", "--standalone")
+FORKS = (sys.executable, str(Path(__file__).parent / "torchrun.py"))
+
+
+def options_of(model, run, *options):
+    return ["train", f"--model={model}", "--image_size=8", "--epochs=1",
+            "--optim.warmup_epochs=0", "--batch_size=64", "--augment.mixup=0.2",
             "--augment.crop=shift", "--device=cpu", "--sync_batchnorm=true", "--ema=0.9", "--quiet",
             f"--output={run}", *options]
 
@@ -43,8 +47,8 @@ def launched(*script):
 
 
 def train(model, run, processes, *options):
-    done = subprocess.run(command(model, run, processes, *options), env=ENV, capture_output=True,
-                          text=True, check=False, timeout=300)
+    done = subprocess.run([*FORKS, str(processes), *options_of(model, run, *options)], env=ENV,
+                          capture_output=True, text=True, check=False, timeout=300)
     assert done.returncode == 0, done.stderr
     return done.stdout
 
@@ -155,7 +159,8 @@ def test_processes_that_see_other_images_are_refused(tiny_file, tmp_path):
 
 def test_a_frozen_process_ends_all_within_a_minute_and_says_so(tiny_file, tmp_path):
     launcher = subprocess.Popen(
-        command(tiny_file, tmp_path / "run", 2, "--epochs=1000"), env=ENV,
+        [*TORCHRUN, "--nproc-per-node=2", "-m", "cvt",
+         *options_of(tiny_file, tmp_path / "run", "--epochs=1000")], env=ENV,
         stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
     try:
         while not (tmp_path / "run/last.safetensors").exists():
@@ -173,9 +178,8 @@ def test_a_frozen_process_ends_all_within_a_minute_and_says_so(tiny_file, tmp_pa
         launcher.kill()
 
 
-def test_a_batch_that_cannot_be_shared_is_refused(tiny_file, tmp_path):
-    done = subprocess.run(command(tiny_file, tmp_path / "run", 2, "--batch_size=66"), env=ENV,
-                          capture_output=True, text=True, check=False, timeout=120)
-    assert done.returncode != 0
-    assert "batch_size=66 is shared by 2 processes" in done.stderr
+def test_a_batch_that_cannot_be_shared_is_refused(tiny_file, tmp_path, monkeypatch, capfd):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert main(options_of(tiny_file, tmp_path / "run", "--batch_size=66")) == 1
+    assert "batch_size=66 is shared by 2 processes" in capfd.readouterr().err
     assert not (tmp_path / "run").exists()

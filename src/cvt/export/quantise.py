@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from cvt.errors import InputError
 from cvt.extras import require
+from cvt.runtime.sessions import openvino_core
 
 if TYPE_CHECKING:
     import openvino
@@ -33,6 +34,7 @@ def quantise(model: openvino.Model, batches: Sequence[Images]) -> openvino.Model
     """
     pictures = _pictures(batches)
     nncf = require("nncf", "openvino")
+    openvino_core()  # before NNCF compiles graphs of its own
     # It draws progress bars, and makes torch look for a CUDA compiler.
     with (_silent("nncf"), _silent("torch.utils.cpp_extension"),
           contextlib.redirect_stdout(io.StringIO())):

@@ -9,6 +9,7 @@ import contextlib
 import functools
 import itertools
 import math
+import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -35,6 +36,8 @@ _PART = 4
 # Shapes that a graph is compiled for by themselves: the parts of batches of one size of picture.
 _SHAPES = _PART
 
+_ISA = "ONEDNN_MAX_CPU_ISA"
+
 
 def openvino_session(model: str | Path | openvino.Model, *, precision: Precision,
                      threads: int | None = None, latency: bool) -> Session:
@@ -57,7 +60,7 @@ def openvino_session(model: str | Path | openvino.Model, *, precision: Precision
     }
     if threads is not None:
         options["INFERENCE_NUM_THREADS"] = threads
-    core = _core()
+    core = openvino_core()
 
     def requests_of(graph: openvino.Model) -> list[openvino.InferRequest]:
         network = core.compile_model(graph, "CPU", options)
@@ -120,13 +123,25 @@ def openvino_session(model: str | Path | openvino.Model, *, precision: Precision
 
 
 @functools.cache
-def _core() -> openvino.Core:
+def openvino_core() -> openvino.Core:
     """OpenVINO's devices, one for the whole process.
 
     The CPU's gives the thread that opens it a stack for signals. When the last user is gone, on
     whatever thread, it takes that stack away, and the next signal ends the process.
     """
-    return require("openvino", "openvino").Core()
+    ov = require("openvino", "openvino")
+    core = ov.Core()
+    # ONEDNN_MAX_CPU_ISA limits one half of its code generator and not the other. With AVX2 on a
+    # processor with AVX-512, a norm over a width that is no multiple of 16 ends the process. It is
+    # read once, by the first graph that is compiled.
+    limit = os.environ.pop(_ISA, None)
+    try:
+        x = ov.opset13.parameter([1], np.float32)
+        core.compile_model(ov.Model([ov.opset13.relu(x)], [x], "first"), "CPU")
+    finally:
+        if limit is not None:
+            os.environ[_ISA] = limit
+    return core
 
 
 def onnx_session(model: str | Path, *, threads: int | None = None) -> Session:
