@@ -666,6 +666,8 @@ def test_another_pooling_loads_in_timm_and_is_refused_here(tmp_path, small, imag
      "mode='squash' cuts nothing off"),
     ({"pretrained_cfg": {"input_size": [3, 64, 32]}}, "input_size=.* is not a number of channels"),
     ({"label_names": 3}, "label_names=3 is not a list"),
+    ({"label_names": "cat"}, "label_names='cat' is not a list"),
+    ({"label_names": {"1": "cat", "2": "dog"}}, "label_names has the numbers 1, 2, which are not"),
     ({"label_names": ["cat"]}, "1 class names for a classifier of 1000"),
 ])
 def test_a_config_of_timm_that_makes_no_sense_here_is_refused(tmp_path, data, message):
@@ -676,7 +678,7 @@ def test_a_config_of_timm_that_makes_no_sense_here_is_refused(tmp_path, data, me
 def test_a_config_without_pretrained_cfg_is_read_as_timm_reads_it(tmp_path):
     card = read_card(tmp_path, {
         "architecture": "cvt_13", "num_classes": 2, "input_size": [3, 96, 96], "crop_pct": 1.0,
-        "label_names": {"0": "cat", "1": "dog"}})
+        "label_names": {"1": "dog", "0": "cat"}})
 
     assert card.preprocess == Preprocess(size=96, crop=1.0)
     assert (card.classes, card.model) == (

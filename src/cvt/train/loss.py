@@ -20,6 +20,7 @@ from cvt.errors import InputError, one_line
 from cvt.train.config import DistillConfig
 from cvt.train.recipe import Recipe
 from cvt.weights.checkpoint import build
+from cvt.weights.timm import label_names
 from cvt.zoo import open_checkpoint
 
 TIMM = "timm:"
@@ -154,8 +155,7 @@ def _from_timm(name: str, card: ModelCard) -> tuple[nn.Module, Preprocess, Seque
     # By their number, which says it of timm's own models alone, not of a directory's or the hub's.
     if not names and subset and ":" not in name.removeprefix(TIMM):
         names = timm.data.ImageNetInfo(subset).label_names()
-    names = [names[key] for key in sorted(names, key=int)] if isinstance(names, dict) else names
-    known = list(map(str, names)) if names and len(names) == model.num_classes else None
+    known = label_names(names) if names and len(names) == model.num_classes else None
     found = timm.data.resolve_model_data_config(model)
     own = dataclasses.replace(card.preprocess, size=found["input_size"][1],
                               mean=tuple(found["mean"]), std=tuple(found["std"]))

@@ -66,10 +66,25 @@ def _card(name: str, data: Mapping[str, Any], args: Mapping[str, Any], cfg: Mapp
         "size": size[-1], "mode": _CROP_MODES[crop_mode],
         "crop": cfg.get("crop_pct") or (1.0 if crop_mode == "squash" else 0.875),
         **{key: cfg[key] for key in ("interpolation", "mean", "std") if key in cfg}}, "it")
-    labels = data.get("label_names") or cfg.get("label_names") or range(model.num_classes)
-    labels = list(labels.values()) if isinstance(labels, Mapping) else labels
-    check(isinstance(labels, Sequence), f"label_names={labels!r} is not a list of names")
-    return ModelCard(model=model, preprocess=preprocess, classes=tuple(map(str, labels)))
+    names = data.get("label_names") or cfg.get("label_names")
+    classes = tuple(map(str, range(model.num_classes))) if not names else label_names(names)
+    return ModelCard(model=model, preprocess=preprocess, classes=classes)
+
+
+def label_names(names: Any) -> tuple[str, ...]:
+    """The classes that `label_names` gives: a list, or a mapping from their numbers.
+
+    Raises InputError where it is neither, or where the numbers are not those from 0.
+    """
+    if isinstance(names, Mapping):
+        named = {str(number): name for number, name in names.items()}
+        numbers = [str(i) for i in range(len(named))]
+        check(named.keys() == set(numbers), "label_names has the numbers "
+              f"{', '.join(named)[:200]}, which are not those from 0 to {len(named) - 1}")
+        names = [named[number] for number in numbers]
+    check(isinstance(names, Sequence) and not isinstance(names, str),
+          f"label_names={names!r} is not a list of names")
+    return tuple(map(str, names))
 
 
 def config_json(card: ModelCard) -> dict[str, Any]:
