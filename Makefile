@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/ready
 
-.PHONY: demo test check docs dist clean
+.PHONY: demo test quick check docs dist clean
 
 demo: $(READY)
 	$(BIN)/cvt train --config recipes/cvt_nano_digits.yaml --output runs/demo --overwrite
@@ -15,6 +15,10 @@ demo: $(READY)
 # Two processes of one thread each: the networks are too small to share among threads.
 test: $(READY)
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2
+
+# What one runs while editing: the files of tests that take no more than some seconds.
+quick: $(READY)
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 -m 'not slow'
 
 check: $(READY) docs
 	$(BIN)/ruff check

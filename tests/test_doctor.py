@@ -13,6 +13,8 @@ from cvt.doctor import examine
 from cvt.errors import InputError
 from cvt.model import CvT
 
+pytestmark = pytest.mark.slow
+
 REAL = importlib.metadata.version
 
 

@@ -20,6 +20,8 @@ from cvt.train.config import OptimConfig
 from cvt.train.recipe import Recipe
 from cvt.weights.tensors import read_tensors
 
+pytestmark = pytest.mark.slow
+
 SIZES = {"ant": 10, "bee": 14}
 
 

@@ -9,6 +9,8 @@ from cvt.model import CvT
 from cvt.surgery import swap
 from cvt.train.sync import SyncedBatchNorm2d
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def _alone(tmp_path):

@@ -43,8 +43,9 @@ class Recipe:
     all networks among which `cvt search` chooses, in one."""
     weights: str | None = None
     """Where to start from, for fine-tuning: a tag of `cvt zoo`, the directory of a model in any
-    format, a file, or hf-hub:org/name. Pictures are then prepared as for these weights, and a head
-    of another width is new. By default the weights are random."""
+    format, a file, or hf-hub:org/name. Images are then prepared as for these weights. The head is
+    kept where it is for the same classes, matched by name; for others it is new. By default the
+    weights are random."""
     in_chans: Literal[1, 3] = 3
     """Channels of the network's input: 3 for RGB, 1 for gray."""
     image_size: int | None = None
