@@ -37,7 +37,7 @@ from PIL import Image
 from cvt.config import CvTConfig, StageConfig
 from cvt.data.config import AugmentConfig, DataConfig
 from cvt.errors import InputError
-from cvt.schema import read_mapping
+from cvt.schema import read_mapping, write_mapping
 from cvt.train import loop
 from cvt.train.config import OptimConfig
 from cvt.train.recipe import Recipe
@@ -208,13 +208,24 @@ OPTIONS: dict[str, Any] = {
     "seed": 7, "ema": 0.5, "passes": 2, "augment.mixup": 0.0, "augment.hflip": 0.5,
     "augment.label_smoothing": 0.1, "class_weights": "balanced", "sampling": "balanced",
     "image_size": 12, "in_chans": 1, "drop_path_rate": 0.3, "best_by": "val_loss",
-    "skip_nonfinite": 5, "data.val_fraction": 0.3, "data.split_seed": 3, "max_train_samples": 20}
+    "skip_nonfinite": 5, "optim.lrr": 1.0,
+    "data.val_fraction": 0.3, "data.split_seed": 3, "max_train_samples": 20}
 
 
 def swap(one: Path, two: Path) -> None:
     first, second = one.read_bytes(), two.read_bytes()
     one.write_bytes(second)
     two.write_bytes(first)
+
+
+def edit_recipe(path: Path, name: str, value: Any) -> None:
+    """As in an editor: what comes of it may be no recipe."""
+    recipe = place = read_mapping(path)
+    *parts, last = name.split(".")
+    for part in parts:
+        place = place[part]
+    place[last] = value
+    write_mapping(recipe, path)
 
 
 def a_recipe(source: Folder, home: Path) -> Recipe:
@@ -325,8 +336,7 @@ def main() -> None:
             recipe_edit = not control and rng.random() < 0.3
             if recipe_edit:
                 kind = rng.choice(list(OPTIONS))
-                Recipe.load(run / "recipe.yaml").changed({kind: OPTIONS[kind]}).save(
-                    run / "recipe.yaml")
+                edit_recipe(run / "recipe.yaml", kind, OPTIONS[kind])
             else:
                 table = source.controls() if control else source.edits(rng)
                 kind = rng.choice(list(table))

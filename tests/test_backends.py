@@ -10,8 +10,6 @@ from cvt.errors import InputError
 from cvt.fast.verify import samples
 from cvt.model import CvT
 
-pytestmark = pytest.mark.slow
-
 
 @pytest.fixture
 def model(shaken):

@@ -9,8 +9,6 @@ from cvt.complexity import parameters
 from cvt.config import VARIANTS, CvTConfig, StageConfig
 from cvt.errors import InputError
 
-pytestmark = pytest.mark.slow
-
 
 def count(network):
     return sum(p.numel() for p in network.parameters())

@@ -15,8 +15,6 @@ from cvt.complexity import multiply_adds, network_multiply_adds
 from cvt.errors import InputError
 from cvt.model import CvT
 
-pytestmark = pytest.mark.slow
-
 QUICK = ["--size", "32", "--rounds", "3", "--batch", "2"]
 
 

@@ -24,8 +24,6 @@ from cvt.model import CvT
 from cvt.predict import Predictor, find_images
 from cvt.weights.native import save_model
 
-pytestmark = pytest.mark.slow
-
 CLASSES = ("ant", "=bee", "cat", "dog")
 
 

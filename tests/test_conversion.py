@@ -15,8 +15,6 @@ from cvt.weights.native import save_model
 from cvt.weights.tensors import read_tensors
 from cvt.zoo import load_model
 
-pytestmark = pytest.mark.slow
-
 CLASSES = tuple("abcdefghij")
 FORMATS = ("native", "official", "huggingface", "timm")
 

@@ -13,8 +13,6 @@ from cvt.doctor import examine
 from cvt.errors import InputError
 from cvt.model import CvT
 
-pytestmark = pytest.mark.slow
-
 REAL = importlib.metadata.version
 
 

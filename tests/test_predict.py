@@ -29,8 +29,6 @@ from cvt.runtime.manifest import Manifest, hash_files
 from cvt.weights.native import save_model
 from cvt.zoo import load_model
 
-pytestmark = pytest.mark.slow
-
 CLASSES = ("ant", "bee", "cat", "dog")
 
 

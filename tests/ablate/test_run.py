@@ -20,8 +20,6 @@ from cvt.train import loop
 from cvt.train.config import OptimConfig
 from cvt.train.recipe import Recipe
 
-pytestmark = pytest.mark.slow
-
 
 @pytest.fixture
 def recipe(tmp_path):

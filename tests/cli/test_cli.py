@@ -5,8 +5,6 @@ import pytest
 
 from cvt.cli import COMMANDS, main
 
-pytestmark = pytest.mark.slow
-
 
 def test_help_is_fast_and_needs_no_torch():
     code = ("import sys; from cvt.cli import main; assert main(['--help']) == 0; "

@@ -9,8 +9,6 @@ from cvt.model import CvT
 from cvt.runtime.manifest import Manifest
 from cvt.weights.native import save_model
 
-pytestmark = pytest.mark.slow
-
 
 @pytest.fixture
 def digits(tmp_path):

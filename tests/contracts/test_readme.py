@@ -16,8 +16,6 @@ from cvt.cli import main
 from cvt.doctor import Trial
 from cvt.weights.names import FROM_NATIVE, rename
 
-pytestmark = pytest.mark.slow
-
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text()
 BLOCKS = re.findall(r"```(\w+)\n(.*?)```", README, re.DOTALL)

@@ -20,8 +20,6 @@ from cvt.cli import main
 from cvt.train.recipe import Recipe
 from cvt.zoo import ZOO, config_of, create_model, load_model, shipped
 
-pytestmark = pytest.mark.slow
-
 ROOT = Path(__file__).parents[2]
 TAGS = [tag for tag in ZOO if shipped(tag)]
 RESULTS = json.loads((ROOT / "benchmarks/results/shipped.json").read_text())["rows"]

@@ -35,8 +35,6 @@ from cvt.weights.names import FROM_NATIVE, rename
 from cvt.weights.timm import build_config, config_json, read_card
 from cvt.zoo import ZOO, config_of, load_model
 
-pytestmark = pytest.mark.slow
-
 
 def as_stages(config):
     return [dataclasses.asdict(stage) for stage in config.stages]

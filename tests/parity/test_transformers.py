@@ -25,8 +25,6 @@ from cvt.model import CvT, QuickGELU
 from cvt.weights.native import save_model
 from cvt.zoo import load_model
 
-pytestmark = pytest.mark.slow
-
 CLASSES = ("cat", "dog", "cow")
 logging.disable_progress_bar()
 

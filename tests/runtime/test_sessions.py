@@ -16,8 +16,6 @@ from cvt.export.graphs import openvino_graph, save_openvino
 from cvt.runtime import sessions
 from cvt.runtime.sessions import onnx_session, openvino_session
 
-pytestmark = pytest.mark.slow
-
 
 @pytest.fixture(scope="module")
 def network():

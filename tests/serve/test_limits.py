@@ -11,8 +11,6 @@ from PIL import Image
 from cvt.errors import InputError
 from cvt.serve.config import ServeConfig
 
-pytestmark = pytest.mark.slow
-
 
 def raw(port, data, *, seconds=5.0):
     """What a server answers to bytes, until it closes or for `seconds`."""

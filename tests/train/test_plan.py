@@ -11,8 +11,6 @@ from cvt.config import CvTConfig, StageConfig
 from cvt.train import plan as plan_module
 from cvt.train.plan import _fitting
 
-pytestmark = pytest.mark.slow
-
 ENV = {**os.environ, "OMP_NUM_THREADS": "1"}
 
 

@@ -25,8 +25,6 @@ from cvt.train.recipe import Recipe
 from cvt.train.setting import Setting
 from cvt.weights.tensors import read_tensors
 
-pytestmark = pytest.mark.slow
-
 ENV = {**os.environ, "OMP_NUM_THREADS": "1"}
 
 

@@ -18,8 +18,6 @@ from cvt.model import CvT
 
 from .hub_server import Hub, commit
 
-pytestmark = pytest.mark.slow
-
 TOKEN = "hf_that_may_read"
 # Takes steps, [what, its argument], and prints what came of each. "together" takes several.
 SCRIPT = """
