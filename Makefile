@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/ready
 
-.PHONY: demo test check docs dist clean
+.PHONY: demo test quick check docs dist clean
 
 demo: $(READY)
 	$(BIN)/cvt train --config recipes/cvt_nano_digits.yaml --output runs/demo --overwrite
@@ -12,9 +12,17 @@ demo: $(READY)
 	$(BIN)/cvt predict runs/demo/held_out --model runs/demo
 	@echo "Look at $(CURDIR)/runs/demo/report.html"
 
-# Two processes of one thread each: the networks are too small to share among threads.
+# Two processes of one thread each: the networks are too small to share among threads. Each begins
+# with its half of the files, so that what a file's tests share is made once, and ends with the
+# other's.
+TESTS := OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist worksteal
+
 test: $(READY)
-	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2
+	$(TESTS)
+
+# What one runs while editing, in less than a minute: all but the tests marked slow.
+quick: $(READY)
+	$(TESTS) -m 'not slow'
 
 check: $(READY) docs
 	$(BIN)/ruff check
