@@ -29,6 +29,7 @@ def small(shaken):
 @pytest.mark.parametrize(("backend", "precision"), [
     (backend, precision) for backend, has in PRECISIONS.items() for precision in has
     if backend != "compile"])
+@pytest.mark.slow
 def test_every_backend_gives_the_models_logits(model, backend, precision):
     calibration = samples(model.config, 16).split(4) if precision == "int8" else None
 
@@ -48,6 +49,7 @@ def test_every_backend_gives_the_models_logits(model, backend, precision):
         assert (logits - expected).abs().max() < bound * expected.abs().max()
 
 
+@pytest.mark.slow
 def test_a_compiled_network_gives_the_models_logits(small):
     fast = optimize(small, "compile")
 
@@ -113,6 +115,7 @@ def test_threads_are_pytorchs_setting_where_it_computes(model):
         torch.set_num_threads(before)
 
 
+@pytest.mark.slow
 def test_calibration_takes_no_more_than_it_needs(small):
     """It may come from a loader without an end."""
     endless = (torch.randn(100, 3, 8, 8) for _ in itertools.count())

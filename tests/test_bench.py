@@ -64,6 +64,7 @@ def test_ceiling_is_a_rate_this_machine_can_reach(monkeypatch):
     assert 1e8 < bench.matmul_rate(torch.float32, seconds=0.05) < 1e14
 
 
+@pytest.mark.slow
 def test_json_figures_follow_from_the_times(config_file, capsys):
     assert main(["bench", "cvt_nano", config_file, "--backends", "plain", "--peers",
                  "transformers:cvt_nano", "timm:resnet10t", *QUICK, "1", "--base",
@@ -90,6 +91,7 @@ def test_json_figures_follow_from_the_times(config_file, capsys):
     assert base["speedup"]["median"] == 1
 
 
+@pytest.mark.slow
 def test_peers_are_counted_as_ours_are():
     model = bench.build_peer("transformers:cvt_nano", 48)
     config = bench.config_of("cvt_nano")
@@ -105,6 +107,7 @@ def test_peers_are_built_for_the_size(name):
         assert bench.build_peer(f"timm:{name}", 64)(torch.zeros(1, 3, 64, 64)).shape == (1, 1000)
 
 
+@pytest.mark.slow
 def test_table_and_chart(tmp_path, capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "80")
     assert main(["bench", "cvt_nano", "--backends", "plain", "--peers", "transformers:cvt", *QUICK,
@@ -124,6 +127,7 @@ def test_table_and_chart(tmp_path, capsys, monkeypatch):
         assert len(picture.convert("RGB").getcolors(1 << 20)) > 10
 
 
+@pytest.mark.slow
 def test_training_steps_count_three_forward_passes(capsys):
     threads = torch.get_num_threads()
     assert main(["bench", "cvt_nano", "--train", "--peers", "--threads", "1", *QUICK,

@@ -128,6 +128,7 @@ def test_a_job_goes_on_with_the_parts_that_are_missing(home, predictor, tmp_path
         assert file.read_bytes() == (tmp_path / "cut" / file.name).read_bytes()
 
 
+@pytest.mark.slow
 def test_a_killed_process_leaves_whole_parts_alone(home, tmp_path):
     many = tmp_path / "list.txt"
     many.write_text(f"{home / 'pictures/0.png'}\n" * 20_000)
@@ -145,6 +146,7 @@ def test_a_killed_process_leaves_whole_parts_alone(home, tmp_path):
     assert not (tmp_path / "out/unreadable.csv").exists()
 
 
+@pytest.mark.slow
 def test_processes_share_a_job(home, tmp_path, monkeypatch):
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     done = subprocess.run(
@@ -241,6 +243,7 @@ def test_an_archive_that_is_no_tar_or_has_no_pictures_is_named(tmp_path):
         find_images([str(tmp_path / "a.tar")])
 
 
+@pytest.mark.slow
 def test_identity_is_of_the_weights_and_not_of_the_backend(home):
     eager, converted = (Predictor(home / "model", backend=backend)
                         for backend in ("eager", "openvino"))

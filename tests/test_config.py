@@ -97,6 +97,7 @@ def test_height_and_width_are_kept_apart():
     projection=st.sampled_from(["conv", "avg", "linear"]),
     kernel=st.sampled_from([1, 3, 5]), stride_kv=st.integers(1, 4), padding_kv=st.integers(0, 3),
 )
+@pytest.mark.slow
 def test_grids_are_those_of_the_tensors(size, embed, projection, kernel, stride_kv, padding_kv):
     assume(embed[2] < embed[0])
     assume(projection != "linear" or stride_kv == 1)

@@ -100,6 +100,7 @@ def test_a_directory_has_a_model_card_for_the_hub(tmp_path, source, to):
     assert place(tmp_path, to).name in body
 
 
+@pytest.mark.slow
 def test_a_conversion_of_what_the_zoo_published_says_what_it_was_trained_on(tmp_path):
     torch.manual_seed(0)
     torch.save(CvT(VARIANTS["cvt_13"]).state_dict(), tmp_path / "CvT-13-384x384-IN-22k.pth")

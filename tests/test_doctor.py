@@ -42,6 +42,7 @@ def found(telling):
         return examine()
 
 
+@pytest.mark.slow
 def test_every_backend_is_tried_and_agrees_with_pytorch(found):
     tried = {(t.backend, t.precision) for t in found.trials if t.device == "cpu"}
     assert tried == {(name, precision) for name, precisions in backends.PRECISIONS.items()
@@ -52,6 +53,7 @@ def test_every_backend_is_tried_and_agrees_with_pytorch(found):
     assert found.healthy
 
 
+@pytest.mark.slow
 def test_packages_are_those_that_pyproject_names(found):
     extras = {p.name: p.extra for p in found.packages}
     assert extras["torch"] is None

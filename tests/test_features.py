@@ -60,6 +60,7 @@ def test_maps_that_are_not_there_are_refused(tiny_model, out, message):
         Backbone(tiny_model, out)
 
 
+@pytest.mark.slow
 def test_a_trunk_exports_and_compiles(tiny_model):
     trunk = Backbone(tiny_model, ("stride4", "stride16"))
     x = torch.randn(2, 3, 64, 64)

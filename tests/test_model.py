@@ -645,6 +645,7 @@ def test_bfloat16_autocast_stays_near_float32(tiny_model):
 # Compilers
 
 @pytest.mark.parametrize("training", [False, True])
+@pytest.mark.slow
 def test_compiling_finds_one_graph_that_equals_eager(tiny, training):
     torch._dynamo.reset()
     model = CvT(tiny(every=STOCHASTIC)).train(training)
@@ -660,6 +661,7 @@ def test_compiling_finds_one_graph_that_equals_eager(tiny, training):
     torch.testing.assert_close(twin.state_dict(), model.state_dict(), rtol=0, atol=0)
 
 
+@pytest.mark.slow
 def test_an_exported_program_runs_any_batch_and_size(tiny):
     # 35 pixels give the last stage two keys a side; torch.export takes a side of 1 for a constant.
     model = CvT(tiny(every={"pos_embed": True}, depths=(1, 1, 1))).eval()

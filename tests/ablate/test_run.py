@@ -20,6 +20,8 @@ from cvt.train import loop
 from cvt.train.config import OptimConfig
 from cvt.train.recipe import Recipe
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def recipe(tmp_path):
@@ -171,7 +173,7 @@ def alive(group):
 
 def test_a_signal_stops_all_processes_and_the_same_command_ends_as_one_process_does(
         recipe, tmp_path):
-    recipe = dataclasses.replace(recipe, epochs=60)
+    recipe = dataclasses.replace(recipe, epochs=30)
     recipe.save(tmp_path / "long.yaml")
     out, runs = tmp_path / "out", tmp_path / "out/runs"
     process = subprocess.Popen(

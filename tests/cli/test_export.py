@@ -20,6 +20,7 @@ def digits(tmp_path):
     return str(tmp_path / "model")
 
 
+@pytest.mark.slow
 def test_export_prints_how_near_the_graph_is_and_where(tmp_path, digits, capfd):
     out = tmp_path / "out"
 
@@ -33,6 +34,7 @@ def test_export_prints_how_near_the_graph_is_and_where(tmp_path, digits, capfd):
     assert Manifest.load(out).format == "openvino"
 
 
+@pytest.mark.slow
 def test_export_calibrates_and_measures_on_a_dataset(tmp_path, digits, capfd):
     assert main(["export", digits, str(tmp_path / "out"), "--to", "openvino", "--precision", "int8",
                  "--data.name", "digits", "--max_drop", "100"]) == 0

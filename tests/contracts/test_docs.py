@@ -21,6 +21,8 @@ from cvt.cli import main
 from cvt.conversion import convert
 from cvt.zoo import ZOO
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[2]
 WEIGHTS = (ROOT / "docs/weights.md").read_text()
 logging.disable_progress_bar()

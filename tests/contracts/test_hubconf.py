@@ -77,6 +77,7 @@ def test_a_tag_that_does_not_exist_is_refused():
     assert type(caught.value).__name__ == InputError.__name__
 
 
+@pytest.mark.slow
 def test_a_clone_uses_its_own_source(tmp_path):
     shutil.copy(ROOT / "hubconf.py", tmp_path)
     shutil.copytree(ROOT / "src", tmp_path / "src",

@@ -49,6 +49,7 @@ def test_configurations_need_no_torch():
     assert (done.stdout, done.stderr) == ("[]\n", "")
 
 
+@pytest.mark.slow
 def test_the_model_needs_torch_alone():
     done = run("import sys, cvt\n"
                "cvt.CvT\n"

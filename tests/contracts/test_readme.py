@@ -54,6 +54,7 @@ def test_commands_are_understood(args, monkeypatch, tmp_path, capsys):
                          capsys.readouterr().err)
 
 
+@pytest.mark.slow
 def test_python_examples_run(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     official = {rename(name, FROM_NATIVE["official"]): tensor

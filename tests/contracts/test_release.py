@@ -228,6 +228,7 @@ def test_an_advisory_is_passed_over_only_with_a_reason():
     advisories.ignored((ROOT / "release/advisories.txt").read_text())
 
 
+@pytest.mark.slow
 def test_pip_audit_takes_the_options_and_reads_the_pins():
     dry = [*advisories.COMMAND, "--ignore-vuln", "PYSEC-1", "--dry-run"]
     done = subprocess.run(dry, capture_output=True, text=True, check=False)

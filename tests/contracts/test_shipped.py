@@ -123,6 +123,7 @@ def test_a_shipped_file_under_another_name_keeps_its_classes(tmp_path):
     assert ModelCard.load("out") == ModelCard.load(shipped("cvt_nano.fashion_mnist"))
 
 
+@pytest.mark.slow
 def test_a_picture_is_classified_right_after_installing():
     """In a process of its own, which may not so much as look up a host's address."""
     code = ("import sys\n"
@@ -171,6 +172,7 @@ def test_the_tag_is_meant_even_where_a_directory_has_its_name(tmp_path, capsys):
     assert not list((tmp_path / "cvt_nano.digits").iterdir())
 
 
+@pytest.mark.slow
 def test_training_starts_from_shipped_weights(tmp_path):
     assert main(["train", "--weights", "cvt_nano.fashion_mnist", "--data.name", "digits",
                  "--max_train_samples", "64", "--batch_size", "32", "--epochs", "1",

@@ -204,6 +204,7 @@ def test_one_image_gives_logits_that_checkpointing_leaves_alone(name, arguments,
 
 @pytest.mark.parametrize(("name", "pool"), [
     ("cvt_nano", "token"), ("cvt_nano", "avg"), ("cvt_13", None)])
+@pytest.mark.slow
 def test_every_parameter_gets_a_gradient_and_checkpointing_the_same(name, pool):
     model = timm.create_model(name, num_classes=42, drop_path_rate=0.0, global_pool=pool)
     again = copy.deepcopy(model)
@@ -526,6 +527,7 @@ def test_weights_in_anybodys_names_load(tmp_path, small, images, names, suffix):
 
 
 @pytest.mark.parametrize("num_classes", [5, 0])
+@pytest.mark.slow
 def test_pretrained_weights_take_other_channels_and_classes(tmp_path, shaken, num_classes):
     source = shaken(timm.create_model("cvt_13"))
     save_file(official(source), tmp_path / "w.safetensors")
@@ -599,6 +601,7 @@ def test_a_variant_is_written_by_its_name(name):
 
 
 @pytest.mark.parametrize("name", ["cvt_nano", "cvt_13"])
+@pytest.mark.slow
 def test_a_directory_of_ours_loads_in_timm(tmp_path, shaken, images, name):
     source = shaken(CvT(VARIANTS[name])).eval()
 

@@ -12,6 +12,8 @@ import pytest
 
 from cvt.cli import main
 
+pytestmark = pytest.mark.slow
+
 DOCS = Path(__file__).parents[2] / "docs"
 
 

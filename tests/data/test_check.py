@@ -99,6 +99,7 @@ def test_copies_within_train_are_no_fault(root):
     assert not report.faulty
 
 
+@pytest.mark.slow
 def test_two_thousand_blank_pictures_are_quickly_done(tmp_path):
     for i in range(2000):
         home = tmp_path / ("val" if i % 4 == 0 else "train") / str(i % 2)

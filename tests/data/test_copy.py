@@ -146,6 +146,7 @@ def test_pictures_of_one_name_do_not_overwrite_each_other(root, tmp_path):
                      "_31m.jpg"]
 
 
+@pytest.mark.slow
 def test_arrays_are_copied_without_loss(tmp_path):
     copy(DataConfig(name="digits"), tmp_path / "out")
     data, small = load_dataset(DataConfig(name="digits")), folder(tmp_path / "out")

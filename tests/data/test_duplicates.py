@@ -41,6 +41,7 @@ def test_each_copy_is_paired_with_its_original_alone(photos, change):
     assert pairs([*photos, *map(change, photos)]) == [(i, n + i) for i in range(n)]
 
 
+@pytest.mark.slow
 def test_hashes_within_the_distance_are_all_found_once_and_no_others():
     rng = np.random.default_rng(0)
     n = 1500

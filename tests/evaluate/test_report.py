@@ -180,6 +180,7 @@ def test_mistakes_are_shown_with_what_was_said_and_what_is(page_of):
     assert page.all("img")[0]["alt"] == "A picture of ant, taken for bee"
 
 
+@pytest.mark.slow
 def test_small_pictures_keep_hard_edges_and_large_ones_shrink(page_of):
     small = page_of(evaluation_of("abc"))
     large = page_of(evaluation_of("abc"), read=lambda _: Image.effect_noise((1600, 800), 50))

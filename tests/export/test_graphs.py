@@ -19,6 +19,8 @@ from cvt.export.graphs import (
 from cvt.fast.network import Folded
 from cvt.model import CvT
 
+pytestmark = pytest.mark.slow
+
 SIZES = [(1, 64, 64), (3, 64, 96), (2, 81, 67)]
 FIRST = StageConfig(dim=8, num_heads=1, depth=1, embed_kernel=7, embed_stride=4, embed_padding=2)
 KINDS = {

@@ -15,6 +15,8 @@ from cvt.runtime.manifest import Manifest
 from cvt.weights.native import save_model
 from cvt.zoo import load_model
 
+pytestmark = pytest.mark.slow
+
 CLASSES = ("ant", "bee", "cat")
 STAGE = {"dim": 8, "num_heads": 2, "depth": 1, "embed_kernel": 7, "embed_stride": 4,
          "embed_padding": 2, "cls_token": True}

@@ -24,6 +24,8 @@ from cvt.train.config import OptimConfig
 from cvt.train.recipe import Recipe
 from cvt.weights.tensors import read_tensors
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def config(tmp_path_factory):

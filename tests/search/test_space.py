@@ -24,6 +24,7 @@ def everything(space):
     return list(itertools.product(GENES, repeat=4))
 
 
+@pytest.mark.slow
 def test_the_cost_of_any_choice_is_that_of_its_network(space):
     rng = Random(0)
     for _ in range(8):

@@ -56,6 +56,7 @@ def test_a_request_of_more_pictures_is_refused(served, picture, count, status):
 
 
 @pytest.mark.parametrize(("size", "status"), [((40, 39), 200), ((40, 40), 200), ((41, 40), 422)])
+@pytest.mark.slow
 def test_a_picture_of_more_pixels_is_refused(served, picture, classify, size, status):
     client = served(max_pixels=1600)
     answer = classify(client, picture(size=size))
@@ -67,6 +68,7 @@ def test_a_picture_of_more_pixels_is_refused(served, picture, classify, size, st
         assert explained.status_code == 422
 
 
+@pytest.mark.slow
 def test_pixels_are_counted_before_they_are_unpacked(served, classify):
     file = io.BytesIO()
     Image.new("1", (20_000, 20_000)).save(file, "PNG")

@@ -13,8 +13,9 @@ from selenium.webdriver.support.ui import Select, WebDriverWait
 
 CHROMIUM, DRIVER = (shutil.which(name) for name in ("chromium", "chromedriver"))
 
-pytestmark = pytest.mark.skipif(not (CHROMIUM and DRIVER), reason="there is no browser; "
-                                "apt-get install chromium chromium-driver")
+pytestmark = [pytest.mark.slow, pytest.mark.skipif(
+    not (CHROMIUM and DRIVER),
+    reason="there is no browser; apt-get install chromium chromium-driver")]
 
 
 @pytest.fixture(scope="module")

@@ -16,6 +16,8 @@ import pytest
 from cvt.cli import main
 from cvt.export.write import export
 
+pytestmark = pytest.mark.slow
+
 
 @contextlib.contextmanager
 def process(*args, code="from cvt.cli import main; sys.exit(main())", env=None):

@@ -53,6 +53,7 @@ def changed(run, start):
             or not torch.equal(after[name], before[name])}
 
 
+@pytest.mark.slow
 def test_a_run_starts_from_weights_and_their_preprocessing(recipe, trained, tmp_path, capfd):
     loop.train(recipe, tmp_path / "run")
     card = ModelCard.load(tmp_path / "run")
@@ -72,6 +73,7 @@ def test_a_run_starts_from_weights_and_their_preprocessing(recipe, trained, tmp_
             torch.testing.assert_close(tensor, start[name], rtol=0, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_a_resumed_run_needs_the_weights_no_more(recipe, trained, tmp_path):
     loop.train(recipe, tmp_path / "whole", quiet=True)
     shutil.copytree(tmp_path / "whole", tmp_path / "cut")
@@ -194,6 +196,7 @@ def test_more_frozen_stages_than_there_are_are_refused(recipe, tmp_path):
         loop.train(dataclasses.replace(recipe, freeze=FreezeConfig(stages=3)), tmp_path / "run")
 
 
+@pytest.mark.slow
 def test_sgd_with_layer_decay_trains_and_resumes(recipe, tmp_path):
     plain = dataclasses.replace(recipe, optim=OptimConfig(
         name="sgd", lr=0.1, layer_decay=0.7, schedule="linear", warmup_steps=1))
@@ -214,6 +217,7 @@ def test_a_run_can_be_so_many_steps(recipe, tmp_path):
     assert (tmp_path / "run/checkpoints/step-00000005").exists()
 
 
+@pytest.mark.slow
 def test_a_run_that_gets_no_better_ends_early(recipe, tmp_path, monkeypatch):
     """It learns for two epochs of two steps; then nothing of the network moves any more."""
     monkeypatch.setattr(loop, "learning_rate", lambda _, step, *__: 0.01 if step < 4 else 0.0)
@@ -236,6 +240,7 @@ def test_recall_counts_every_class_the_same(recipe, tmp_path):
     assert max(row["val_recall"] for row in rows) == pytest.approx(sum(recalls) / len(recalls))
 
 
+@pytest.mark.slow
 def test_distillation_trains(recipe, teacher, tmp_path):
     taught = dataclasses.replace(recipe, distill=DistillConfig(teacher=str(teacher)))
     loop.train(taught, tmp_path / "taught", quiet=True)
@@ -245,6 +250,7 @@ def test_distillation_trains(recipe, teacher, tmp_path):
     assert not any(name.startswith("teacher") for name in one)
 
 
+@pytest.mark.slow
 def test_a_teacher_may_be_timms(recipe, tmp_path):
     network = timm.create_model("resnet10t", num_classes=10)
     home = tmp_path / "resnet"

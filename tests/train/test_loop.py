@@ -24,6 +24,8 @@ from cvt.train.state import lock_run
 from cvt.weights.tensors import read_tensors
 from cvt.zoo import load_model
 
+pytestmark = pytest.mark.slow
+
 FILES = {"config.json", "recipe.yaml", "best.safetensors", "last.safetensors", "checkpoints",
          ".lock", "metrics.csv", "metrics.jsonl", "metrics.json", "report.html", "tensorboard"}
 

@@ -22,6 +22,7 @@ def test_a_loss_that_never_falls_has_no_suggestion():
         suggest(np.geomspace(1e-6, 1, 100), np.linspace(2, 3, 100))
 
 
+@pytest.mark.slow
 def test_the_command_leaves_a_plot_and_a_table(tiny_file, tmp_path, capsys):
     assert main(["train", f"--model={tiny_file}", "--image_size=8", "--find-lr",
                  f"--output={tmp_path / 'run'}"]) == 0

@@ -36,6 +36,7 @@ def test_a_dry_run_says_what_a_run_takes_and_writes_nothing(options, tmp_path, c
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 def test_the_disk_it_names_is_what_a_run_takes(options, tmp_path, capsys):
     assert main(["train", *options, "--dry-run", "--json"]) == 0
     plan = json.loads(capsys.readouterr().out)
@@ -67,6 +68,7 @@ def test_it_is_shown_as_a_table(options, capsys):
     assert "--optim.accumulate 1" in out
 
 
+@pytest.mark.slow
 def test_processes_measure_what_exchange_costs(options):
     done = subprocess.run(
         [sys.executable, Path(__file__).parent / "torchrun.py", "2", "train", *options,

@@ -25,6 +25,8 @@ from cvt.train.recipe import Recipe
 from cvt.train.setting import Setting
 from cvt.weights.tensors import read_tensors
 
+pytestmark = pytest.mark.slow
+
 ENV = {**os.environ, "OMP_NUM_THREADS": "1"}
 
 

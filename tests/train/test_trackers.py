@@ -10,6 +10,8 @@ from cvt.train import loop
 from cvt.train.config import OptimConfig
 from cvt.train.recipe import Recipe
 
+pytestmark = pytest.mark.slow
+
 
 def test_weights_and_biases_gets_the_figures(tiny_file, tmp_path, monkeypatch):
     wandb = pytest.importorskip("wandb")

@@ -375,6 +375,7 @@ def test_any_bit_of_a_safetensors_header_may_flip(tmp_path):
 
 
 @pytest.mark.parametrize("write", [write_archive, write_older])
+@pytest.mark.slow
 def test_any_bit_of_a_pickle_may_flip(tmp_path, write):
     """Values are not checked by these formats, so another file may be read; nothing else ends."""
     path = tmp_path / "w.bin"

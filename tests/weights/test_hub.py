@@ -25,6 +25,8 @@ import json, resource, signal, sys, urllib.request
 from concurrent.futures import ThreadPoolExecutor
 from huggingface_hub import constants
 
+pytestmark = pytest.mark.slow
+
 def logits(source):
     import torch
     from cvt import load_model
