@@ -407,14 +407,17 @@ def projections(config: StageConfig) -> tuple[nn.Module, nn.Module, nn.Module]:
     return LinearProjection(config), LinearProjection(config), LinearProjection(config)
 
 
+# Both go through (B, H, W, C), and so do their gradients. Through (B, C, T), a batch of one image
+# would get a batch stride that hides its channels-last layout: PyTorch's BatchNorm on a CPU then
+# takes an input and a gradient of different layouts for the same, and its gradients are wrong.
 def to_map(x: Tensor, grid: Grid) -> Tensor:
     """Tokens (B, T, C) as a map (B, C, H, W): a view in channels-last layout, no copy."""
-    return x.transpose(1, 2).unflatten(2, grid)
+    return x.unflatten(1, grid).permute(0, 3, 1, 2)
 
 
 def to_tokens(x: Tensor) -> Tensor:
     """A map (B, C, H, W) as tokens (B, T, C): a view where the map is channels-last."""
-    return x.flatten(2).transpose(1, 2)
+    return x.permute(0, 2, 3, 1).flatten(1, 2)
 
 
 def split(x: Tensor, grid: Grid, cls_token: bool) -> tuple[Tensor | None, Tensor]:

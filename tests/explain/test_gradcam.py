@@ -19,7 +19,7 @@ def network(cls_token=True, seed=0):
     return model
 
 
-def shifted(model, stage, channel, by):
+def shifted(model, images, stage, channel, by):
     """Logits with `by` added to one channel of the map that Grad-CAM reads."""
     def add(module, args):
         x, grid = args
@@ -45,25 +45,26 @@ def shifted(model, stage, channel, by):
     else:
         handle = model.norm.register_forward_pre_hook(add_to_sequence)
     with torch.no_grad():
-        logits = model(IMAGES)
+        logits = model(images)
     handle.remove()
     return logits
 
 
+@pytest.mark.parametrize("batch", [1, 2])
 @pytest.mark.parametrize("cls_token", [True, False])
 @pytest.mark.parametrize("stage", [1, 2, 3])
-def test_maps_are_weighted_as_finite_differences_say(stage, cls_token):
-    model = network(cls_token)
-    classes = torch.tensor([2, 0])
-    _, cams = grad_cam(model, IMAGES, [stage], classes)
-    maps = model.forward_intermediates(IMAGES, intermediates_only=True)
+def test_maps_are_weighted_as_finite_differences_say(stage, cls_token, batch):
+    model, images = network(cls_token), IMAGES[:batch]
+    classes = torch.tensor([2, 0])[:batch]
+    _, cams = grad_cam(model, images, [stage], classes)
+    maps = model.forward_intermediates(images, intermediates_only=True)
     fmap = maps[stage - 1].detach()
     if stage == 3 and cls_token:  # what the last block reads
-        fmap = model.forward_intermediates(IMAGES, [-2], level="block",
+        fmap = model.forward_intermediates(images, [-2], level="block",
                                            intermediates_only=True)[0].detach()
     step, height, width = 1e-5, *fmap.shape[2:]
     weights = torch.stack([
-        (shifted(model, stage, c, step) - shifted(model, stage, c, -step)).gather(
+        (shifted(model, images, stage, c, step) - shifted(model, images, stage, c, -step)).gather(
             1, classes[:, None])[:, 0] / (2 * step * height * width)
         for c in range(fmap.shape[1])], 1)
     expected = (weights[:, :, None, None] * fmap).sum(1).relu()
