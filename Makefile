@@ -15,7 +15,7 @@ demo: $(READY)
 # Two processes of one thread each: the networks are too small to share among threads. Each begins
 # with its half of the files, so that what a file's tests share is made once, and ends with the
 # other's.
-TESTS := OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist worksteal
+TESTS := PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist worksteal
 
 test: $(READY)
 	$(TESTS)

@@ -188,6 +188,7 @@ def test_what_one_backend_lacks_is_skipped(no_openvino):
     (["--peers", "--backends"], "nothing to measure"),
     (["cvt_13", "--peers", "--size", "2"], "pixels"),
 ])
+@pytest.mark.slow
 def test_what_is_asked_for_by_name_must_be_there(args, message, no_openvino, monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "transformers", None)
     model, *rest = args if args[0].startswith("cvt") else ["cvt_nano", *args]

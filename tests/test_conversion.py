@@ -38,6 +38,7 @@ def assert_same(path, source):
 
 
 @pytest.mark.parametrize(("first", "second"), list(itertools.product(FORMATS, FORMATS)))
+@pytest.mark.slow
 def test_every_format_goes_to_every_other_and_nothing_changes(tmp_path, source, first, second):
     one, two = place(tmp_path, first, "one"), place(tmp_path, second, "two")
 

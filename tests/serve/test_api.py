@@ -65,6 +65,7 @@ def test_one_bad_picture_of_several_has_an_error_in_its_place(client, picture):
     assert len(good["classes"]) == 4
 
 
+@pytest.mark.slow
 def test_no_answer_is_for_anothers_picture(client, predictor, picture, classify):
     seeds = range(200)
     expected = [p.classes for p in predictor([picture(i) for i in seeds], 4)]

@@ -277,6 +277,7 @@ def bombs(tmp_path_factory):
 
 
 @pytest.mark.parametrize("name", BOMBS)
+@pytest.mark.slow
 def test_a_bomb_does_not_go_off(bombs, name):
     errors, grown = bombs[name]
 

@@ -18,14 +18,14 @@ from cvt.model import CvT
 
 from .hub_server import Hub, commit
 
+pytestmark = pytest.mark.slow
+
 TOKEN = "hf_that_may_read"
 # Takes steps, [what, its argument], and prints what came of each. "together" takes several.
 SCRIPT = """
 import json, resource, signal, sys, urllib.request
 from concurrent.futures import ThreadPoolExecutor
 from huggingface_hub import constants
-
-pytestmark = pytest.mark.slow
 
 def logits(source):
     import torch
