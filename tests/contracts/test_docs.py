@@ -78,7 +78,7 @@ def test_the_page_on_weights_runs_from_top_to_bottom(desk, capsys):
 
 def test_the_page_on_training_shows_a_run_that_resumes(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    start, again, dry = (shlex.split(text)[1:] for text in
+    start, again, longer, dry = (shlex.split(text)[1:] for text in
                          blocks((ROOT / "docs/training.md").read_text(), "sh"))
     stage = cvt.StageConfig(dim=8, num_heads=1, depth=1, cls_token=True)
     cvt.CvTConfig(stages=(stage,), num_classes=10, image_size=8).save("small.json")
@@ -90,6 +90,8 @@ def test_the_page_on_training_shows_a_run_that_resumes(tmp_path, monkeypatch, ca
     Path("runs/digits/metrics.json").unlink()  # as if it had been stopped before its end
     assert main([*again, "--quiet"]) == 0
     assert capsys.readouterr().out.count("report: runs/digits/report.html") == 2
+    assert main([*longer, "--quiet"]) == 0
+    assert len(Path("runs/digits/metrics.jsonl").read_text().splitlines()) == 5
 
 
 def test_the_page_on_fine_tuning_runs_from_top_to_bottom(desk, monkeypatch, capsys):
