@@ -20,6 +20,8 @@ from cvt.supernet import Supernet
 from cvt.surgery import freeze_batchnorm, swap
 from cvt.train.sync import SyncedBatchNorm2d
 
+pytestmark = pytest.mark.slow
+
 PROJECTIONS = {
     "conv": {},
     "conv, stride_kv 1": {"stride_kv": 1},

@@ -57,6 +57,7 @@ def test_an_image_that_is_gone_later_is_other_data_and_no_error(photos, monkeypa
         ["the contents of the training images"], ["the contents of the validation images"])
 
 
+@pytest.mark.slow
 def test_sizes_of_every_source_are_known_without_reading(photos, tmp_path):
     datasets = pytest.importorskip("datasets")
     rows = [(path, name) for name in ("ant", "bee") for path in sorted((photos / name).iterdir())]
