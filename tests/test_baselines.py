@@ -8,12 +8,13 @@ from cvt.complexity import parameters
 from cvt.config import VARIANTS, CvTConfig, StageConfig
 from cvt.errors import InputError
 
+pytestmark = pytest.mark.slow
+
 
 def count(network):
     return sum(p.numel() for p in network.parameters())
 
 
-@pytest.mark.slow
 def test_the_vit_of_cvt_13_is_deit_s():
     with torch.device("meta"):
         network = vit(VARIANTS["cvt_13"])
@@ -40,7 +41,6 @@ def test_without_position_a_vit_does_not_see_the_order_of_its_patches():
 
 @pytest.mark.parametrize(("make", "least"), [(vit, LARGER), (resnet, 1.0)])
 @pytest.mark.parametrize("variant", ["cvt_nano", "cvt_13", "cvt_21"])
-@pytest.mark.slow
 def test_baselines_are_not_smaller_and_at_most_a_fourth_larger(make, least, variant):
     config = VARIANTS[variant]
     with torch.device("meta"):

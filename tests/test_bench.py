@@ -102,6 +102,7 @@ def test_peers_are_counted_as_ours_are():
 
 
 @pytest.mark.parametrize("name", ["vit_small_patch16_224", "swin_tiny_patch4_window7_224"])
+@pytest.mark.slow
 def test_peers_are_built_for_the_size(name):
     with torch.inference_mode():
         assert bench.build_peer(f"timm:{name}", 64)(torch.zeros(1, 3, 64, 64)).shape == (1, 1000)

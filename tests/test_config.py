@@ -136,6 +136,7 @@ def test_grids_are_those_of_the_tensors(size, embed, projection, kernel, stride_
     projection=st.sampled_from(["conv", "avg"]), kernel=st.sampled_from([1, 3, 5]),
     stride_kv=st.integers(1, 4), padding_kv=st.integers(0, 2), embed_padding=st.integers(0, 2),
 )
+@pytest.mark.slow
 def test_grids_refuse_exactly_the_sizes_with_a_side_below_the_least(
         size, projection, kernel, stride_kv, padding_kv, embed_padding):
     assume(projection != "avg" or padding_kv <= kernel // 2)

@@ -181,6 +181,7 @@ def test_gray_pictures_have_no_processor_in_transformers(tmp_path, tiny):
 
 
 @pytest.mark.parametrize("to", FORMATS)
+@pytest.mark.slow
 def test_half_precision_is_half_the_bytes_and_loads_as_float32(tmp_path, source, to):
     half = place(tmp_path, to, "half")
 

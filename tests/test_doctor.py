@@ -63,6 +63,7 @@ def test_packages_are_those_that_pyproject_names(found):
     assert next(p for p in found.packages if p.name == "torch").version == REAL("torch")
 
 
+@pytest.mark.slow
 def test_a_backend_that_fails_says_why_and_what_to_install(monkeypatch):
     def fail(model, backend, precision, **_):
         if backend == "openvino":

@@ -21,6 +21,7 @@ def test_an_option_that_would_do_nothing_is_refused(line, told, capsys):
 @pytest.mark.parametrize("line", [
     "data check --data.name digits --image-size 16",
     "data check --data.name digits --image_size=16"])
+@pytest.mark.slow
 def test_hyphens_and_underscores_are_the_same(line, capsys):
     assert main(line.split()) == 0
     assert capsys.readouterr().out

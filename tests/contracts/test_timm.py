@@ -190,6 +190,7 @@ def test_a_wrong_argument_is_refused_with_what_to_do(arguments, message):
     ("cvt_nano", {}, 32), ("cvt_13", {}, 64), ("cvt_13", {"act_layer": "gelu"}, 71),
     ("cvt_nano", {"global_pool": "avg", "in_chans": 1}, 40),
 ])
+@pytest.mark.slow
 def test_one_image_gives_logits_that_checkpointing_leaves_alone(name, arguments, size):
     model = timm.create_model(name, **arguments).eval()
     x = torch.randn(1, model.in_chans, size, size + 8)
@@ -433,6 +434,7 @@ def test_a_head_without_its_stage_is_refused(small, images):
 
 @pytest.mark.parametrize("name", ["cvt_nano", "cvt_13"])
 @pytest.mark.parametrize("in_chans", [3, 1])
+@pytest.mark.slow
 def test_features_only_gives_every_stage(name, in_chans):
     model = timm.create_model(name, features_only=True, in_chans=in_chans).eval()
     x = torch.randn(1, in_chans, 96, 96)
@@ -515,6 +517,7 @@ def official(model):
 
 @pytest.mark.parametrize("names", ["native", "official", "huggingface"])
 @pytest.mark.parametrize("suffix", [".safetensors", ".pth"])
+@pytest.mark.slow
 def test_weights_in_anybodys_names_load(tmp_path, small, images, names, suffix):
     source, path = small(num_classes=1000), tmp_path / f"weights{suffix}"
     tensors = {rename(name, FROM_NATIVE[names]): t for name, t in source.state_dict().items()}

@@ -238,6 +238,7 @@ def test_configuration_is_folded_yaml(full_page):
     assert "model: cvt_nano optim: betas: - 0.9 - 0.999 root: pictures" in full_page.text
 
 
+@pytest.mark.slow
 def test_the_same_evaluation_makes_the_same_bytes(page_of):
     first, second = (page_of(evaluation_of("abcdefgh"), history=HISTORY).html for _ in range(2))
     assert first == second

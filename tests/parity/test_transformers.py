@@ -25,6 +25,8 @@ from cvt.model import CvT, QuickGELU
 from cvt.weights.native import save_model
 from cvt.zoo import load_model
 
+pytestmark = pytest.mark.slow
+
 CLASSES = ("cat", "dog", "cow")
 logging.disable_progress_bar()
 
@@ -179,7 +181,6 @@ def test_the_pipeline_of_transformers_names_our_classes(tmp_path, ours):
 
 
 @pytest.mark.parametrize("size", [(224, 224), (160, 256)])
-@pytest.mark.slow
 def test_official_files_of_full_size_give_the_official_logits(tmp_path, shaken, size):
     """CvT-13; the port with QuickGELU is the reference, as it is equal to the official code."""
     port = shaken(CvtForImageClassification(CvtConfig(num_labels=1000))).eval()

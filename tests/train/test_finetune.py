@@ -126,6 +126,7 @@ def test_sgd_with_layer_decay_trains_and_resumes(recipe, tmp_path):
     torch.testing.assert_close(other, one, rtol=0, atol=0)
 
 
+@pytest.mark.slow
 def test_a_run_can_be_so_many_steps(recipe, tmp_path):
     loop.train(dataclasses.replace(recipe, steps=5), tmp_path / "run", quiet=True)
     rows = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
@@ -149,6 +150,7 @@ def test_a_run_that_gets_no_better_ends_early(recipe, tmp_path, monkeypatch):
     assert len(rows) == 2 + 2
 
 
+@pytest.mark.slow
 def test_recall_counts_every_class_the_same(recipe, tmp_path):
     evaluation = loop.train(dataclasses.replace(recipe, best_by="val_recall"), tmp_path / "run",
                             quiet=True)

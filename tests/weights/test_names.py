@@ -11,6 +11,7 @@ def names_of(config):
 
 @pytest.mark.parametrize("format", ["official", "huggingface"])
 @pytest.mark.parametrize("variant", ["cvt_13", "cvt_nano"])
+@pytest.mark.slow
 def test_every_name_goes_out_and_comes_back(format, variant):
     ours = names_of(VARIANTS[variant])
     theirs = [rename(name, FROM_NATIVE[format]) for name in ours]
