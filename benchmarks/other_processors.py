@@ -2,9 +2,10 @@
 
     python benchmarks/other_processors.py [PATH ...] [--settings avx2 alone ...] [--workers 2]
 
-PATHs and options after `--` go to pytest; without any, the whole suite runs. Each setting runs it
-once, in processes whose PyTorch (ATEN_CPU_CAPABILITY), oneDNN (ONEDNN_MAX_CPU_ISA) and MKL
-(MKL_ENABLE_INSTRUCTIONS) use those instructions alone. It exits with 1 if a test failed anywhere.
+PATHs are files or directories of tests; without any, the whole suite runs. Each setting runs them
+once, limited by environment variables: ATEN_CPU_CAPABILITY for PyTorch's own kernels,
+ONEDNN_MAX_CPU_ISA for oneDNN's, MKL_ENABLE_INSTRUCTIONS for MKL's. The exit code is 1 where a test
+failed.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ SETTINGS: dict[str, dict[str, str]] = {
 
 
 def measure(name: str, paths: list[str], workers: int) -> dict[str, Any]:
-    """What came of the tests under the setting `name`, and the seconds that they took."""
+    """The results of the tests under the setting `name`, and the seconds that they took."""
     start, cpu = time.perf_counter(), children_seconds()
     if name == "alone":
         files = [str(file) for path in paths or ["tests"] for file in files_of(ROOT / path)]
@@ -59,7 +60,7 @@ def run(variables: dict[str, str], args: list[str], *, workers: int) -> dict[str
     with tempfile.TemporaryDirectory() as home:
         report = Path(home) / "report.xml"
         command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", f"--junitxml={report}",
-                   *(["-n", str(workers)] if workers else []), *args]
+                   *(["-n", str(workers), "--dist", "worksteal"] if workers else []), *args]
         done = subprocess.run(command, cwd=ROOT, check=False, capture_output=True, text=True,
                               env={**os.environ, "OMP_NUM_THREADS": "1", **variables})
         if not report.exists():  # pytest itself ended, as where a test ends its process
