@@ -6,6 +6,7 @@ axis of one image, an axis of a map of one row or one column. So the sizes here 
 
 import copy
 import dataclasses
+import itertools
 
 import pytest
 import torch
@@ -15,7 +16,7 @@ from torch import nn
 from cvt.baselines import resnet, vit
 from cvt.fast.network import Folded
 from cvt.fast.training import TrainingForm
-from cvt.model import CvT, join, split
+from cvt.model import ConvAttention, CvT, join, split
 from cvt.supernet import Supernet
 from cvt.surgery import freeze_batchnorm, swap
 from cvt.train.sync import SyncedBatchNorm2d
@@ -110,6 +111,11 @@ def relative(found, expected):
     """The distance of lists of tensors, as a share of the length of `expected`."""
     norm = nn.utils.get_total_norm
     return (norm([a - b for a, b in zip(found, expected, strict=True)]) / norm(expected)).item()
+
+
+def laid_out(x, order):
+    """A copy of x whose axes lie in memory in this order, from the outermost."""
+    return x.permute(order).contiguous().permute([order.index(i) for i in range(x.ndim)])
 
 
 def checkpointing(model, form):
@@ -246,6 +252,28 @@ def test_gradients_do_not_depend_on_how_images_lie_in_memory(tiny, shaken, make,
 
             # A small step, for the ResNet has kinks.
             assert_finite_differences(model.train(training), x, step=1e-7)
+
+
+@pytest.mark.parametrize("grid", [(3, 4), (1, 5), (5, 1), (1, 1)])
+@pytest.mark.parametrize("fields", PROJECTIONS.values(), ids=PROJECTIONS)
+@pytest.mark.parametrize(("dtype", "bound"), [(torch.float64, 1e-12), (torch.float32, 1e-4)])
+def test_gradients_of_a_projection_do_not_depend_on_strides(tiny, shaken, dtype, bound, fields,
+                                                            grid):
+    """Of a map that comes in, and of a gradient that comes back."""
+    key = shaken(ConvAttention(tiny(every=fields).stages[1]).k).to(dtype).eval()
+    cls, fmap = images(1, 1, 16).to(dtype), images(1, 16, *grid).to(dtype)
+    along = torch.randn_like(key(cls, fmap))
+    found = []
+    for order in itertools.permutations(range(4)):
+        x = laid_out(fmap, order).requires_grad_()
+        for tokens in itertools.permutations(range(3)):
+            gradient = laid_out(along, tokens)
+            cls_first = torch.autograd.grad(key(cls, x), [x, *key.parameters()], gradient)
+            alone = torch.autograd.grad(key(None, x), [x, *key.parameters()], gradient[:, 1:])
+            found.append((cls_first, alone))
+
+    for each in found[1:]:
+        torch.testing.assert_close(each, found[0], rtol=bound, atol=bound)
 
 
 @pytest.mark.parametrize("grid", [(3, 4), (1, 5), (5, 1), (1, 1)])
