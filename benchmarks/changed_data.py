@@ -344,18 +344,18 @@ def main() -> None:
             kinds[f"{'recipe' if recipe_edit else source.name}: {kind}"] += 1
             before = tree(run)
             how, said = forked(lambda r=run: loop.resume(r, quiet=True))
-            told = {"edit": f"{source.name}, stopped at {stop}: {kind}", "said": said}
+            fault = {"edit": f"{source.name}, stopped at {stop}: {kind}", "said": said}
             if control:
                 same = how == "done" and all(
                     tree(run)[name] == tree(wholes[source.name])[name]
                     for name in ("last.safetensors", "best.safetensors"))
                 counts["control, bit for bit" if same else "control, another result"] += 1
                 if not same:
-                    faults.append(told)
+                    faults.append(fault)
                 continue
             if how != "rejected" or "\n" in said or tree(run) != before:
                 counts["silent" if how == "done" else how if how == "traceback" else "changed"] += 1
-                faults.append(told)
+                faults.append(fault)
                 continue
             counts["rejected by name"] += 1
             how, said = forked(lambda r=run: loop.resume(r, quiet=True, accept_data_changes=True))
@@ -366,11 +366,11 @@ def main() -> None:
                 good = how == "rejected" and "\n" not in said
                 counts["then rejected, for it is no such change" if good else how] += 1
             if not good:
-                faults.append({**told, "said": said, "accepting": "yes"})
+                faults.append({**fault, "said": said, "accepting": "yes"})
     for name, n in sorted(counts.items()):
         print(f"{n:5} {name}")
-    for fault in faults:
-        print(fault)
+    for row in faults:
+        print(row)
     print(keep("changed_data", {"edits": args.edits, "seed": args.seed, "counts": dict(counts),
                                 "kinds": dict(sorted(kinds.items())), "faults": faults}))
     sys.exit(bool(faults))

@@ -193,7 +193,7 @@ def test_a_job_does_not_go_on_where_an_image_has_changed(home, predictor, tmp_pa
     Image.new("RGB", (24, 24), "red").save(path)
     classify_into(tmp_path / "out", predictor, [str(path)])
     Image.new("RGB", (32, 24), "blue").save(path)
-    with pytest.raises(InputError, match="or a file has changed its size; give a new directory"):
+    with pytest.raises(InputError, match="or an image has changed its size; give a new directory"):
         classify_into(tmp_path / "out", predictor, [str(path)])
 
 

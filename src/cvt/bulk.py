@@ -145,7 +145,8 @@ def _begin(output: Path, job: dict[str, Any]) -> None:
             ("schema", "was written by another version of cvt"),
             ("model", "has the answers of another model or precision"),
             ("pictures", f"is of {kept.get('pictures')} pictures, and these are {job['pictures']}"),
-            ("names", "is of other pictures, or in another order; or a file has changed its size"),
+            ("names", "is of other pictures, or in another order, or an image has changed its "
+                      "size"),
             *((name, f"has {name}={kept.get(name)}, not {job[name]}")
               for name in ("table", "top_k", "part_size"))):
         if kept.get(name) != job[name]:

@@ -16,9 +16,9 @@ from cvt.data.config import AugmentConfig, DataConfig
 from cvt.errors import InputError
 from cvt.schema import read_mapping, write_mapping
 from cvt.train import loop
-from cvt.train.config import OptimConfig
+from cvt.train.config import DistillConfig, OptimConfig
 from cvt.train.recipe import Recipe
-from cvt.weights.tensors import read_tensors
+from cvt.weights.tensors import read_tensors, write_tensors
 
 pytestmark = pytest.mark.slow
 
@@ -215,6 +215,33 @@ def test_where_and_how_it_is_computed_may_change(cut, photos, recipe, tmp_path):
     whole, other = (read_tensors(place / "last.safetensors") for place in (tmp_path / "whole", run))
     torch.testing.assert_close(other, whole, rtol=0, atol=0)
     assert Recipe.load(run / "recipe.yaml").data.root == str(moved)
+
+
+def test_a_network_and_a_teacher_that_were_moved_are_found_by_their_contents(
+        cut, recipe, teacher, tmp_path):
+    net = tmp_path / "net.json"
+    shutil.copy(recipe.model, net)
+    with_teacher = {"model": str(net), "data": DataConfig(),
+                    "batch_size": 128, "distill": DistillConfig(teacher=str(teacher))}
+    loop.train(dataclasses.replace(recipe, **with_teacher), tmp_path / "whole", quiet=True)
+    run = cut(7, **with_teacher)
+    (tmp_path / "away").mkdir()
+    moved = {"model": str(net.rename(tmp_path / "away/net.json")),
+             "distill.teacher": str(teacher.rename(tmp_path / "away/teacher"))}
+    with pytest.raises(InputError, match=r"net\.json is not there"):
+        loop.resume(run, quiet=True)
+    loop.resume(run, quiet=True, changes=moved)
+    whole, other = (read_tensors(place / "last.safetensors") for place in (tmp_path / "whole", run))
+    torch.testing.assert_close(other, whole, rtol=0, atol=0)
+
+
+def test_another_teacher_is_named(cut, teacher):
+    run = cut(7, data=DataConfig(), batch_size=128, distill=DistillConfig(teacher=str(teacher)))
+    path = teacher / "best.safetensors"
+    tensors = read_tensors(path)
+    write_tensors({name: t + 1 if name == "head.bias" else t for name, t in tensors.items()}, path)
+    with pytest.raises(InputError, match=r"cannot go on: the weights of distill\.teacher="):
+        loop.resume(run, quiet=True)
 
 
 def test_paths_hold_from_another_directory(recipe, photos, tmp_path, monkeypatch):

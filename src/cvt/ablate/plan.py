@@ -14,7 +14,7 @@ from cvt.errors import DivergedError, StoppedError
 from cvt.evaluate.run import METRICS
 from cvt.schema import write_mapping
 from cvt.train import loop
-from cvt.train.recipe import MACHINE, Recipe
+from cvt.train.recipe import MACHINE, PLACES, Recipe
 from cvt.train.state import CHECKPOINTS, LAST, TENSORBOARD, clear_run
 from cvt.weights.native import BEST
 
@@ -62,8 +62,8 @@ def plan_run(base: Recipe, row: Row, seed: int, output: Path, data: str,
     if pictures is not None:
         passes = -(-(base.steps or 0) * base.batch_size // pictures)
         recipe = replace(recipe, max_train_samples=pictures, passes=passes)
-    plain: dict[str, Any] = {k: v for k, v in recipe.flat().items() if k not in MACHINE}
-    plain |= {"model": config.to_dict(), "dataset": data}
+    plain: dict[str, Any] = {k: v for k, v in recipe.flat().items() if k not in MACHINE | PLACES}
+    plain |= {"model": config.to_dict(), "dataset": data, "teacher": recipe.distill.teacher}
     parts = [row.network, *([f"{pictures}"] if pictures else []), f"seed{seed}",
              _digest(json.dumps(plain, sort_keys=True))]
     return Run(recipe=recipe, directory=output / RUNS / "-".join(parts))

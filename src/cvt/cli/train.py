@@ -16,7 +16,7 @@ from rich.text import Text
 
 from cvt.cli.options import add_quiet
 from cvt.cli.parser import Parser
-from cvt.train.recipe import LENGTH, MACHINE, Recipe
+from cvt.train.recipe import LENGTH, MACHINE, PLACES, Recipe
 
 if TYPE_CHECKING:
     from cvt.evaluate.metrics import Evaluation
@@ -85,7 +85,7 @@ def _changes(parser: Parser, chosen: Namespace, args: Sequence[str]) -> dict[str
     given = [arg[2:].split("=")[0].replace("-", "_") for arg in args if arg.startswith("--")]
     names = [name for name in given if name not in ("resume", "quiet", "accept_data_changes")]
     for name in names:
-        if name not in LENGTH | MACHINE:
+        if name not in LENGTH | MACHINE | PLACES:
             parser.error(f"--resume goes on with the saved configuration, so --{name} would be "
                          "ignored; leave it out, or start a new run without --resume")
     return {name: attrgetter(name)(chosen) for name in names}

@@ -14,7 +14,7 @@ from cvt.data.fingerprint import differences, fingerprint, hash_of
 from cvt.data.pictures import Dataset
 from cvt.errors import InputError
 from cvt.evaluate.run import RECIPE
-from cvt.train.recipe import LENGTH, MACHINE, Recipe
+from cvt.train.recipe import LENGTH, MACHINE, PLACES, Recipe
 
 _DATA = ("data.", "max_train_samples")  # options that say which images
 
@@ -36,11 +36,12 @@ def compare(before: Mapping[str, Any], now: Mapping[str, Any], run: Path, *, acc
             ) -> list[str]:
     """What differs of the images, each in a few words: nothing, unless `accept` takes it.
 
-    Raises InputError for whatever else differs, but how long the run is and where it is computed.
+    Raises InputError for whatever else differs, but how long the run is and how it is computed. Of
+    files it is their contents that count, not where they lie.
     """
     recipe = {name: f"{name}={value!r} in {RECIPE}, was {before['recipe'].get(name)!r}"
               for name, value in now["recipe"].items()
-              if name not in LENGTH | MACHINE and before["recipe"].get(name) != value}
+              if name not in LENGTH | MACHINE | PLACES and before["recipe"].get(name) != value}
     other = [words for name, words in recipe.items() if not name.startswith(_DATA)]
     data = [words for name, words in recipe.items() if name.startswith(_DATA)]
     if before["data"]["classes"] != now["data"]["classes"]:

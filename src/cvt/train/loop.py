@@ -29,7 +29,7 @@ from cvt.train.engine import Engine, Step
 from cvt.train.identity import compare
 from cvt.train.log import Log
 from cvt.train.optim import learning_rate, warmup_steps
-from cvt.train.recipe import LENGTH, MACHINE, Recipe
+from cvt.train.recipe import LENGTH, MACHINE, PLACES, Recipe
 from cvt.train.setting import Setting
 from cvt.train.state import (
     CHECKPOINTS,
@@ -86,9 +86,9 @@ def resume(output: str | Path, *, changes: Mapping[str, Any] | None = None,
 
     On a CPU the weights are those of a run without the interruption, bit for bit. changes: other
     values of the recipe, by name ("data.workers"), such as may change: `LENGTH`, by which a run
-    that is complete goes on too, and `MACHINE`. The learning rate then follows the schedule of a
-    run of the new length from the next step on. accept_data_changes: go on although the images are
-    not those that the run was begun with, at the beginning of the epoch in hand.
+    that is complete goes on too, `MACHINE` and `PLACES`. The learning rate then follows the
+    schedule of a run of the new length from the next step on. accept_data_changes: go on although
+    the images are not those that the run was begun with, at the beginning of the epoch in hand.
 
     Raises InputError where there is nothing to go on from, or to do, and for all that differs from
     what the run was begun with; else as `train`.
@@ -100,7 +100,7 @@ def resume(output: str | Path, *, changes: Mapping[str, Any] | None = None,
     if complete and not LENGTH & changes.keys():
         raise InputError(f"the run in {run} is complete; train it for longer with --epochs, or "
                          "start another with --output")
-    recipe = _changed(Recipe.load(run / RECIPE), changes)
+    recipe = _changed(run, changes)
     with Engine(recipe) as engine:
         lock = engine.on_main(lambda: lock_run(run))
         try:
@@ -125,16 +125,17 @@ def resume(output: str | Path, *, changes: Mapping[str, Any] | None = None,
                 lock.release()
 
 
-def _changed(recipe: Recipe, changes: Mapping[str, Any]) -> Recipe:
-    """The recipe with `changes`. Raises InputError for those that would make it another run."""
+def _changed(run: Path, changes: Mapping[str, Any]) -> Recipe:
+    """The saved recipe with `changes`. Raises InputError for those that make it another run."""
     for name in changes:
-        if name not in LENGTH | MACHINE:
+        if name not in LENGTH | MACHINE | PLACES:
             raise InputError(f"{name} would make it another run; of one that goes on these may "
-                             f"change: {', '.join(sorted(LENGTH | MACHINE))}")
+                             f"change: {', '.join(sorted(LENGTH | MACHINE | PLACES))}")
+    recipe = Recipe.load(run / RECIPE, changes)
     if "epochs" in changes and "steps" not in changes and recipe.steps is not None:
         raise InputError(f"the run is as long as steps={recipe.steps} says, so epochs would be "
                          "ignored; give --steps")
-    return recipe.changed(changes).with_absolute_paths()
+    return recipe.with_absolute_paths()
 
 
 def _check_goes_on(progress: Progress, setting: Setting, run: Path, complete: bool) -> None:

@@ -21,9 +21,11 @@ DEFAULT = "cvt_nano"
 
 LENGTH = frozenset(("epochs", "steps", "patience"))
 """Options that decide how long a run is: a run that goes on may be given others."""
-MACHINE = frozenset(("device", "timeout", "trackers", "project", "keep", "save_every", "data.root",
+MACHINE = frozenset(("device", "timeout", "trackers", "project", "keep", "save_every",
                      "data.workers", "data.max_unreadable"))
-"""Options that say where and how a run is computed, and change nothing of what it comes to."""
+"""Options that say how a run is computed, and change nothing of what it comes to."""
+PLACES = frozenset(("data.root", "model", "distill.teacher"))
+"""Options that say where something lies: of a run that goes on, what lies there is compared."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -251,14 +253,7 @@ class Recipe:
 
     def changed(self, values: Mapping[str, Any]) -> Recipe:
         """With other values; a dot leads into a part: {"data.workers": 4}."""
-        data = self.to_dict()
-        for name, value in values.items():
-            *parts, last = name.split(".")
-            place = data
-            for part in parts:
-                place = place[part]
-            place[last] = value
-        return Recipe.from_dict(data)
+        return self.from_dict(_changed(self.to_dict(), values))
 
     def flat(self) -> dict[str, Any]:
         """Every value by its name, a dot leading into a part; tuples as lists, as JSON has them."""
@@ -283,9 +278,20 @@ class Recipe:
         write_mapping(self.to_dict(), path)
 
     @classmethod
-    def load(cls, path: Path) -> Recipe:
-        """Read what `save` wrote."""
-        return cls.from_dict(read_mapping(path))
+    def load(cls, path: Path, changes: Mapping[str, Any] | None = None) -> Recipe:
+        """Read what `save` wrote, with the values of `changes` as in `changed`: so that a file
+        that the recipe names may have moved."""
+        return cls.from_dict(_changed(read_mapping(path), changes or {}))
+
+
+def _changed(data: dict[str, Any], values: Mapping[str, Any]) -> dict[str, Any]:
+    for name, value in values.items():
+        *parts, last = name.split(".")
+        place = data
+        for part in parts:
+            place = place.setdefault(part, {})
+        place[last] = value
+    return data
 
 
 def _flat(data: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
