@@ -58,8 +58,8 @@ def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
 
 def _classes(before: Sequence[str], now: Sequence[str]) -> str:
     if max(len(before), len(now)) > 10:
-        gone, new = ([name for name in one if name not in set(other)]
-                     for one, other in ((before, now), (now, before)))
+        was, has = set(before), set(now)
+        gone, new = [c for c in before if c not in has], [c for c in now if c not in was]
         return (f"{len(now)} classes, were {len(before)}" + "".join(
             f"; {word}: {', '.join(names[:_NAMED])}" + ", ..." * (len(names) > _NAMED)
             for word, names in (("gone", gone), ("new", new)) if names)
