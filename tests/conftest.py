@@ -36,6 +36,15 @@ def _same_seed():
 
 
 @pytest.fixture
+def no_charts():
+    """Reports without their charts, a third of the time of a run of a few steps."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("loss_chart", "lr_chart", "reliability_chart", "top1_chart"):
+            patch.setattr(f"cvt.evaluate.report.{name}", lambda _: "<svg></svg>")
+        yield
+
+
+@pytest.fixture
 def tiny():
     """tiny(every=None, last=None, depths=(1, 1, 2), **whole): a CvT of three narrow stages.
 

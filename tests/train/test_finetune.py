@@ -19,6 +19,8 @@ from cvt.train.recipe import Recipe
 from cvt.weights.tensors import read_tensors
 from cvt.zoo import load_model
 
+pytestmark = pytest.mark.usefixtures("no_charts")
+
 STAGES = (StageConfig(dim=8, num_heads=1, depth=1),
           StageConfig(dim=16, num_heads=2, depth=2, cls_token=True))
 CONFIG = CvTConfig(stages=STAGES, num_classes=3, image_size=16)
