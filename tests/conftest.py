@@ -1,5 +1,8 @@
 """Tiny networks for every test, each of which starts from the same seed."""
 
+import os
+import tempfile
+
 import pytest
 import torch
 from hypothesis import settings
@@ -11,9 +14,34 @@ settings.register_profile("fixed", derandomize=True, database=None, deadline=Non
 settings.load_profile("fixed")
 
 
+# What a terminal, a launcher, a scheduler or a CI says to the programs that it starts.
+VARIABLES = {"COLUMNS", "LINES", "FORCE_COLOR", "NO_COLOR", "CVT_API_KEY", "RANK", "WORLD_SIZE",
+             "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"}
+PREFIXES = ("ACCELERATE_", "HF_", "SLURM_", "TORCHELASTIC_", "TTY_", "WANDB_")
+
+
+def pytest_configure(config):
+    """Tests see neither these variables nor what was downloaded to this machine."""
+    for name in list(os.environ):
+        if name in VARIABLES or name.startswith(PREFIXES):
+            del os.environ[name]
+    downloads = tempfile.TemporaryDirectory(prefix="cvt-tests-")
+    config.add_cleanup(downloads.cleanup)
+    os.environ["HF_HOME"] = downloads.name  # read when huggingface_hub is imported
+
+
 @pytest.fixture(autouse=True)
 def _same_seed():
     torch.manual_seed(0)
+
+
+@pytest.fixture
+def no_charts():
+    """Reports without their charts, a third of the time of a run of a few steps."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("loss_chart", "lr_chart", "reliability_chart", "top1_chart"):
+            patch.setattr(f"cvt.evaluate.report.{name}", lambda _: "<svg></svg>")
+        yield
 
 
 @pytest.fixture

@@ -20,7 +20,7 @@ from cvt.train import loop
 from cvt.train.config import OptimConfig
 from cvt.train.recipe import Recipe
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("no_charts")]
 
 
 @pytest.fixture

@@ -24,7 +24,7 @@ from cvt.train.config import OptimConfig
 from cvt.train.recipe import Recipe
 from cvt.weights.tensors import read_tensors
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("no_charts")]
 
 
 @pytest.fixture(scope="module")

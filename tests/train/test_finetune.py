@@ -21,6 +21,8 @@ from cvt.train.start import put_weights, starting_point
 from cvt.weights.tensors import read_tensors, write_tensors
 from cvt.zoo import imagenet_classes, load_model
 
+pytestmark = pytest.mark.usefixtures("no_charts")
+
 STAGES = (StageConfig(dim=8, num_heads=1, depth=1),
           StageConfig(dim=16, num_heads=2, depth=2, cls_token=True))
 CONFIG = CvTConfig(stages=STAGES, num_classes=3, image_size=16)

@@ -24,7 +24,7 @@ from cvt.train.state import lock_run
 from cvt.weights.tensors import read_tensors
 from cvt.zoo import load_model
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("no_charts")]
 
 FILES = {"config.json", "recipe.yaml", "best.safetensors", "last.safetensors", "checkpoints",
          ".lock", "metrics.csv", "metrics.jsonl", "metrics.json", "report.html", "tensorboard"}

@@ -1,8 +1,4 @@
 import json
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 
@@ -11,7 +7,7 @@ from cvt.config import CvTConfig, StageConfig
 from cvt.train import plan as plan_module
 from cvt.train.plan import _fitting
 
-ENV = {**os.environ, "OMP_NUM_THREADS": "1"}
+from .torchrun import launch
 
 
 @pytest.fixture
@@ -70,12 +66,9 @@ def test_it_is_shown_as_a_table(options, capsys):
 
 @pytest.mark.slow
 def test_processes_measure_what_exchange_costs(options):
-    done = subprocess.run(
-        [sys.executable, Path(__file__).parent / "torchrun.py", "2", "train", *options,
-         "--device=cpu", "--dry-run", "--json"], env=ENV, capture_output=True, text=True,
-        check=False, timeout=300)
-    assert done.returncode == 0, done.stderr
-    plan = json.loads(done.stdout)
+    code, out, error = launch(2, "train", *options, "--device=cpu", "--dry-run", "--json")
+    assert code == 0, error
+    plan = json.loads(out)
     assert plan["processes"] == 2
     assert plan["exchange_seconds"] > 0
     assert plan["at_a_time"] == 32

@@ -7,7 +7,6 @@ import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import pytest
 import torch
@@ -25,13 +24,14 @@ from cvt.train.recipe import Recipe
 from cvt.train.setting import Setting
 from cvt.weights.tensors import read_tensors
 
+from .torchrun import launch
+
 pytestmark = pytest.mark.slow
 
 ENV = {**os.environ, "OMP_NUM_THREADS": "1"}
 
 
 TORCHRUN = (sys.executable, "-m", "torch.distributed.run", "--standalone")
-FORKS = (sys.executable, str(Path(__file__).parent / "torchrun.py"))
 
 
 def options_of(model, run, *options):
@@ -49,10 +49,9 @@ def launched(*script):
 
 
 def train(model, run, processes, *options):
-    done = subprocess.run([*FORKS, str(processes), *options_of(model, run, *options)], env=ENV,
-                          capture_output=True, text=True, check=False, timeout=300)
-    assert done.returncode == 0, done.stderr
-    return done.stdout
+    code, out, error = launch(processes, *options_of(model, run, *options))
+    assert code == 0, error
+    return out
 
 
 def test_two_and_four_processes_train_as_one(tiny_file, tmp_path):

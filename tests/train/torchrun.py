@@ -1,19 +1,89 @@
-"""As torchrun: N processes of the `cvt` command and the key-value store that they meet at.
+"""As torchrun: processes of the `cvt` command, and the key-value store that they meet at.
 
-    python torchrun.py N train ...
-
-They are forks of one process that has imported everything, which takes each some seconds else.
+They are forks of one process, which imports everything once for a whole session: each would take
+some seconds for it.
 """
 
+import atexit
+import functools
+import json
 import os
 import signal
+import subprocess
 import sys
+import tempfile
+from pathlib import Path
 
-import torch
-import torch.distributed as dist
+PATIENCE = 300  # seconds
 
-import cvt.train.loop  # noqa: F401
-from cvt.cli import main
+
+def launch(world, *args):
+    """`cvt` with `args` in `world` processes: the exit code, and what they wrote to each stream."""
+    with tempfile.TemporaryDirectory() as home:
+        job = {"world": world, "args": [str(arg) for arg in args], "home": home}
+        server().stdin.write(json.dumps(job) + "\n")
+        server().stdin.flush()
+        code = int(server().stdout.readline())
+        return code, *((Path(home) / name).read_text() for name in ("stdout", "stderr"))
+
+
+@functools.cache
+def server():
+    process = subprocess.Popen([sys.executable, __file__], stdin=subprocess.PIPE,
+                               stdout=subprocess.PIPE, text=True,
+                               env={**os.environ, "OMP_NUM_THREADS": "1"})
+    atexit.register(stop, process)
+    return process
+
+
+def stop(process):
+    process.communicate()
+
+
+def serve():
+    import cvt.train.loop
+    from cvt.cli import main
+
+    assert cvt.train.loop  # what takes the time
+    for line in sys.stdin:
+        job = json.loads(line)
+        _, status = os.waitpid(fork(lambda job=job: run(main, **job)), 0)
+        sys.stdout.write(f"{abs(os.waitstatus_to_exitcode(status))}\n")
+        sys.stdout.flush()
+
+
+def run(main, world, args, home):
+    for stream, name in ((1, "stdout"), (2, "stderr")):
+        os.dup2(os.open(Path(home) / name, os.O_WRONLY | os.O_CREAT), stream)
+    reading, writing = os.pipe()
+    keeper = fork(lambda: keep_store(writing))
+    port = os.read(reading, 8).decode()
+
+    def work(rank):
+        os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "RANK": str(rank),
+                       "WORLD_SIZE": str(world), "LOCAL_RANK": str(rank),
+                       "LOCAL_WORLD_SIZE": str(world), "TORCHELASTIC_USE_AGENT_STORE": "True"}
+        return main(args)
+
+    running = {fork(lambda rank=rank: work(rank)) for rank in range(world)}
+    code = 0
+    while running:
+        process, status = os.wait()
+        running.discard(process)
+        if status and not code:  # the others would wait for it
+            code = abs(os.waitstatus_to_exitcode(status))
+            for other in running:
+                os.kill(other, signal.SIGTERM)
+    os.kill(keeper, signal.SIGKILL)
+    return code
+
+
+def keep_store(port):
+    from torch.distributed import TCPStore
+
+    store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    os.write(port, str(store.port).encode())
+    signal.pause()
 
 
 def fork(work):
@@ -22,6 +92,7 @@ def fork(work):
         return process
     code = 1
     try:
+        signal.alarm(PATIENCE)
         code = work()
     finally:
         sys.stdout.flush()
@@ -29,36 +100,5 @@ def fork(work):
         os._exit(code)
 
 
-def keep_store(port):
-    store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
-    os.write(port, str(store.port).encode())
-    signal.pause()
-
-
-def launch(world, args):
-    reading, writing = os.pipe()
-    keeper = fork(lambda: keep_store(writing))
-    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": os.read(reading, 8).decode(),
-                   "TORCHELASTIC_USE_AGENT_STORE": "True", "WORLD_SIZE": str(world),
-                   "LOCAL_WORLD_SIZE": str(world)}
-
-    def rank(number):
-        os.environ |= {"RANK": str(number), "LOCAL_RANK": str(number)}
-        return main(args)
-
-    running = {fork(lambda number=number: rank(number)) for number in range(world)}
-    code = 0
-    while running:
-        process, status = os.wait()
-        running.discard(process)
-        if status and not code:  # the others would wait for it
-            code = os.waitstatus_to_exitcode(status)
-            for other in running:
-                os.kill(other, signal.SIGTERM)
-    os.kill(keeper, signal.SIGKILL)
-    return abs(code)
-
-
 if __name__ == "__main__":
-    torch.set_num_threads(1)
-    sys.exit(launch(int(sys.argv[1]), sys.argv[2:]))
+    serve()
