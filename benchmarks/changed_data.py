@@ -36,8 +36,8 @@ from PIL import Image
 
 from cvt.config import CvTConfig, StageConfig
 from cvt.data.config import AugmentConfig, DataConfig
-from cvt.errors import InputError
-from cvt.schema import read_mapping, write_mapping
+from cvt.system.errors import InputError
+from cvt.system.schema import read_mapping, write_mapping
 from cvt.train import loop
 from cvt.train.config import OptimConfig
 from cvt.train.recipe import Recipe

@@ -21,14 +21,14 @@ with atheris.instrument_imports(include=["PIL", "python_multipart", "cvt", "h11"
     from cvt.config import Preprocess
     from cvt.data.images import read_image
     from cvt.data.prepare import prepare
-    from cvt.errors import InputError
-    from cvt.predict import Predictor
+    from cvt.predict.predictor import Predictor
     from cvt.serve.app import Server
     from cvt.serve.body import Body, Memory
     from cvt.serve.config import ServeConfig
     from cvt.serve.refusals import Refusal
     from cvt.serve.run import Uvicorn, listen
     from cvt.serve.watch import LOG
+    from cvt.system.errors import InputError
 
 
 def picture(data: bytes) -> None:

@@ -44,13 +44,13 @@ from torch import Tensor, nn
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "src"))  # the checkout need not be installed
 
-from cvt.bench import PEERS, build_peer, interleaved, ratio, summary
-from cvt.complexity import multiply_adds, network_multiply_adds
 from cvt.config import VARIANTS
-from cvt.errors import InputError
+from cvt.deploy.bench import PEERS, build_peer, interleaved, ratio, summary
 from cvt.fast.network import Folded
 from cvt.fast.training import TrainingForm
 from cvt.model import CvT
+from cvt.networks.complexity import multiply_adds, network_multiply_adds
+from cvt.system.errors import InputError
 
 TIMM = [name for name in PEERS if name.startswith("timm:")]
 AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
@@ -175,7 +175,7 @@ def forward_call(model: nn.Module, images: Tensor, precision: str) -> Callable[[
 
 
 class FoldedIn(nn.Module):
-    """The folded network, all of it in `precision`, as `cvt.backends` has it: no autocast."""
+    """The folded network in `precision` throughout, as in `cvt.deploy.backends`: no autocast."""
 
     def __init__(self, model: CvT, precision: str) -> None:
         super().__init__()

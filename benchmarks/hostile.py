@@ -34,7 +34,7 @@ import numpy as np
 from PIL import Image
 
 from bad_files import HARMS, chunk, encoded, png
-from cvt.export.write import export
+from cvt.deploy.export import export
 from serve import Served, served
 from timing import keep
 

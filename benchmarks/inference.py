@@ -18,9 +18,9 @@ import torch
 from torch import Tensor
 
 import cvt
-from cvt.backends import optimize
-from cvt.complexity import multiply_adds
+from cvt.deploy.backends import optimize
 from cvt.fast.verify import samples
+from cvt.networks.complexity import multiply_adds
 from timing import interleaved, keep, ratio, summary
 from vs_transformers import inference, theirs
 

@@ -16,15 +16,15 @@ from functools import partial
 from pathlib import Path
 from statistics import fmean
 
-from cvt.ablate.plan import plan_run
-from cvt.ablate.pool import train_all
-from cvt.ablate.results import outcome
-from cvt.ablate.studies import Row
-from cvt.complexity import multiply_adds
 from cvt.config import VARIANTS, CvTConfig
 from cvt.data.config import AugmentConfig, DataConfig
 from cvt.data.datasets import load_dataset
 from cvt.data.fingerprint import digest
+from cvt.networks.complexity import multiply_adds
+from cvt.studies.ablate.plan import plan_run
+from cvt.studies.ablate.pool import train_all
+from cvt.studies.ablate.results import outcome
+from cvt.studies.ablate.studies import Row
 from cvt.train.config import OptimConfig
 from cvt.train.recipe import Recipe
 from timing import keep

@@ -13,8 +13,8 @@ import tempfile
 from pathlib import Path
 
 from cvt.data.config import DataConfig
-from cvt.export.graphs import PRECISIONS
-from cvt.export.write import export
+from cvt.deploy.export import export
+from cvt.deploy.graphs import PRECISIONS
 from timing import keep
 
 

@@ -20,19 +20,19 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from cvt.ablate.plan import plan_run
-from cvt.ablate.pool import train_all
-from cvt.ablate.results import interval, mean_of, outcome
-from cvt.ablate.studies import Row
-from cvt.complexity import multiply_adds, parameters
 from cvt.config import VARIANTS, CvTConfig
 from cvt.data.config import AugmentConfig, DataConfig
 from cvt.data.datasets import load_dataset
 from cvt.data.fingerprint import digest
-from cvt.search.config import SearchConfig
-from cvt.search.result import Result
-from cvt.search.run import search
-from cvt.supernet import GENES, choice_of, chosen
+from cvt.networks.complexity import multiply_adds, parameters
+from cvt.networks.supernet import GENES, choice_of, chosen
+from cvt.studies.ablate.plan import plan_run
+from cvt.studies.ablate.pool import train_all
+from cvt.studies.ablate.results import interval, mean_of, outcome
+from cvt.studies.ablate.studies import Row
+from cvt.studies.search.config import SearchConfig
+from cvt.studies.search.result import Result
+from cvt.studies.search.run import search
 from cvt.train.config import OptimConfig
 from cvt.train.recipe import Recipe
 from timing import keep

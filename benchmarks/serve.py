@@ -37,8 +37,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from cvt.export.write import export
-from cvt.predict import Predictor
+from cvt.deploy.export import export
+from cvt.predict.predictor import Predictor
 from streaming import photo, write_model
 from timing import keep
 

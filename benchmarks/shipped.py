@@ -7,8 +7,8 @@ the files' hashes. New weights for TAG come from a run's last epoch, for its bes
 the very pictures that are scored here:
 
     cvt convert RUN/last.safetensors out --to native --dtype fp16
-    cp out/config.json RUN/recipe.yaml src/cvt/shipped/TAG/
-    cp out/best.safetensors src/cvt/shipped/TAG/model.safetensors
+    cp out/config.json RUN/recipe.yaml src/cvt/weights/shipped/TAG/
+    cp out/best.safetensors src/cvt/weights/shipped/TAG/model.safetensors
 """
 
 from __future__ import annotations

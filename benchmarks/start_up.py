@@ -19,7 +19,7 @@ import numpy as np
 from PIL import Image
 
 from cvt import Preprocess, create_model, save_model
-from cvt.export.write import export
+from cvt.deploy.export import export
 from timing import interleaved, keep, summary
 
 EXPORTS = (("openvino", "fp32"), ("openvino", "bf16"), ("onnx", "fp32"))

@@ -26,9 +26,9 @@ from PIL import Image
 from cvt import Preprocess, create_model, save_model
 from cvt.data.images import read_image
 from cvt.data.prepare import prepare
-from cvt.export.write import export
-from cvt.predict import Predictor
-from cvt.runtime.manifest import Format, Precision
+from cvt.deploy.export import export
+from cvt.deploy.manifest import Format, Precision
+from cvt.predict.predictor import Predictor
 from timing import interleaved, keep, ratio, summary
 
 

@@ -15,9 +15,9 @@ import subprocess
 import sys
 from pathlib import Path
 
-from cvt.complexity import multiply_adds
+from cvt.networks.complexity import multiply_adds
 from cvt.train.recipe import Recipe
-from cvt.zoo import config_of
+from cvt.weights.models import config_of
 from timing import keep
 
 RECIPES = Path(__file__).parents[1] / "recipes"

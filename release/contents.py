@@ -14,8 +14,8 @@ MOST = 10_000_000  # bytes of a wheel
 # Package data, which an import would not miss.
 NEEDED = ("cvt/py.typed", "cvt/evaluate/report.css", "cvt/evaluate/report.html.j2",
           "cvt/serve/page/index.html", "cvt/serve/page/page.css", "cvt/serve/page/page.js",
-          "cvt/shipped/cvt_nano.digits/model.safetensors",
-          "cvt/shipped/cvt_nano.fashion_mnist/model.safetensors")
+          "cvt/weights/shipped/cvt_nano.digits/model.safetensors",
+          "cvt/weights/shipped/cvt_nano.fashion_mnist/model.safetensors")
 
 
 def tracked(root: Path = ROOT) -> set[str]:

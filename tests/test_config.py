@@ -8,8 +8,8 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from cvt.config import VARIANTS, CvTConfig, Preprocess, StageConfig
-from cvt.errors import InputError
 from cvt.model import ConvEmbed, projections
+from cvt.system.errors import InputError
 
 # The published experiment file of CvT-13 at 224 pixels, as far as it describes the network.
 CVT_13_SPEC = {

@@ -13,12 +13,12 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from cvt.baselines import resnet, vit
 from cvt.fast.network import Folded
 from cvt.fast.training import TrainingForm
 from cvt.model import ConvAttention, CvT, join, split
-from cvt.supernet import Supernet
-from cvt.surgery import freeze_batchnorm, swap
+from cvt.networks.baselines import resnet, vit
+from cvt.networks.supernet import Supernet
+from cvt.networks.surgery import freeze_batchnorm, swap
 from cvt.train.sync import SyncedBatchNorm2d
 
 pytestmark = pytest.mark.slow

@@ -10,8 +10,8 @@ from torch.export import Dim
 from torchvision.models.feature_extraction import create_feature_extractor
 
 from cvt.config import VARIANTS, CvTConfig, StageConfig
-from cvt.errors import InputError
 from cvt.model import MLP, Block, CvT, DropPath, QuickGELU, join, split, to_map, to_tokens
+from cvt.system.errors import InputError
 
 ABLATIONS = {
     "linear": {"every": {"projection": "linear", "stride_kv": 1}},

@@ -4,11 +4,12 @@ import pytest
 import torch
 
 from cvt.config import VARIANTS, Preprocess
-from cvt.errors import InputError
 from cvt.model import CvT, QuickGELU
+from cvt.system.errors import InputError
+from cvt.weights.models import create_model, load_model
 from cvt.weights.names import FROM_NATIVE, rename
 from cvt.weights.native import save_model
-from cvt.zoo import ZOO, create_model, imagenet_classes, list_models, load_model, shipped
+from cvt.zoo import ZOO, imagenet_classes, list_models, shipped
 
 MICROSOFTS = {tag: row for tag, row in ZOO.items() if row.repo}
 

@@ -15,8 +15,8 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
-from cvt.errors import InputError, did_you_mean
-from cvt.schema import check, check_types, from_mapping, read_mapping, write_mapping
+from cvt.system.errors import InputError, did_you_mean
+from cvt.system.schema import check, check_types, from_mapping, read_mapping, write_mapping
 
 Act = Literal["quick_gelu", "gelu"]
 Grid = tuple[int, int]  # (H, W) in tokens

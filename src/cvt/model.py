@@ -28,7 +28,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from cvt.config import CvTConfig, Grid, StageConfig
-from cvt.errors import InputError
+from cvt.system.errors import InputError
 
 
 class ConvEmbed(nn.Module):

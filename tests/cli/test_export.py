@@ -5,8 +5,8 @@ import torch
 
 from cvt.cli import main
 from cvt.config import CvTConfig, Preprocess, StageConfig
+from cvt.deploy.manifest import Manifest
 from cvt.model import CvT
-from cvt.runtime.manifest import Manifest
 from cvt.weights.native import save_model
 
 

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from cvt.ablate.report import claims_of, table_of, to_markdown
-from cvt.ablate.results import Outcome, compare, mean_of
-from cvt.ablate.studies import STUDIES
 from cvt.cli import main
+from cvt.studies.ablate.report import claims_of, table_of, to_markdown
+from cvt.studies.ablate.results import Outcome, compare, mean_of
+from cvt.studies.ablate.studies import STUDIES
 
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs/claims.md").read_text()

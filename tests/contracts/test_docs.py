@@ -18,7 +18,7 @@ from transformers.utils import logging
 
 import cvt
 from cvt.cli import main
-from cvt.conversion import convert
+from cvt.weights.convert import convert
 from cvt.zoo import ZOO
 
 pytestmark = pytest.mark.slow

@@ -12,8 +12,8 @@ import torch
 from safetensors.torch import save_file
 
 from cvt.config import VARIANTS
-from cvt.errors import InputError
 from cvt.model import CvT
+from cvt.system.errors import InputError
 from cvt.zoo import ZOO
 
 ROOT = Path(__file__).parents[2]
@@ -63,7 +63,8 @@ def test_weights_are_a_path(tmp_path, shaken):
 @pytest.mark.parametrize("weights", ["msft_in1k", "cvt_13.msft_in1k"])
 def test_weights_are_a_tag_with_or_without_the_variant(hubconf, monkeypatch, weights):
     asked = {}
-    monkeypatch.setattr("cvt.zoo.create_model", lambda name, **rest: asked.update(rest, name=name))
+    monkeypatch.setattr("cvt.weights.models.create_model",
+                        lambda name, **rest: asked.update(rest, name=name))
 
     hubconf.cvt_13(weights, 5)
 

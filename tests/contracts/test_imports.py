@@ -43,7 +43,7 @@ def test_another_name_is_not_there():
 def test_configurations_need_no_torch():
     done = run("import sys, cvt\n"
                "assert cvt.VARIANTS['cvt_13'].grids((224, 224))[2] == (14, 14)\n"
-               "import cvt.card\n"
+               "import cvt.weights.card\n"
                "print(sorted({'torch', 'numpy', 'timm', 'torchvision'} & set(sys.modules)))")
 
     assert (done.stdout, done.stderr) == ("[]\n", "")

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 import cvt
-from cvt.ablate.studies import STUDIES
 from cvt.cli import COMMANDS
+from cvt.studies.ablate.studies import STUDIES
 
 PAGE = (Path(__file__).parents[2] / "docs/paper_map.md").read_text()
 CODE = sorted(set(re.findall(r"`([^`]+)`", PAGE)))

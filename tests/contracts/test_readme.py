@@ -13,7 +13,7 @@ from PIL import Image
 import cvt
 from cvt.cli import COMMANDS as CLI
 from cvt.cli import main
-from cvt.doctor import Trial
+from cvt.deploy.doctor import Trial
 from cvt.weights.names import FROM_NATIVE, rename
 
 ROOT = Path(__file__).parents[2]
@@ -41,7 +41,7 @@ def test_commands_are_understood(args, monkeypatch, tmp_path, capsys):
         assert main([*args, "--rounds", "0"]) == 2
         assert "rounds" in capsys.readouterr().err
     elif args[0] == "doctor":  # which tries every backend for half a minute
-        monkeypatch.setattr("cvt.doctor._trials", lambda _: [Trial(
+        monkeypatch.setattr("cvt.deploy.doctor._trials", lambda _: [Trial(
             backend="eager", precision="fp32", device="cpu", milliseconds=1.0, difference=0.0)])
         assert main(args) == 0
     elif args[0] in ("info", "zoo") or (

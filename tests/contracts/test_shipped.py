@@ -15,10 +15,11 @@ import yaml
 from safetensors import safe_open
 
 import cvt
-from cvt.card import ModelCard
 from cvt.cli import main
 from cvt.train.recipe import Recipe
-from cvt.zoo import ZOO, config_of, create_model, load_model, shipped
+from cvt.weights.card import ModelCard
+from cvt.weights.models import config_of, create_model, load_model
+from cvt.zoo import ZOO, shipped
 
 ROOT = Path(__file__).parents[2]
 TAGS = [tag for tag in ZOO if shipped(tag)]
@@ -34,7 +35,7 @@ def _offline(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(socket.socket, "connect", refuse)
     monkeypatch.setattr(socket, "getaddrinfo", refuse)
-    monkeypatch.setattr("cvt.zoo.fetch", refuse)
+    monkeypatch.setattr("cvt.weights.models.fetch", refuse)
 
 
 def test_what_lies_in_the_package_is_in_the_zoo_and_small():

@@ -24,16 +24,17 @@ from timm.models import (
 )
 from timm.optim import create_optimizer_v2, param_groups_layer_decay
 
-import cvt.timm_models
-from cvt.card import ModelCard
+import cvt.weights.timm_models
 from cvt.config import VARIANTS, Preprocess
 from cvt.data.prepare import prepare
-from cvt.errors import InputError
 from cvt.model import CvT, QuickGELU
+from cvt.system.errors import InputError
+from cvt.weights.card import ModelCard
 from cvt.weights.load import fit_in_chans
+from cvt.weights.models import config_of, load_model
 from cvt.weights.names import FROM_NATIVE, rename
 from cvt.weights.timm import build_config, config_json, read_card
-from cvt.zoo import ZOO, config_of, load_model
+from cvt.zoo import ZOO
 
 
 def as_stages(config):
@@ -121,9 +122,9 @@ def test_a_picture_model_of_timm_is_known_as_imagenets():
 
 
 def test_loading_the_module_again_does_not_warn():
-    importlib.reload(cvt.timm_models)
+    importlib.reload(cvt.weights.timm_models)
 
-    assert model_entrypoint("cvt_13") is cvt.timm_models.cvt_13
+    assert model_entrypoint("cvt_13") is cvt.weights.timm_models.cvt_13
     assert timm.list_pretrained("cvt*") == sorted(ZOO)
 
 
@@ -136,8 +137,8 @@ def test_another_package_of_the_name_is_not_overwritten_in_silence():
         register_model(cvt_nano)
 
     with pytest.warns(UserWarning, match="Overwriting cvt_nano in registry"):
-        importlib.reload(cvt.timm_models)
-    assert model_entrypoint("cvt_nano") is cvt.timm_models.cvt_nano
+        importlib.reload(cvt.weights.timm_models)
+    assert model_entrypoint("cvt_nano") is cvt.weights.timm_models.cvt_nano
 
 
 # Arguments

@@ -11,7 +11,7 @@ from cvt.data.config import AugmentConfig
 from cvt.data.prepare import prepare
 from cvt.data.randomness import seed_all
 from cvt.data.samples import stacked
-from cvt.errors import InputError
+from cvt.system.errors import InputError
 
 
 def picture(width=90, height=60):

@@ -18,7 +18,7 @@ from cvt.data.folder import folder
 from cvt.data.manifest import manifest
 from cvt.data.sheet import contact_sheet
 from cvt.data.sources import guess_source
-from cvt.errors import InputError
+from cvt.system.errors import InputError
 
 PHOTOS = [Image.fromarray(pixels) for pixels in load_sample_images().images]
 

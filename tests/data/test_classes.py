@@ -17,7 +17,7 @@ from cvt.data.classes import check_names, match, natural_order, order_of
 from cvt.data.folder import folder
 from cvt.data.manifest import manifest
 from cvt.data.shards import shards
-from cvt.errors import InputError
+from cvt.system.errors import InputError
 
 NAMES = ("-1", "0.25", "0.5", "1", "2", "2a", "10", "B1", "a", "a2", "a10", "b")
 ALIKE = [("1", "01"), ("1", "1.0"), ("1", "+1"), ("0", "-0"), ("1", "\uff11"), ("1", " 1"),

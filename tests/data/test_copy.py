@@ -13,7 +13,7 @@ from cvt.data.folder import folder
 from cvt.data.images import read_image
 from cvt.data.shards import shards
 from cvt.data.unreadable import UNREADABLE
-from cvt.errors import InputError
+from cvt.system.errors import InputError
 
 PHOTO = Image.fromarray(load_sample_images().images[0])  # 640x427
 

@@ -8,7 +8,7 @@ from cvt.config import Preprocess
 from cvt.data.crops import ResizedCrop, read_part, resized
 from cvt.data.images import read_image
 from cvt.data.randomness import seed_all
-from cvt.errors import InputError
+from cvt.system.errors import InputError
 
 
 def encoded(image, kind="JPEG", **options):

@@ -9,7 +9,7 @@ from cvt.data.builtin import digits, fashion_mnist
 from cvt.data.config import DataConfig
 from cvt.data.datasets import load_dataset
 from cvt.data.folder import folder
-from cvt.errors import InputError
+from cvt.system.errors import InputError
 
 
 def paint(path, shade=0):

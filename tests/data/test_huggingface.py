@@ -8,7 +8,7 @@ from cvt.data.datasets import load_dataset
 from cvt.data.folder import folder
 from cvt.data.huggingface import huggingface
 from cvt.data.shards import shards
-from cvt.errors import InputError
+from cvt.system.errors import InputError
 
 datasets = pytest.importorskip("datasets")
 

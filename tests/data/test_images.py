@@ -11,7 +11,7 @@ from PIL import Image, ImageOps
 
 from cvt.data import images
 from cvt.data.images import list_images, read_file, read_image
-from cvt.errors import InputError
+from cvt.system.errors import InputError
 
 
 def encoded(image, kind="PNG", **options):

@@ -16,7 +16,7 @@ from cvt.data.loader import Faults, TrainLoader, evaluation_batches
 from cvt.data.pictures import Pictures
 from cvt.data.randomness import seed_all
 from cvt.data.samples import stacked
-from cvt.errors import InputError
+from cvt.system.errors import InputError
 
 PREPROCESS = Preprocess(size=8, crop=1.0, mean=(0.0,), std=(1.0,))
 

@@ -4,7 +4,7 @@ from PIL import Image
 from cvt.data.config import DataConfig
 from cvt.data.datasets import load_dataset
 from cvt.data.manifest import manifest
-from cvt.errors import InputError
+from cvt.system.errors import InputError
 
 
 def table(home, text, name="list.csv"):

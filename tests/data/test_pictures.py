@@ -4,7 +4,7 @@ import torch
 from cvt.config import Preprocess
 from cvt.data.builtin import digits
 from cvt.data.pictures import Dataset, Pictures, relabel, split, subset
-from cvt.errors import InputError
+from cvt.system.errors import InputError
 
 
 def test_a_subset_keeps_the_share_of_each_class():

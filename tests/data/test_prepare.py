@@ -16,7 +16,7 @@ from cvt.data.config import AugmentConfig
 from cvt.data.images import read_image
 from cvt.data.prepare import prepare
 from cvt.data.samples import stacked
-from cvt.errors import InputError
+from cvt.system.errors import InputError
 from cvt.zoo import ZOO
 
 SHIPPED = sorted({row.preprocess for row in ZOO.values()}, key=repr)

@@ -9,7 +9,7 @@ from cvt.data.archives import members
 from cvt.data.config import DataConfig
 from cvt.data.datasets import load_dataset
 from cvt.data.shards import INDEX, shards
-from cvt.errors import InputError
+from cvt.system.errors import InputError
 
 
 def png(shade):

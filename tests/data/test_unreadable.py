@@ -6,7 +6,7 @@ import pytest
 
 from cvt.data.images import fault
 from cvt.data.unreadable import read_unreadable, write_unreadable
-from cvt.errors import InputError
+from cvt.system.errors import InputError
 from cvt.train.log import Log
 from cvt.train.state import Progress
 

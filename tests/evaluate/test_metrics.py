@@ -13,8 +13,8 @@ from sklearn.metrics import (
 )
 from torchmetrics.functional.classification import multiclass_calibration_error
 
-from cvt.errors import InputError
 from cvt.evaluate.metrics import Evaluation, Proportion, score
+from cvt.system.errors import InputError
 
 
 def predictions(n=300, k=8, seed=0):

@@ -11,9 +11,9 @@ import pytest
 import torch
 from PIL import Image
 
-from cvt.errors import InputError
 from cvt.evaluate.metrics import score
 from cvt.evaluate.report import percent, short, write_report
+from cvt.system.errors import InputError
 
 HOSTILE = "<script>alert(1)</script>"
 SECTIONS = ["curves", "confusion", "reliability", "mistakes", "classes", "configuration", "machine"]

@@ -4,13 +4,13 @@ import pytest
 import torch
 from torch import nn
 
-from cvt.card import ModelCard
 from cvt.config import CvTConfig, Preprocess, StageConfig
 from cvt.data.builtin import digits
 from cvt.data.loader import evaluation_batches
-from cvt.errors import InputError
 from cvt.evaluate.run import classify, evaluate
 from cvt.model import CvT
+from cvt.system.errors import InputError
+from cvt.weights.card import ModelCard
 
 PREPROCESS = Preprocess(size=8, crop=1.0, mean=(0.3,) * 3, std=(0.4,) * 3)
 

@@ -2,9 +2,9 @@ import pytest
 import torch
 
 from cvt.config import CvTConfig, StageConfig
-from cvt.errors import InputError
 from cvt.explain.gradcam import grad_cam
 from cvt.model import CvT
+from cvt.system.errors import InputError
 
 IMAGES = torch.rand(2, 3, 28, 36, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
 

@@ -6,13 +6,13 @@ import torch
 from PIL import Image
 
 import cvt
-from cvt.card import ModelCard
 from cvt.cli import main
 from cvt.config import CvTConfig, Preprocess, StageConfig
-from cvt.errors import InputError
 from cvt.explain.run import explain
 from cvt.explain.sheet import sheet
-from cvt.zoo import load_model
+from cvt.system.errors import InputError
+from cvt.weights.card import ModelCard
+from cvt.weights.models import load_model
 
 CLASSES = ("cat", "dog", "=1+1\n[red]")
 

@@ -1,10 +1,10 @@
 import pytest
 import torch
 
-from cvt.errors import InputError
 from cvt.fast.network import ClassAttention, Folded
 from cvt.fast.verify import compare, samples, verify
 from cvt.model import CvT
+from cvt.system.errors import InputError
 
 
 @pytest.mark.parametrize("changes", [

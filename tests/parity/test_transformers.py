@@ -18,12 +18,12 @@ from transformers import (
 from transformers.utils import logging
 
 from cvt.config import CvTConfig, Preprocess, StageConfig
-from cvt.conversion import convert
 from cvt.data.images import read_image
 from cvt.data.prepare import prepare
 from cvt.model import CvT, QuickGELU
+from cvt.weights.convert import convert
+from cvt.weights.models import load_model
 from cvt.weights.native import save_model
-from cvt.zoo import load_model
 
 pytestmark = pytest.mark.slow
 

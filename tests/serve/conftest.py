@@ -14,14 +14,14 @@ from PIL import Image
 
 from cvt.config import CvTConfig, Preprocess, StageConfig
 from cvt.model import CvT
-from cvt.predict import Predictor
+from cvt.predict.predictor import Predictor
 from cvt.serve.app import Server
 from cvt.serve.config import ServeConfig
 from cvt.serve.explainer import explainer_of
 from cvt.serve.run import Uvicorn, listen
 from cvt.serve.watch import LOG
+from cvt.weights.models import load_model
 from cvt.weights.native import save_model
-from cvt.zoo import load_model
 
 CLASSES = ("ant", "bee", "cat", "<b>dog</b>")
 

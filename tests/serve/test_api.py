@@ -14,7 +14,7 @@ from cvt.explain.colours import token_colours
 from cvt.explain.run import explain
 from cvt.serve.refusals import CODES
 from cvt.serve.watch import LOG, Line
-from cvt.zoo import load_model
+from cvt.weights.models import load_model
 
 
 def error_of(answer):

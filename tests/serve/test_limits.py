@@ -8,8 +8,8 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 from PIL import Image
 
-from cvt.errors import InputError
 from cvt.serve.config import ServeConfig
+from cvt.system.errors import InputError
 
 
 def raw(port, data, *, seconds=5.0):

@@ -14,7 +14,7 @@ import httpx
 import pytest
 
 from cvt.cli import main
-from cvt.export.write import export
+from cvt.deploy.export import export
 
 pytestmark = pytest.mark.slow
 

@@ -9,17 +9,18 @@ import timm
 import torch
 
 import cvt
-from cvt.card import ModelCard
 from cvt.config import CvTConfig, Preprocess, StageConfig
 from cvt.data.pictures import Dataset, Pictures
-from cvt.errors import InputError
 from cvt.model import CvT
+from cvt.system.errors import InputError
 from cvt.train import loop
 from cvt.train.config import DistillConfig, FreezeConfig, OptimConfig
 from cvt.train.recipe import Recipe
 from cvt.train.start import put_weights, starting_point
+from cvt.weights.card import ModelCard
+from cvt.weights.models import load_model
 from cvt.weights.tensors import read_tensors, write_tensors
-from cvt.zoo import imagenet_classes, load_model
+from cvt.zoo import imagenet_classes
 
 pytestmark = pytest.mark.usefixtures("no_charts")
 

@@ -13,16 +13,16 @@ from PIL import Image
 
 from cvt.config import CvTConfig, StageConfig
 from cvt.data.config import AugmentConfig, DataConfig
-from cvt.errors import DivergedError, InputError, StoppedError
 from cvt.fast.training import TrainingForm
 from cvt.model import CvT
+from cvt.system.errors import DivergedError, InputError, StoppedError
 from cvt.train import loop
 from cvt.train.config import OptimConfig
 from cvt.train.recipe import Recipe
 from cvt.train.setting import Setting
 from cvt.train.state import lock_run
+from cvt.weights.models import load_model
 from cvt.weights.tensors import read_tensors
-from cvt.zoo import load_model
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("no_charts")]
 

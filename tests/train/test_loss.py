@@ -8,7 +8,6 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
-from cvt.card import ModelCard
 from cvt.config import CvTConfig, Preprocess, StageConfig
 from cvt.data.augment import training_transform
 from cvt.data.builtin import digits
@@ -16,16 +15,18 @@ from cvt.data.config import AugmentConfig
 from cvt.data.loader import TrainLoader
 from cvt.data.pictures import Pictures
 from cvt.data.randomness import seed_all
-from cvt.errors import InputError
 from cvt.model import CvT
+from cvt.system.errors import InputError
 from cvt.train.config import DistillConfig, OptimConfig
 from cvt.train.engine import Engine, _mix
 from cvt.train.loss import Loss, Teacher, balanced_weights, distance
 from cvt.train.optim import build_optimizer
 from cvt.train.recipe import Recipe
 from cvt.train.setting import Setting
+from cvt.weights.card import ModelCard
+from cvt.weights.models import load_model
 from cvt.weights.tensors import write_tensors
-from cvt.zoo import imagenet_classes, load_model
+from cvt.zoo import imagenet_classes
 
 
 @pytest.fixture

@@ -5,7 +5,7 @@ import pytest
 from PIL import Image
 
 from cvt.cli import main
-from cvt.errors import InputError
+from cvt.system.errors import InputError
 from cvt.train.lr_finder import suggest
 
 

@@ -6,7 +6,7 @@ import yaml
 
 from cvt.config import VARIANTS, Preprocess
 from cvt.data.builtin import digits
-from cvt.errors import InputError
+from cvt.system.errors import InputError
 from cvt.train.config import OptimConfig
 from cvt.train.recipe import Recipe
 from cvt.train.start import starting_point

@@ -13,8 +13,8 @@ from PIL import Image
 from cvt.cli import main
 from cvt.data import fingerprint
 from cvt.data.config import AugmentConfig, DataConfig
-from cvt.errors import InputError
-from cvt.schema import read_mapping, write_mapping
+from cvt.system.errors import InputError
+from cvt.system.schema import read_mapping, write_mapping
 from cvt.train import loop
 from cvt.train.config import DistillConfig, OptimConfig
 from cvt.train.recipe import Recipe

@@ -12,7 +12,6 @@ import pytest
 import torch
 from PIL import Image
 
-from cvt.card import ModelCard
 from cvt.cli import main
 from cvt.data.builtin import digits
 from cvt.data.loader import TrainLoader
@@ -22,6 +21,7 @@ from cvt.train.config import OptimConfig
 from cvt.train.engine import Engine
 from cvt.train.recipe import Recipe
 from cvt.train.setting import Setting
+from cvt.weights.card import ModelCard
 from cvt.weights.tensors import read_tensors
 
 from .torchrun import launch

@@ -5,7 +5,7 @@ import shutil
 import pytest
 import torch
 
-from cvt.errors import InputError
+from cvt.system.errors import InputError
 from cvt.train.store import Checkpoint, Store, _signed
 
 

@@ -6,7 +6,7 @@ import torch.distributed as dist
 from torch import nn
 
 from cvt.model import CvT
-from cvt.surgery import swap
+from cvt.networks.surgery import swap
 from cvt.train.sync import SyncedBatchNorm2d
 
 pytestmark = pytest.mark.slow

@@ -5,7 +5,7 @@ import time
 import pytest
 
 from cvt.cli import main
-from cvt.errors import InputError
+from cvt.system.errors import InputError
 from cvt.train import loop
 from cvt.train.config import OptimConfig
 from cvt.train.recipe import Recipe

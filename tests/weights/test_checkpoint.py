@@ -7,11 +7,11 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from cvt.card import ModelCard
 from cvt.config import VARIANTS, Preprocess
-from cvt.errors import InputError
 from cvt.model import CvT
+from cvt.system.errors import InputError
 from cvt.weights import huggingface, timm
+from cvt.weights.card import ModelCard
 from cvt.weights.checkpoint import build, read_checkpoint
 from cvt.weights.names import FROM_NATIVE, rename
 from cvt.weights.tensors import write_tensors

@@ -19,8 +19,8 @@ from safetensors.torch import load_file, save, save_file
 
 from cvt import create_model, load_model, load_weights, save_model
 from cvt.config import Preprocess
-from cvt.errors import InputError
 from cvt.model import CvT
+from cvt.system.errors import InputError
 
 
 def linear():

@@ -3,13 +3,13 @@ import json
 import pytest
 import torch
 
-from cvt.card import ModelCard
 from cvt.config import Preprocess
-from cvt.errors import InputError
 from cvt.model import CvT
+from cvt.system.errors import InputError
+from cvt.weights.card import ModelCard
+from cvt.weights.models import load_model
 from cvt.weights.native import save_model
 from cvt.weights.tensors import read_tensors, write_tensors
-from cvt.zoo import load_model
 
 CLASSES = tuple("abcdefghij")
 PREPROCESS = Preprocess(size=64, crop=0.9, interpolation="bilinear")

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from importlib import import_module
 
 from cvt import __version__
-from cvt.errors import DivergedError, InputError, StoppedError, did_you_mean
+from cvt.system.errors import DivergedError, InputError, StoppedError, did_you_mean
 
 COMMANDS = {
     "train": "train or fine-tune a CvT on digits, Fashion-MNIST or your own pictures",

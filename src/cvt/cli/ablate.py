@@ -8,9 +8,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from cvt.ablate.studies import STUDIES, TABLES
 from cvt.cli.options import add_quiet
 from cvt.cli.parser import Parser
+from cvt.studies.ablate.studies import STUDIES, TABLES
 from cvt.train.recipe import Recipe
 
 _DESCRIPTION = """Put claims of the paper to the test on data at hand: position (Table 5), embedding
@@ -46,7 +46,7 @@ def main(args: Sequence[str]) -> int:
     if chosen.jobs is not None:
         parser.at_least_one(chosen, "jobs")
 
-    from cvt.ablate.run import Sampling, ablate
+    from cvt.studies.ablate.run import Sampling, ablate
 
     names = list(dict.fromkeys(n for study in chosen.studies
                                for n in (TABLES if study == "tables" else (study,))))
@@ -69,7 +69,7 @@ def _print(study: dict[str, Any]) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from cvt.ablate.report import verdict_of
+    from cvt.studies.ablate.report import verdict_of
 
     console = Console()
     table = Table(title=study["title"], title_justify="left")

@@ -16,7 +16,7 @@ from rich.text import Text
 from cvt.cli.parser import Parser
 
 if TYPE_CHECKING:
-    from cvt.bench import Comparison, Row
+    from cvt.deploy.bench import Comparison, Row
 
 _DESCRIPTION = """Measure, on this machine's CPU, our networks by every backend beside those of
 timm and transformers: one process, one call of each in turn, medians with quartiles. Weights are
@@ -58,7 +58,7 @@ def main(args: Sequence[str]) -> int:
             if value is not None and value < 1:
                 parser.error(f"--{name} {value} must be at least 1")
 
-    from cvt.bench import compare, draw
+    from cvt.deploy.bench import compare, draw
 
     with Console(stderr=True).status("preparing") as status:
         comparison = compare(chosen.models, backends=chosen.backends, precisions=chosen.precision,
@@ -104,7 +104,7 @@ def _print(comparison: Comparison) -> None:
 
 
 def _cells(row: Row, one_precision: bool) -> list[Text]:
-    from cvt.bench import summary
+    from cvt.deploy.bench import summary
 
     found = summary(row.seconds)
     low, mid, high = (1e3 * found[f"{key}_s"] for key in ("quartile1", "median", "quartile3"))

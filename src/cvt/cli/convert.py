@@ -29,7 +29,7 @@ def main(args: Sequence[str]) -> int:
     parser.add_argument("--overwrite", action="store_true", help="replace files that are there")
     chosen = parser.read(args)
 
-    from cvt.conversion import convert
+    from cvt.weights.convert import convert
 
     done = convert(chosen.source, chosen.destination, chosen.to, model=chosen.model,
                    act=chosen.act, dtype=chosen.dtype, overwrite=chosen.overwrite)

@@ -17,7 +17,7 @@ from cvt.cli.options import add_quiet
 from cvt.cli.parser import Parser
 from cvt.data.config import DataConfig
 from cvt.data.sources import guess_source
-from cvt.errors import did_you_mean
+from cvt.system.errors import did_you_mean
 
 _ROOT = ("the pictures: a directory with train/ and val/ or with one sub-directory for each class, "
          "a table (.csv, .tsv, .parquet), or a directory of .tar archives; with --data.name also "

@@ -19,7 +19,7 @@ def main(args: Sequence[str]) -> int:
                         "a minute or more")
     chosen = parser.read(args)
 
-    from cvt.doctor import examine
+    from cvt.deploy.doctor import examine
 
     found = examine(compile=chosen.compile)
     if chosen.json:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from cvt.cli.options import add_act, add_device, add_model, model_of
 from cvt.cli.parser import Parser
-from cvt.printable import printable
+from cvt.system.text import printable
 
 STDIN = "-"
 
@@ -33,10 +33,10 @@ def main(args: Sequence[str]) -> int:
     chosen = parser.read(args)
 
     from cvt.data.images import read_image
-    from cvt.device import pick_device
     from cvt.explain.run import explain
     from cvt.explain.sheet import write
-    from cvt.zoo import load_model
+    from cvt.system.device import pick_device
+    from cvt.weights.models import load_model
 
     source = chosen.image
     image = read_image(sys.stdin.buffer.read(), "the standard input") if source == STDIN else (

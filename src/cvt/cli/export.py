@@ -43,7 +43,7 @@ def main(args: Sequence[str]) -> int:
     if chosen.data is None and (chosen.split, chosen.max_drop) != ("val", _MAX_DROP):
         parser.error("--split and --max_drop are about the pictures of --data, which is not given")
 
-    from cvt.export.write import export
+    from cvt.deploy.export import export
 
     manifest = export(chosen.source, chosen.destination, chosen.to, chosen.precision,
                       act=chosen.act, images=chosen.images, data=chosen.data, split=chosen.split,

@@ -9,7 +9,7 @@ from rich.table import Column, Table
 from rich.text import Text
 
 from cvt.data.check import ClassCount, DatasetReport, Group, Picture, Sides
-from cvt.printable import printable
+from cvt.system.text import printable
 
 # Of longer lists the first are printed; --json has them all. Unreadable pictures are all printed.
 _MOST = 10

@@ -26,8 +26,8 @@ def main(args: Sequence[str]) -> int:
     parser.add_argument("--json", action="store_true", help="print JSON")
     chosen = parser.read(args)
 
-    from cvt.complexity import multiply_adds, parameters, stage_shapes
-    from cvt.zoo import config_of
+    from cvt.networks.complexity import multiply_adds, parameters, stage_shapes
+    from cvt.weights.models import config_of
 
     config = config_of(chosen.model)
     size = _size(parser, chosen.size) if chosen.size else (config.image_size, config.image_size)

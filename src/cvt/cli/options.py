@@ -8,8 +8,8 @@ from typing import get_args
 from jsonargparse import Namespace
 
 from cvt.cli.parser import Parser
-from cvt.runtime.manifest import Precision
-from cvt.runtime.sessions import Backend
+from cvt.deploy.manifest import Precision
+from cvt.deploy.sessions import Backend
 
 _DEFAULT = "cvt_nano.fashion_mnist"  # what there is without a download
 

@@ -9,7 +9,7 @@ from typing import NoReturn, TypeVar
 
 from jsonargparse import ArgumentParser, Namespace, set_parsing_settings
 
-from cvt.errors import InputError, did_you_mean
+from cvt.system.errors import InputError, did_you_mean
 
 _T = TypeVar("_T")
 

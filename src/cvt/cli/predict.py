@@ -15,12 +15,12 @@ from jsonargparse import Namespace
 
 from cvt.cli.options import add_model, add_runtime, model_of
 from cvt.cli.parser import Parser
-from cvt.printable import printable
+from cvt.system.text import printable
 
 if TYPE_CHECKING:
-    from cvt.bulk import Progress
     from cvt.data.archives import Member
-    from cvt.predict import Prediction, Predictor
+    from cvt.predict.bulk import Progress
+    from cvt.predict.predictor import Prediction, Predictor
 
 _EVERY = 0.5  # seconds from one progress line to the next
 _TABLE, _PART = "csv", 10_000  # of --output
@@ -61,8 +61,8 @@ def main(args: Sequence[str]) -> int:
         parser.error(f"{world} processes would all print the same; to share the work they need "
                      "--output DIR")
 
-    from cvt.machine import available_cores
-    from cvt.predict import Predictor, find_images, read_list
+    from cvt.predict.predictor import Predictor, find_images, read_list
+    from cvt.system.machine import available_cores
 
     sources = find_images(chosen.images, strict=chosen.output is not None)
     sources += find_images(read_list(chosen.list)) if chosen.list else []
@@ -106,8 +106,8 @@ def main(args: Sequence[str]) -> int:
 
 def _job(chosen: Namespace, predictor: Predictor, sources: Sequence[str | Member], world: int
          ) -> int:
-    from cvt.bulk import classify_into
     from cvt.data.unreadable import UNREADABLE
+    from cvt.predict.bulk import classify_into
 
     rank = int(os.environ.get("RANK", "0"))
     who = f"process {rank}: " if world > 1 else ""

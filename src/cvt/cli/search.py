@@ -14,11 +14,11 @@ from rich.text import Text
 
 from cvt.cli.options import add_quiet
 from cvt.cli.parser import Parser
-from cvt.search.config import SearchConfig
+from cvt.studies.search.config import SearchConfig
 from cvt.train.recipe import Recipe
 
 if TYPE_CHECKING:
-    from cvt.search.result import Result
+    from cvt.studies.search.result import Result
 
 _DESCRIPTION = """Search the best CvT under a budget of multiply-adds, as for CvT-13-NAS of the
 paper: key and value stride 1 or 2 and MLP ratio 2 or 4 in each block. All other options are those
@@ -40,7 +40,7 @@ def main(args: Sequence[str]) -> int:
     chosen.budget, chosen.network = _count(parser, chosen.budget), "supernet"
     config, recipe = parser.build(SearchConfig, chosen), parser.build(Recipe, chosen)
 
-    from cvt.search import run
+    from cvt.studies.search import run
 
     output = Path(chosen.output)
     result = run.search(recipe, config, output, quiet=chosen.quiet,

@@ -9,10 +9,10 @@ from pathlib import Path
 
 from cvt.cli.options import add_model, add_runtime, model_of
 from cvt.cli.parser import Parser
-from cvt.errors import InputError
-from cvt.extras import require
-from cvt.runtime.manifest import MANIFEST
+from cvt.deploy.manifest import MANIFEST
 from cvt.serve.config import ServeConfig
+from cvt.system.errors import InputError
+from cvt.system.extras import require
 
 _KEY = "CVT_API_KEY"
 
@@ -37,7 +37,7 @@ def main(args: Sequence[str]) -> int:
     key = _key(chosen.api_key_file)
 
     require("fastapi", "serve")
-    from cvt.predict import Predictor
+    from cvt.predict.predictor import Predictor
     from cvt.serve.run import serve
 
     name = model_of(chosen, parser)
@@ -46,10 +46,10 @@ def main(args: Sequence[str]) -> int:
     backend, precision = chosen.backend, chosen.precision
     explainer = None
     if not exported:
-        from cvt.backends import pick_backend
-        from cvt.device import pick_device
+        from cvt.deploy.backends import pick_backend
         from cvt.serve.explainer import explainer_of
-        from cvt.zoo import load_model
+        from cvt.system.device import pick_device
+        from cvt.weights.models import load_model
 
         device = pick_device(chosen.device)
         if backend == "auto":

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from cvt.data.images import SUFFIXES
-from cvt.errors import InputError
+from cvt.system.errors import InputError
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,7 +22,7 @@ from cvt.data.erasing import Erasing
 from cvt.data.images import rgb_of
 from cvt.data.prepare import FILTERS, check_channels, frame
 from cvt.data.samples import Pipeline
-from cvt.errors import InputError
+from cvt.system.errors import InputError
 
 
 def training_transform(preprocess: Preprocess, augment: AugmentConfig) -> Pipeline:

@@ -16,7 +16,7 @@ from torchvision.datasets import FashionMNIST
 
 from cvt.config import Preprocess
 from cvt.data.pictures import Dataset, Pictures, split
-from cvt.errors import InputError
+from cvt.system.errors import InputError
 
 FASHION_MNIST_CLASSES = ("T-shirt", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt",
                          "Sneaker", "Bag", "Ankle boot")

@@ -21,7 +21,7 @@ from cvt.data.images import fault, rgb_of
 from cvt.data.parallel import in_threads
 from cvt.data.pictures import Dataset, Pictures
 from cvt.data.prepare import check_shape
-from cvt.errors import InputError
+from cvt.system.errors import InputError
 
 Kind = Literal["file", "pixels", "near"]
 

@@ -14,7 +14,7 @@ from collections.abc import Iterable, Sequence
 from decimal import Decimal
 from typing import Any
 
-from cvt.errors import InputError
+from cvt.system.errors import InputError
 
 # Decimal reads the digits of every script and any number of them, unlike float and int.
 _NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)")

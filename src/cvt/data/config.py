@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from cvt.errors import InputError
-from cvt.schema import check, check_default, check_types
+from cvt.system.errors import InputError
+from cvt.system.schema import check, check_default, check_types
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -20,8 +20,8 @@ from cvt.data.small import small
 from cvt.data.unreadable import UNREADABLE, Row, read_unreadable, write_unreadable
 from cvt.data.write_folder import check_directories, write_folder
 from cvt.data.write_shards import check_lines, write_shards
-from cvt.errors import InputError
-from cvt.schema import read_mapping, write_mapping
+from cvt.system.errors import InputError
+from cvt.system.schema import read_mapping, write_mapping
 
 PLAN = "copy.json"
 _DONE = "done"

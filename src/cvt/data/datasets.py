@@ -11,7 +11,7 @@ from cvt.data.huggingface import huggingface
 from cvt.data.manifest import manifest
 from cvt.data.pictures import Dataset
 from cvt.data.shards import shards
-from cvt.errors import InputError
+from cvt.system.errors import InputError
 
 
 def load_dataset(config: DataConfig) -> Dataset:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from cvt.atomic import replace_file
 from cvt.data.check import DatasetReport
 from cvt.data.manifest import save_manifest
 from cvt.data.pictures import Dataset
 from cvt.data.sheet import contact_sheet
-from cvt.errors import InputError
-from cvt.schema import write_mapping
+from cvt.system.errors import InputError
+from cvt.system.files import replace_file
+from cvt.system.schema import write_mapping
 
 FINDINGS, MANIFEST, SHEET = "check.json", "manifest.csv", "contact_sheet.png"
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from cvt.data.classes import natural_order
 from cvt.data.images import list_images, read_file
 from cvt.data.pictures import AS_IMAGENET, SPLITS, Dataset, Pictures, relabel, split
-from cvt.errors import InputError
+from cvt.system.errors import InputError
 
 
 def folder(root: Path, val_fraction: float = 0.2, seed: int = 0) -> Dataset:

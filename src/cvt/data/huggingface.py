@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 
 from cvt.data.classes import check_names
 from cvt.data.pictures import AS_IMAGENET, Dataset, Pictures, relabel, split
-from cvt.errors import InputError, did_you_mean, one_line
-from cvt.extras import require
+from cvt.system.errors import InputError, did_you_mean, one_line
+from cvt.system.extras import require
 
 _VAL = ("validation", "valid", "val", "dev", "test")
 

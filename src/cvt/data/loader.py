@@ -21,7 +21,7 @@ from cvt.data.pictures import Pictures
 from cvt.data.prepare import check_channels, frame
 from cvt.data.randomness import randomness_restored, seed_all
 from cvt.data.samples import Pipeline, Sample, Stack, stacked
-from cvt.errors import InputError
+from cvt.system.errors import InputError
 
 Batch = tuple[Tensor, Tensor]  # images (B, C, size, size) float32, labels (B,) int64
 _Key = tuple[int, ...]  # epoch, index, how often it came before, how often the epoch was redrawn

@@ -11,12 +11,12 @@ from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
-from cvt.atomic import replace_file
 from cvt.data.classes import natural_order
 from cvt.data.folder import files
 from cvt.data.pictures import AS_IMAGENET, SPLITS, Dataset, check_trained, split
-from cvt.errors import InputError, did_you_mean
-from cvt.extras import require
+from cvt.system.errors import InputError, did_you_mean
+from cvt.system.extras import require
+from cvt.system.files import replace_file
 
 COLUMNS = ("path", "label", "split", "unreadable")
 # As pandas writes an empty cell as text.

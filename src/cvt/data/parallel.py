@@ -8,7 +8,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import islice
 from typing import TypeVar
 
-from cvt.machine import available_cores
+from cvt.system.machine import available_cores
 
 _T = TypeVar("_T")
 

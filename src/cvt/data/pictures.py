@@ -13,7 +13,7 @@ from sklearn.model_selection import train_test_split
 from cvt.config import IMAGENET_MEAN, IMAGENET_STD, Preprocess
 from cvt.data.classes import match
 from cvt.data.images import rgb_of
-from cvt.errors import InputError
+from cvt.system.errors import InputError
 
 # How pictures of unknown statistics are seen: as the published weights see ImageNet's.
 AS_IMAGENET = Preprocess(mean=IMAGENET_MEAN, std=IMAGENET_STD)

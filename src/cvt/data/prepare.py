@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from cvt.config import Preprocess
-from cvt.errors import InputError
+from cvt.system.errors import InputError
 
 FILTERS = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR,
             "nearest": Image.Resampling.NEAREST, "lanczos": Image.Resampling.LANCZOS}

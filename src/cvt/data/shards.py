@@ -19,12 +19,12 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 from numpy.typing import NDArray
 
-from cvt.atomic import replace_file
 from cvt.data.archives import Member, members
 from cvt.data.classes import check_names, natural_order, spelling
 from cvt.data.images import SUFFIXES
 from cvt.data.pictures import AS_IMAGENET, Dataset, Pictures, check_trained, split
-from cvt.errors import InputError
+from cvt.system.errors import InputError
+from cvt.system.files import replace_file
 
 INDEX, CLASSES = "index.npz", "classes.txt"
 _MOST_LABEL = 1 << 20  # bytes of a .cls or .json member

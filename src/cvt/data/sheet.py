@@ -11,8 +11,8 @@ from PIL import Image, ImageDraw
 
 from cvt.data.parallel import in_threads
 from cvt.data.pictures import Dataset, Pictures
-from cvt.errors import InputError
-from cvt.lettering import font, write_line
+from cvt.system.errors import InputError
+from cvt.system.fonts import font, write_line
 
 MOST_CLASSES = 20
 ACROSS = 10  # pictures of a class

@@ -12,7 +12,7 @@ from PIL import Image
 from cvt.data.header import header_of
 from cvt.data.images import SUFFIXES, fault, read_image
 from cvt.data.pictures import Pictures
-from cvt.errors import InputError
+from cvt.system.errors import InputError
 
 _SUFFIX = {"JPEG": ".jpg", "PNG": ".png"}
 _JPEG_SIDE = 65_500  # pixels, more than which libjpeg refuses

@@ -6,7 +6,7 @@ import csv
 from collections.abc import Iterable
 from pathlib import Path
 
-from cvt.atomic import replace_file
+from cvt.system.files import replace_file
 
 UNREADABLE = "unreadable.csv"
 

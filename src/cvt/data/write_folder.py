@@ -8,11 +8,11 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path, PurePath
 
-from cvt.atomic import replace_file
 from cvt.data.parallel import in_threads
 from cvt.data.pictures import Dataset, Pictures
 from cvt.data.small import Small
-from cvt.errors import InputError
+from cvt.system.errors import InputError
+from cvt.system.files import replace_file
 
 _LONGEST = 80  # characters of a picture's name that its copy keeps
 

@@ -11,13 +11,13 @@ from functools import partial
 from itertools import chain, count, islice
 from pathlib import Path
 
-from cvt.atomic import replace_file
 from cvt.data.classes import spelling
 from cvt.data.parallel import in_threads
 from cvt.data.pictures import Dataset
 from cvt.data.shards import CLASSES
 from cvt.data.small import Small
-from cvt.errors import InputError
+from cvt.system.errors import InputError
+from cvt.system.files import replace_file
 
 _Sample = tuple[str, Small, str, str]  # both members' name, the picture, the class and its suffix
 

@@ -20,7 +20,7 @@ from torchmetrics.functional.classification import (
     multiclass_recall,
 )
 
-from cvt.schema import check
+from cvt.system.schema import check
 
 BINS = 15  # of confidence, as in Guo et al., 2017
 MOST_MISTAKES = 48

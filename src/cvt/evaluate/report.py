@@ -14,11 +14,11 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup, escape
 from PIL import Image
 
-from cvt.atomic import replace_file
-from cvt.errors import InputError
 from cvt.evaluate.charts import loss_chart, lr_chart, reliability_chart, top1_chart
 from cvt.evaluate.metrics import Evaluation, Mistake
 from cvt.evaluate.pictures import heat_image, thumbnail
+from cvt.system.errors import InputError
+from cvt.system.files import replace_file
 
 TABLE_CLASSES = 20  # with more, the confusion matrix is a picture and the class table folds
 TINY = 64  # pixels; smaller pictures are enlarged with hard edges

@@ -11,19 +11,20 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from cvt.card import ModelCard
 from cvt.config import Act
 from cvt.data.config import DataConfig
 from cvt.data.datasets import load_dataset
 from cvt.data.loader import Batch, Faults, evaluation_batches
 from cvt.data.pictures import Pictures, relabel
-from cvt.device import autocast, device_name, out_of_memory, pick_device
-from cvt.errors import InputError
 from cvt.evaluate.metrics import Evaluation, score
 from cvt.evaluate.report import write_report
-from cvt.machine import describe_machine
-from cvt.schema import from_mapping, read_mapping, write_mapping
-from cvt.zoo import ZOO, load_model, shipped
+from cvt.system.device import autocast, device_name, out_of_memory, pick_device
+from cvt.system.errors import InputError
+from cvt.system.machine import describe_machine
+from cvt.system.schema import from_mapping, read_mapping, write_mapping
+from cvt.weights.card import ModelCard
+from cvt.weights.models import load_model
+from cvt.zoo import ZOO, shipped
 
 METRICS, REPORT, RECIPE, EVALUATION = "metrics.json", "report.html", "recipe.yaml", "evaluation"
 

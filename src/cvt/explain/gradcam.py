@@ -7,8 +7,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from cvt.errors import InputError
 from cvt.model import CvT, join
+from cvt.system.errors import InputError
 
 
 def grad_cam(model: CvT, images: Tensor, stages: Sequence[int], classes: Tensor | None = None

@@ -10,13 +10,13 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from cvt.card import ModelCard
 from cvt.data.prepare import check_channels, frame, normalised
-from cvt.errors import InputError, did_you_mean
 from cvt.explain.attention import look, rollout
 from cvt.explain.colours import Floats, overlay, token_colours
 from cvt.explain.gradcam import grad_cam
 from cvt.model import CvT
+from cvt.system.errors import InputError, did_you_mean
+from cvt.weights.card import ModelCard
 
 
 @dataclass(frozen=True, kw_only=True)

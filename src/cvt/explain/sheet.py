@@ -9,10 +9,10 @@ from pathlib import Path
 
 from PIL import Image, ImageDraw
 
-from cvt.atomic import replace_file
 from cvt.data.parallel import in_threads
 from cvt.explain.run import Explanation
-from cvt.lettering import write_line
+from cvt.system.files import replace_file
+from cvt.system.fonts import write_line
 
 SHEET, ARRAYS = "sheet.png", "explanation.json"
 

@@ -8,7 +8,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from cvt.config import Grid
-from cvt.errors import InputError
 from cvt.fast.algebra import (
     batchnorm_into_conv,
     norm_into_linear,
@@ -27,6 +26,7 @@ from cvt.model import (
     join,
     split,
 )
+from cvt.system.errors import InputError
 
 
 class FoldedProjection(nn.Module):

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from cvt.config import CvTConfig
-from cvt.errors import InputError
+from cvt.system.errors import InputError
 
 TOLERANCE: Mapping[str, float] = {"fp32": 2e-5, "bf16": 0.1, "int8": 0.5}
 """The largest difference of a logit that passes, in units of the largest logit."""

@@ -25,9 +25,7 @@ from starlette.types import ASGIApp
 
 from cvt.data.images import read_image
 from cvt.data.prepare import prepare
-from cvt.errors import InputError, did_you_mean
-from cvt.machine import available_cores
-from cvt.predict import Predictor, ranked
+from cvt.predict.predictor import Predictor, ranked
 from cvt.serve.batcher import Batcher, Input, Logits
 from cvt.serve.body import FORM, Body, Memory, Upload
 from cvt.serve.config import ServeConfig
@@ -45,6 +43,8 @@ from cvt.serve.schemas import (
     Scored,
 )
 from cvt.serve.watch import Figures, tell
+from cvt.system.errors import InputError, did_you_mean
+from cvt.system.machine import available_cores
 
 _VERSION = version("cvt-torch")
 

@@ -9,13 +9,13 @@ from typing import Any
 
 from PIL import Image
 
-from cvt.card import ModelCard
 from cvt.data.images import read_image
 from cvt.explain.colours import Floats, token_colours
 from cvt.explain.run import explain
 from cvt.model import CvT
 from cvt.serve.app import Explainer
 from cvt.serve.schemas import Explained, Scored
+from cvt.weights.card import ModelCard
 
 
 def explainer_of(model: CvT, card: ModelCard, name: str, most: int) -> Explainer:

@@ -11,12 +11,12 @@ from types import FrameType
 
 import uvicorn
 
-from cvt.errors import InputError
-from cvt.predict import Predictor
+from cvt.predict.predictor import Predictor
 from cvt.serve.app import Explainer, Server, create_app
 from cvt.serve.config import ServeConfig
 from cvt.serve.protocol import protocol_of
 from cvt.serve.watch import start_log, tell
+from cvt.system.errors import InputError
 
 # Seconds that a connection may wait for its next request: longer than proxies keep theirs (nginx
 # 60), for who sends one as the other end closes gets no answer.

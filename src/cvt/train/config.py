@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from cvt.schema import check, check_default, check_types
+from cvt.system.schema import check, check_default, check_types
 
 
 @dataclass(frozen=True, kw_only=True)

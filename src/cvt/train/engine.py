@@ -30,13 +30,13 @@ from torch import Tensor, nn
 from cvt.data.config import AugmentConfig
 from cvt.data.loader import Batch
 from cvt.data.randomness import seed_all
-from cvt.device import out_of_memory, pick_device
-from cvt.errors import InputError, one_line
-from cvt.extras import require
 from cvt.fast.training import TrainingForm
 from cvt.model import CvT
-from cvt.supernet import Supernet
-from cvt.surgery import swap
+from cvt.networks.supernet import Supernet
+from cvt.networks.surgery import swap
+from cvt.system.device import out_of_memory, pick_device
+from cvt.system.errors import InputError, one_line
+from cvt.system.extras import require
 from cvt.train.heartbeat import Heartbeat
 from cvt.train.loss import Loss
 from cvt.train.optim import set_learning_rate

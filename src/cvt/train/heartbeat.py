@@ -11,7 +11,7 @@ from collections.abc import Iterator
 
 import torch.distributed as dist
 
-from cvt.errors import InputError
+from cvt.system.errors import InputError
 
 _BEAT = 2.0  # seconds between two signs of life
 _PATIENCE = 15.0  # seconds without one; torchrun takes up to 30 more to end a frozen process

@@ -9,12 +9,12 @@ from typing import Any
 
 from torch import nn
 
-from cvt.card import CONFIG, ModelCard
 from cvt.data.fingerprint import differences, fingerprint, hash_of
 from cvt.data.pictures import Dataset
-from cvt.errors import InputError
 from cvt.evaluate.run import RECIPE
+from cvt.system.errors import InputError
 from cvt.train.recipe import LENGTH, MACHINE, PLACES, Recipe
+from cvt.weights.card import CONFIG, ModelCard
 
 _DATA = ("data.", "max_train_samples")  # options that say which images
 

@@ -13,9 +13,9 @@ from rich import progress as bars
 from rich.console import Console
 from torch.utils.tensorboard import SummaryWriter
 
-from cvt.atomic import replace_file
 from cvt.data.unreadable import UNREADABLE, Row, read_unreadable, write_unreadable
-from cvt.errors import one_line
+from cvt.system.errors import one_line
+from cvt.system.files import replace_file
 from cvt.train.state import CSV, JSONL, TENSORBOARD, Progress
 
 Figures = Mapping[str, float]

@@ -16,15 +16,15 @@ import torch
 import torch.nn.functional as F
 
 from cvt.data.loader import Batch, Faults, evaluation_batches
-from cvt.device import device_name
-from cvt.errors import DivergedError, InputError, StoppedError
+from cvt.deploy.manifest import sha256
 from cvt.evaluate.metrics import Evaluation
 from cvt.evaluate.report import write_report
 from cvt.evaluate.run import METRICS, RECIPE, REPORT, classify, evaluation_of
-from cvt.machine import describe_machine
-from cvt.networks import load_network
-from cvt.runtime.manifest import sha256
-from cvt.schema import write_mapping
+from cvt.networks.build import load_network
+from cvt.system.device import device_name
+from cvt.system.errors import DivergedError, InputError, StoppedError
+from cvt.system.machine import describe_machine
+from cvt.system.schema import write_mapping
 from cvt.train.engine import Engine, Step
 from cvt.train.identity import compare
 from cvt.train.log import Log

@@ -11,17 +11,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from cvt.card import ModelCard
 from cvt.config import Preprocess
 from cvt.data.classes import order_of
 from cvt.data.pictures import Pictures
-from cvt.device import autocast
-from cvt.errors import InputError, one_line
+from cvt.system.device import autocast
+from cvt.system.errors import InputError, one_line
 from cvt.train.config import DistillConfig
 from cvt.train.recipe import Recipe
+from cvt.weights.card import ModelCard
 from cvt.weights.checkpoint import build
+from cvt.weights.models import open_checkpoint
 from cvt.weights.timm import label_names
-from cvt.zoo import open_checkpoint
 
 TIMM = "timm:"
 

@@ -12,8 +12,8 @@ from pathlib import Path
 import numpy as np
 from matplotlib.figure import Figure
 
-from cvt.atomic import replace_file
-from cvt.errors import InputError
+from cvt.system.errors import InputError
+from cvt.system.files import replace_file
 from cvt.train.engine import Engine
 from cvt.train.recipe import Recipe
 from cvt.train.setting import Setting

@@ -17,8 +17,8 @@ import torch
 from torch import Tensor
 
 from cvt.data.loader import Batch, evaluation_batches
-from cvt.device import device_name
 from cvt.evaluate.run import classify
+from cvt.system.device import device_name
 from cvt.train.engine import Engine
 from cvt.train.optim import learning_rate
 from cvt.train.recipe import Recipe

@@ -11,11 +11,18 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from cvt.card import Network, find_config
 from cvt.config import VARIANTS, CvTConfig, Preprocess
 from cvt.data.config import AugmentConfig, DataConfig
-from cvt.schema import check, check_default, check_types, from_mapping, read_mapping, write_mapping
+from cvt.system.schema import (
+    check,
+    check_default,
+    check_types,
+    from_mapping,
+    read_mapping,
+    write_mapping,
+)
 from cvt.train.config import DistillConfig, FreezeConfig, OptimConfig
+from cvt.weights.card import Network, find_config
 
 DEFAULT = "cvt_nano"
 

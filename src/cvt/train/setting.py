@@ -11,16 +11,15 @@ from typing import Any
 from timm.utils import ModelEmaV3
 from torch import nn
 
-from cvt.card import ModelCard
 from cvt.data.augment import training_transform
 from cvt.data.datasets import load_dataset
 from cvt.data.fingerprint import differences
 from cvt.data.loader import Faults, TrainLoader
 from cvt.data.pictures import subset
 from cvt.data.randomness import seed_all
-from cvt.errors import InputError
 from cvt.model import CvT
-from cvt.networks import build_network
+from cvt.networks.build import build_network
+from cvt.system.errors import InputError
 from cvt.train.engine import Engine
 from cvt.train.identity import identity
 from cvt.train.loss import Loss
@@ -28,6 +27,7 @@ from cvt.train.optim import build_optimizer
 from cvt.train.recipe import Recipe
 from cvt.train.start import freeze, put_weights, starting_point
 from cvt.train.state import Progress, Weights
+from cvt.weights.card import ModelCard
 from cvt.weights.load import LoadReport
 
 

@@ -7,16 +7,16 @@ from collections.abc import Sequence
 
 from torch import nn
 
-from cvt.card import ModelCard
 from cvt.data.classes import order_of
 from cvt.data.pictures import Dataset
-from cvt.errors import InputError
 from cvt.model import CvT
+from cvt.system.errors import InputError
 from cvt.train.config import FreezeConfig
 from cvt.train.recipe import Recipe
+from cvt.weights.card import ModelCard
 from cvt.weights.checkpoint import Checkpoint
 from cvt.weights.load import LoadReport, fit
-from cvt.zoo import open_checkpoint
+from cvt.weights.models import open_checkpoint
 
 
 def starting_point(recipe: Recipe, dataset: Dataset) -> tuple[ModelCard, Checkpoint | None]:

@@ -14,11 +14,11 @@ from filelock import FileLock, Timeout
 from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 
-from cvt.card import CONFIG
 from cvt.data.unreadable import UNREADABLE
-from cvt.errors import InputError, one_line
 from cvt.evaluate.run import EVALUATION, METRICS, RECIPE, REPORT
+from cvt.system.errors import InputError, one_line
 from cvt.train.store import Checkpoint
+from cvt.weights.card import CONFIG
 from cvt.weights.native import BEST
 
 LAST = "last.safetensors"

@@ -26,8 +26,8 @@ from typing import Any
 from safetensors.torch import save_file
 from torch import Tensor
 
-from cvt.errors import InputError
-from cvt.runtime.manifest import sha256
+from cvt.deploy.manifest import sha256
+from cvt.system.errors import InputError
 from cvt.weights.tensors import read_tensors
 
 FORMAT = 2

@@ -11,12 +11,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cvt.card import CONFIG, ModelCard, find_config
 from cvt.config import VARIANTS, Act, CvTConfig, imagenet_preprocess
-from cvt.errors import InputError
 from cvt.model import CvT
-from cvt.schema import read_mapping
+from cvt.system.errors import InputError
+from cvt.system.schema import read_mapping
 from cvt.weights import huggingface, timm
+from cvt.weights.card import CONFIG, ModelCard, find_config
 from cvt.weights.load import Adapt, LoadReport, fit, to_native
 from cvt.weights.names import Names
 from cvt.weights.native import WEIGHTS

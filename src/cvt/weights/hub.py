@@ -5,8 +5,8 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from cvt.card import CONFIG
-from cvt.errors import InputError
+from cvt.system.errors import InputError
+from cvt.weights.card import CONFIG
 from cvt.weights.huggingface import PREPROCESSOR
 from cvt.weights.native import WEIGHTS
 from cvt.weights.tensors import INDEX, read_index

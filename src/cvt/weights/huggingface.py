@@ -11,10 +11,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from cvt.card import ModelCard
 from cvt.config import MOST, Act, CvTConfig, Preprocess, StageConfig
-from cvt.errors import InputError
-from cvt.schema import check, from_mapping, read_mapping
+from cvt.system.errors import InputError
+from cvt.system.schema import check, from_mapping, read_mapping
+from cvt.weights.card import ModelCard
 
 PREPROCESSOR = "preprocessor_config.json"
 WEIGHTS = "model.safetensors"

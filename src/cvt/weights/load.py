@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from cvt.errors import InputError
+from cvt.system.errors import InputError
 from cvt.weights.names import TO_NATIVE, Names, rename, whose
 from cvt.weights.tensors import read_tensors
 

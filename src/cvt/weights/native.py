@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from cvt.card import ModelCard
 from cvt.config import Preprocess
 from cvt.model import CvT
+from cvt.weights.card import ModelCard
 from cvt.weights.tensors import INDEX, write_tensors
 
 BEST = "best.safetensors"

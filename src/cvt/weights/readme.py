@@ -7,8 +7,8 @@ from typing import Literal
 
 import yaml
 
-from cvt.card import ModelCard
 from cvt.config import VARIANTS
+from cvt.weights.card import ModelCard
 
 _LOAD = {
     "native": """import cvt
@@ -19,7 +19,7 @@ model, card = cvt.load_model("{place}")""",
 classify = pipeline("image-classification", "{place}")
 print(classify("photo.jpg"))""",
     "timm": """import timm
-import cvt.timm_models  # registers the architecture
+import cvt.weights.timm_models  # registers the architecture
 
 model = timm.create_model("local-dir:{place}", pretrained=True)""",
 }

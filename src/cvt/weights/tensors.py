@@ -20,8 +20,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from cvt.atomic import replace_file
-from cvt.errors import InputError
+from cvt.system.errors import InputError
+from cvt.system.files import replace_file
 
 PICKLES = (".pth", ".pt", ".bin")
 SUFFIXES = (".safetensors", *PICKLES)

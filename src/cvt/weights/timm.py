@@ -1,7 +1,7 @@
 """The directories of timm's hub: config.json with architecture, model_args and pretrained_cfg.
 
-timm builds the model by the architecture's name, which `import cvt.timm_models` registers, with
-`model_args`; the tensors keep our names. Source: timm 1.0.31, models/_hub.py.
+timm builds the model by the architecture's name, which `import cvt.weights.timm_models` registers,
+with `model_args`; the tensors keep our names. Source: timm 1.0.31, models/_hub.py.
 """
 
 from __future__ import annotations
@@ -11,10 +11,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from cvt.card import ModelCard
 from cvt.config import VARIANTS, CvTConfig, Preprocess
-from cvt.errors import InputError, did_you_mean
-from cvt.schema import check, from_mapping
+from cvt.system.errors import InputError, did_you_mean
+from cvt.system.schema import check, from_mapping
+from cvt.weights.card import ModelCard
 
 WEIGHTS = "model.safetensors"
 FIRST_CONV, CLASSIFIER = "stages.0.embed.conv", "head"

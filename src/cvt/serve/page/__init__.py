@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from cvt.data.images import list_images
-from cvt.errors import InputError
+from cvt.system.errors import InputError
 
 _HERE = Path(__file__).parent
 _MOST = 24  # samples

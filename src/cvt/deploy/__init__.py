@@ -1,0 +1,1 @@
+"""The network as a file that runs without PyTorch, and how fast it runs."""

@@ -1,0 +1,243 @@
+"""A trained model as a directory that another runtime can serve: graph and manifest."""
+
+from __future__ import annotations
+
+import math
+import os
+import secrets
+import shutil
+import tempfile
+from collections.abc import Iterable, Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from cvt.config import Act
+from cvt.data.config import DataConfig
+from cvt.data.datasets import load_dataset
+from cvt.data.folder import files
+from cvt.data.images import list_images
+from cvt.data.loader import Batch, evaluation_batches
+from cvt.data.pictures import Dataset, Pictures, relabel
+from cvt.deploy.graphs import (
+    GRAPHS,
+    Run,
+    check_possible,
+    onnx_graph,
+    open_graph,
+    openvino_graph,
+    packages,
+    save_openvino,
+    torch_graph,
+    traceable_side,
+)
+from cvt.deploy.manifest import MANIFEST, Format, Manifest, Precision, hash_files
+from cvt.deploy.quantize import MOST, check_enough, quantise, quantise_onnx
+from cvt.fast.network import Folded
+from cvt.system.errors import InputError
+from cvt.weights.card import ModelCard
+from cvt.weights.models import load_model
+
+# Of the largest logit. Rounding measures 1e-7 to 2e-6 in every format; a wrong graph, 1e-3 and up.
+TOLERANCE = 2e-5
+NOISE = (1, 3, 4)  # batches, where no picture is given
+BATCH = 16
+
+
+def export(source: str | Path, destination: str | Path, to: Format, precision: Precision = "fp32",
+           *, act: Act | None = None, images: Sequence[str | Path] | None = None,
+           data: DataConfig | None = None, split: Literal["val", "train", "all"] = "val",
+           max_drop: float = 1.0, overwrite: bool = False) -> Manifest:
+    """Write the model `source` as the directory `destination`, once its graph is proved right.
+
+    The graph is run by its own runtime on the CPU and its logits are compared with the PyTorch
+    model's: on the labelled pictures of `data` and `split` if given, else on `images` (files and
+    folders), else on noise of a fixed seed; what was found is the manifest's `parity`. With `data`
+    the accuracy before and after is in it too. int8 is calibrated on up to 300 of `images`, else
+    of the training pictures of `data`. `source` and `act` are as for `cvt.load_model`.
+
+    A torch graph of a network that sees pictures too small to trace (`traceable_side`) takes that
+    size alone; every other graph takes any. Raises InputError where the format lacks the precision
+    or a package is missing, where `destination` is there (unless it is an exported model and
+    `overwrite` is set), where pictures cannot be used, where float32 logits differ by more than
+    2e-5 of the largest, and where bf16 or int8 lose more than `max_drop` points of top-1. It then
+    leaves nothing.
+    """
+    check_possible(to, precision)
+    if not 0 <= max_drop <= 100:
+        raise InputError(f"max_drop={max_drop} must be in [0, 100] points of top-1")
+    destination = Path(os.path.abspath(destination))
+    _check_place(destination, overwrite)
+    if precision == "int8" and not images and data is None:
+        raise InputError("int8 is calibrated on pictures like those that the model will see; give "
+                         f"some {MOST} with --images, or a dataset with --data.name")
+    network, card = load_model(source, act=act)
+    if card.model.num_classes == 0:
+        raise InputError(f"{source} has no classifier, so it has no logits to export; train one "
+                         "first")
+    dataset = load_dataset(data) if data else None
+    labelled: Pictures | None = getattr(dataset, split) if dataset else None
+    own = _pictures(images) if images else None
+    calibration = _calibration(card, own, dataset) if precision == "int8" else []
+
+    destination.parent.mkdir(parents=True, exist_ok=True)
+    part = destination.with_name(f".{destination.name}.{secrets.token_hex(4)}")
+    part.mkdir()  # not by mkdtemp, which keeps its directory to the owner; results are for all
+    try:
+        graph = part / GRAPHS[to]
+        _write_graph(graph, network, card, to, precision, calibration)
+        parity = _compare(network, open_graph(graph, to, precision), card, labelled, own)
+        _check_parity(parity, precision, max_drop)
+        if calibration:
+            parity["calibrated"] = sum(map(len, calibration))
+        manifest = Manifest(format=to, precision=precision, graph=graph.name,
+                            hashes=hash_files(part), card=card, parity=parity,
+                            versions={name: version(name) for name in
+                                      ("cvt-torch", "torch", *packages(to, precision))})
+        manifest.save(part)
+        _into_place(part, destination)
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
+    return manifest
+
+
+def _check_place(destination: Path, overwrite: bool) -> None:
+    if destination.is_symlink() or (destination.exists() and not destination.is_dir()):
+        raise InputError(f"{destination} is not a directory; an exported model is one")
+    if not destination.exists():
+        return
+    if not overwrite:
+        raise InputError(f"{destination} is there already; give another place, or --overwrite")
+    if any(destination.iterdir()) and not (destination / MANIFEST).is_file():
+        raise InputError(f"{destination} has no {MANIFEST}, so it is no exported model and will "
+                         "not be replaced; give another place")
+
+
+def _pictures(names: Sequence[str | Path]) -> Pictures:
+    """Every picture of files and folders, all of one nameless class."""
+    paths: list[Path] = []
+    for path in map(Path, names):
+        found = list_images(path) if path.is_dir() else [path]
+        if not found:
+            raise InputError(f"{path} has no pictures in it or below it")
+        paths += found
+    return files(("",), paths, (0,) * len(paths))
+
+
+def _some(pictures: Pictures, most: int) -> Pictures:
+    """At most `most` of the pictures, evenly spread, for folders are sorted by class."""
+    n = min(most, len(pictures))
+    return pictures.choose([i * len(pictures) // n for i in range(n)])
+
+
+def _calibration(card: ModelCard, own: Pictures | None, dataset: Dataset | None
+                 ) -> list[np.ndarray]:
+    pictures = own if own is not None else dataset.train if dataset else None
+    assert pictures is not None
+    check_enough(len(pictures))  # before they are read
+    return [images.numpy() for images, _ in _batches(_some(pictures, MOST), card)]
+
+
+def _batches(pictures: Pictures, card: ModelCard) -> Iterable[Batch]:
+    return evaluation_batches(pictures, card.preprocess, batch_size=BATCH)
+
+
+def _write_graph(path: Path, network: nn.Module, card: ModelCard, to: Format,
+                 precision: Precision, calibration: Sequence[np.ndarray]) -> None:
+    folded = Folded(network).eval()  # type: ignore[arg-type]
+    least, size = traceable_side(card.model), card.preprocess.size
+    # Another size than the model's own, so that the comparison shows an axis that is not free.
+    sides = (least + 16, least + 48)
+    fixed = to == "torch" and size < least
+    example = _noise(2, card, *((size, size) if fixed else sides))
+    if to == "torch":
+        torch_graph(folded, path, example=example, bf16=precision == "bf16", fixed_size=fixed)
+    elif to == "openvino":
+        model = openvino_graph(folded, example=example)
+        if precision == "int8":
+            model = quantise(model, calibration)
+        save_openvino(model, path, half=precision == "bf16")
+    elif precision == "int8":
+        with tempfile.TemporaryDirectory(dir=path.parent) as place:
+            whole = Path(place) / path.name
+            onnx_graph(folded, whole, example=example)
+            quantise_onnx(whole, path, calibration)
+    else:
+        onnx_graph(folded, path, example=example)
+
+
+def _noise(n: int, card: ModelCard, height: int, width: int) -> Tensor:
+    """Pictures of white noise, of the statistics that the preprocessing gives."""
+    generator = torch.Generator().manual_seed(0)
+    return torch.randn(n, card.model.in_chans, height, width, generator=generator)
+
+
+def _compare(network: nn.Module, run: Run, card: ModelCard, labelled: Pictures | None,
+             own: Pictures | None) -> dict[str, float]:
+    """The manifest's `parity` of the graph that `run` runs."""
+    if labelled is not None:
+        labelled = relabel(labelled, card.classes)
+    pictures = labelled if labelled is not None else _some(own, MOST) if own is not None else None
+    size = card.preprocess.size
+    batches: Iterable[Batch]
+    if pictures is None:
+        batches = [(x, torch.zeros(len(x))) for x in
+                   _noise(sum(NOISE), card, size, size).split(NOISE)]
+    else:
+        batches = _batches(pictures, card)
+    largest = difference = 0.0
+    n = same = before = after = 0
+    with torch.inference_mode():
+        for images, labels in batches:
+            want, got = network(images), run(images)
+            largest = max(largest, want.abs().max().item())
+            error = (want - got).abs().max().item()
+            difference = max(difference, error if math.isfinite(error) else math.inf)
+            one, other = want.argmax(1), got.argmax(1)
+            n, same = n + len(images), same + int((one == other).sum())
+            if labelled is not None:
+                before += int((one == labels).sum())
+                after += int((other == labels).sum())
+    parity = {"difference": difference / (largest or 1.0), "agreement": same / n,
+              "images": n if pictures is not None else 0, "noise": 0 if pictures is not None else n}
+    if labelled is not None:
+        parity |= {"accuracy_before": 100 * before / n, "accuracy_after": 100 * after / n,
+                   "labelled": n}
+    return parity
+
+
+def _check_parity(parity: dict[str, float], precision: Precision, max_drop: float) -> None:
+    difference = parity["difference"]
+    if not math.isfinite(difference):
+        raise InputError("the logits are not finite numbers; the weights hold infinities or NaN, "
+                         "or their values are too large for this precision")
+    if precision == "fp32":
+        if difference > TOLERANCE:
+            raise InputError(f"the graph's logits differ from the PyTorch model's by "
+                             f"{difference:.1e} of the largest, more than {TOLERANCE:.0e}; nothing "
+                             "was written, try another format")
+        return
+    drop = parity.get("accuracy_before", 0.0) - parity.get("accuracy_after", 0.0)
+    if drop > max_drop:
+        raise InputError(f"{precision} loses {drop:.2f} points of top-1 "
+                         f"({parity['accuracy_before']:.2f} to {parity['accuracy_after']:.2f} %), "
+                         f"more than max_drop={max_drop}; nothing was written, use fp32 or bf16, "
+                         "or more pictures to calibrate on")
+
+
+def _into_place(part: Path, destination: Path) -> None:
+    """Move the finished directory to where it belongs; what was there goes once it is."""
+    if not destination.exists():
+        part.rename(destination)
+        return
+    with tempfile.TemporaryDirectory(prefix=f".{destination.name}.", dir=destination.parent) as old:
+        aside = destination.rename(Path(old) / "old")
+        try:
+            part.rename(destination)
+        except OSError:
+            aside.rename(destination)
+            raise

@@ -1,1 +1,0 @@
-"""Running an exported model: numpy and one runtime, no torch."""

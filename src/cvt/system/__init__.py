@@ -1,0 +1,1 @@
+"""The machine, files, optional packages and what is read from them."""

@@ -1,0 +1,79 @@
+import os
+import stat
+import sys
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+import torch
+
+from cvt.system.files import replace_file
+from cvt.weights.tensors import write_tensors
+
+
+def test_a_new_file_replaces_the_old_one(tmp_path):
+    path = tmp_path / "a.txt"
+    path.write_text("old")
+
+    replace_file(path, lambda part: part.write_text("new"))
+
+    assert path.read_text() == "new"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_write_that_fails_half_way_leaves_the_old_file_and_nothing_else(tmp_path):
+    path = tmp_path / "a.txt"
+    path.write_text("old")
+
+    def write(part):
+        part.write_text("ne")
+        raise RuntimeError("disk full")
+
+    with pytest.raises(RuntimeError, match="disk full"):
+        replace_file(path, write)
+
+    assert path.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_until_the_write_is_done_readers_see_the_old_file(tmp_path):
+    path = tmp_path / "a.txt"
+    path.write_text("old")
+    seen = []
+
+    def write(part):
+        part.write_text("new")
+        seen.append(path.read_text())
+
+    replace_file(path, write)
+
+    assert seen == ["old"]
+
+
+def test_a_file_has_the_permissions_that_open_would_give_it(tmp_path):
+    replace_file(tmp_path / "a.txt", lambda part: part.write_text("new"))
+    (tmp_path / "b.txt").write_text("new")
+
+    modes = {stat.S_IMODE(os.stat(tmp_path / name).st_mode) for name in ("a.txt", "b.txt")}
+
+    assert len(modes) == 1
+
+
+def test_weights_are_as_open_to_others_as_any_file(tmp_path):
+    write_tensors({"a": torch.zeros(3)}, tmp_path / "a.safetensors")
+    (tmp_path / "b.txt").write_text("x")
+    modes = {stat.S_IMODE(path.stat().st_mode) for path in tmp_path.iterdir()}
+    assert len(modes) == 1
+
+
+def test_threads_that_write_at_once_leave_the_umask_alone(tmp_path):
+    before, interval = os.umask(0o027), sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)  # threads take turns as often as they can
+    try:
+        with ThreadPoolExecutor(8) as pool:
+            list(pool.map(lambda i: replace_file(tmp_path / str(i), lambda p: p.write_text("x")),
+                          range(1000)))
+        assert {stat.S_IMODE(p.stat().st_mode) for p in tmp_path.iterdir()} == {0o640}
+    finally:
+        after = os.umask(before)
+        sys.setswitchinterval(interval)
+    assert after == 0o027
