@@ -1,10 +1,10 @@
-"""Bad files among the pictures: is each found, and does a training run go on?
+"""Bad files among the images: is each found, and does a training run go on?
 
     python benchmarks/bad_files.py [--print]
 
-5,000 pictures of Fashion-MNIST, 64 pixels a side, half PNG and half JPEG, sorted into folders; 50
+5,000 images of Fashion-MNIST, 64 pixels a side, half PNG and half JPEG, sorted into folders; 50
 of them are bad in many ways. `cvt data check` must list those and no others. A tiny network is then
-trained for an epoch with data.max_unreadable=0.05: it must come to its end, say which pictures it
+trained for an epoch with data.max_unreadable=0.05: it must come to its end, say which images it
 could not read, and count those of validation as wrong.
 """
 
@@ -38,7 +38,7 @@ from cvt.train.recipe import OptimConfig, Recipe
 from cvt.train.state import UNREADABLE
 from timing import keep
 
-PICTURES, BAD = 5_000, 50
+IMAGES, BAD = 5_000, 50
 Harm = Callable[[Path, Image.Image], None]
 
 
@@ -68,7 +68,7 @@ def zeroed(kind: str, start: float, end: float) -> Harm:
     """A part of the file is zeros, as a disk gives back for a lost block.
 
     Only where the decoder must notice: nothing tells zeros among a JPEG's or a WebP's coefficients
-    from a dull picture.
+    from a dull image.
     """
     def make(image: Image.Image) -> bytes:
         data = bytearray(encoded(large(image), kind))
@@ -98,7 +98,7 @@ def wrong_crc(image: Image.Image) -> bytes:
 def zipped(image: Image.Image) -> bytes:
     file = io.BytesIO()
     with zipfile.ZipFile(file, "w") as archive:
-        archive.writestr("picture.png", encoded(image, "PNG"))
+        archive.writestr("image.png", encoded(image, "PNG"))
     return file.getvalue()
 
 
@@ -191,12 +191,12 @@ HARMS: dict[str, tuple[str, Harm]] = {
 
 
 def build(root: Path) -> dict[str, str]:
-    """Write the pictures; how each bad one is bad, by its path."""
+    """Write the images; how each bad one is bad, by its path."""
     data, rng = fashion_mnist(), random.Random(0)
-    bad = dict(zip(rng.sample(range(PICTURES), BAD),
+    bad = dict(zip(rng.sample(range(IMAGES), BAD),
                    (list(HARMS) * 2)[:BAD], strict=True))
     truth = {}
-    for i in range(PICTURES):
+    for i in range(IMAGES):
         half, source = ("train", data.train) if i % 5 else ("val", data.val)
         image = source.read(i).resize((64, 64), Image.Resampling.BICUBIC)
         home = root / half / source.classes[source.labels[i]]
@@ -210,7 +210,7 @@ def build(root: Path) -> dict[str, str]:
             image.save(home / f"{i:05}.png")
         else:
             image.save(home / f"{i:05}.jpg", quality=90)
-    # No picture, and whoever opened it would wait for ever.
+    # No image, and whoever opened it would wait for ever.
     os.mkfifo(root / "train" / data.train.classes[0] / "pipe.jpg")
     return truth
 
@@ -232,7 +232,7 @@ def checked(root: Path, truth: dict[str, str]) -> tuple[dict[str, object], dict[
 
 
 def trained(home: Path, root: Path, truth: dict[str, str]) -> dict[str, object]:
-    """An epoch over these pictures; what it met, and what its evaluation counted."""
+    """An epoch over these images; what it met, and what its evaluation counted."""
     stages = (StageConfig(dim=8, num_heads=1, depth=1, embed_stride=4, embed_kernel=7,
                           embed_padding=2),
               StageConfig(dim=16, num_heads=2, depth=1, cls_token=True))
@@ -247,17 +247,17 @@ def trained(home: Path, root: Path, truth: dict[str, str]) -> dict[str, object]:
     assert evaluation is not None
     with (run / UNREADABLE).open(newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
-    met = {half: {row["picture"] for row in rows if row["split"] == half}
+    met = {half: {row["image"] for row in rows if row["split"] == half}
            for half in ("train", "val")}
     bad = {half: {p for p in truth if f"/{half}/" in p} for half in ("train", "val")}
     return {"seconds": round(time.monotonic() - start, 1),
             "train": {"bad": len(bad["train"]), "met": len(met["train"]),
                       "too_many": sorted(met["train"] - bad["train"]),
-                      # The last batch is not filled, so a few pictures wait for another epoch.
+                      # The last batch is not filled, so a few images wait for another epoch.
                       "not_drawn": len(bad["train"] - met["train"])},
             "val": {"bad": len(bad["val"]), "met": len(met["val"]),
                     "same": met["val"] == bad["val"]},
-            "evaluation": {"n": evaluation.n, "pictures": PICTURES // 5,
+            "evaluation": {"n": evaluation.n, "images": IMAGES // 5,
                            "unreadable": len(evaluation.unreadable),
                            "same": {u.name for u in evaluation.unreadable} == bad["val"],
                            "top1_of_all": evaluation.top1.value}}
@@ -270,12 +270,12 @@ def main() -> None:
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as name:
         home = Path(name)
-        truth = build(home / "pictures")
-        check, reasons = checked(home / "pictures", truth)
-        said = {kind: reasons.get(path, "NOT LISTED").replace(f"{home}/pictures/", "")
+        truth = build(home / "images")
+        check, reasons = checked(home / "images", truth)
+        said = {kind: reasons.get(path, "NOT LISTED").replace(f"{home}/images/", "")
                 for path, kind in sorted(truth.items(), key=lambda item: item[1])}
-        result = {"pictures": PICTURES, "bad": len(truth), "kinds": len(HARMS), "check": check,
-                  "training": trained(home, home / "pictures", truth), "said": said}
+        result = {"images": IMAGES, "bad": len(truth), "kinds": len(HARMS), "check": check,
+                  "training": trained(home, home / "images", truth), "said": said}
     print(json.dumps(result, indent=2))
     if not args.print:
         keep("bad_files", result)

@@ -254,11 +254,11 @@ def sources(home: Path) -> dict[str, Path]:
     """The digits as a folder of files and as tar shards, in the same order."""
     data, folder, shards = digits(), home / "folder", home / "shards"
     shards.mkdir(parents=True)
-    for half, pictures in (("train", data.train), ("val", data.val)):
-        for i, label in enumerate(pictures.labels):
-            place = folder / half / pictures.classes[label] / f"{i:04}.png"
+    for half, images in (("train", data.train), ("val", data.val)):
+        for i, label in enumerate(images.labels):
+            place = folder / half / images.classes[label] / f"{i:04}.png"
             place.parent.mkdir(parents=True, exist_ok=True)
-            pictures.read(i).save(place)
+            images.read(i).save(place)
         with tarfile.open(shards / f"{half}-000000.tar", "w") as archive:
             for place in sorted((folder / half).glob("*/*.png")):
                 name = f"{place.parent.name}-{place.stem}"

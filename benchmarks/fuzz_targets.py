@@ -1,4 +1,4 @@
-"""What `hostile.py` fuzzes: python benchmarks/fuzz_targets.py picture|form|request CORPUS [OPTIONS]
+"""What `hostile.py` fuzzes: python benchmarks/fuzz_targets.py image|form|request CORPUS [OPTIONS]
 
 A file of its own, for atheris counts what is reached only in modules that it imports first.
 """
@@ -31,7 +31,7 @@ with atheris.instrument_imports(include=["PIL", "python_multipart", "cvt", "h11"
     from cvt.system.errors import InputError
 
 
-def picture(data: bytes) -> None:
+def image(data: bytes) -> None:
     """A file's bytes to the network's input."""
     try:
         array = prepare(Preprocess(size=32), read_image(data, most=1_000_000))
@@ -56,7 +56,7 @@ def form(data: bytes) -> None:
                 uploads = await body.uploads()
             except Refusal:
                 return
-            assert 0 < len(uploads) <= config.max_pictures
+            assert 0 < len(uploads) <= config.max_images
             assert sum(len(u.data) for u in uploads) <= len(data)
 
     config = ServeConfig()
@@ -95,6 +95,6 @@ def request_target() -> Callable[[bytes], None]:
 
 
 if __name__ == "__main__":
-    target = {"picture": picture, "form": form}.get(sys.argv[1]) or request_target()
+    target = {"image": image, "form": form}.get(sys.argv[1]) or request_target()
     atheris.Setup([sys.argv[0], *sys.argv[2:]], target)
     atheris.Fuzz()

@@ -1,12 +1,12 @@
-"""`cvt serve` against what means it ill: pictures, requests that nobody foresaw, random bytes.
+"""`cvt serve` against what means it ill: images, requests that nobody foresaw, random bytes.
 
-    python benchmarks/hostile.py [--only pictures schema fuzz] [--examples 5000] [--minutes 10]
+    python benchmarks/hostile.py [--only images schema fuzz] [--examples 5000] [--minutes 10]
 
-pictures: files that are damaged, foreign, odd or made to take much, one at a time, by a server of
+images: files that are damaged, foreign, odd or made to take much, one at a time, by a server of
 its default limits: each gets a named error or an answer, and takes how long and how much memory?
 schema: requests that schemathesis makes from the server's OpenAPI document, for each address
 (needs `st` on the path or --schemathesis). fuzz: libFuzzer through atheris (pip install atheris) on
-what reads pictures, forms and requests, guided by what of Pillow, python-multipart and our own code
+what reads images, forms and requests, guided by what of Pillow, python-multipart and our own code
 each input reaches; whatever is not a named refusal is a crash.
 """
 
@@ -38,8 +38,8 @@ from cvt.deploy.export import export
 from serve import Served, served
 from timing import keep
 
-PARTS = ("pictures", "schema", "fuzz")
-TARGETS = ("picture", "form", "request")
+PARTS = ("images", "schema", "fuzz")
+TARGETS = ("image", "form", "request")
 Make = Callable[[Image.Image], bytes]
 
 
@@ -206,7 +206,7 @@ KINDS: dict[str, Make] = {
 
 
 def ask(port: int, data: bytes) -> tuple[int, dict[str, Any], float]:
-    """Status, answer and seconds of one picture."""
+    """Status, answer and seconds of one image."""
     start = time.perf_counter()
     link = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
     link.request("POST", "/v1/classify", data, {"content-type": "application/octet-stream"})
@@ -229,7 +229,7 @@ def peak_mb(server: Served, during: Callable[[], Any]) -> tuple[Any, float]:
     return result, mb("VmHWM") - before
 
 
-def pictures(model: Path) -> dict[str, Any]:
+def images(model: Path) -> dict[str, Any]:
     rng = np.random.default_rng(0)
     shirt = Image.fromarray(rng.integers(0, 256, (8, 8, 3), dtype=np.uint8)).resize((64, 64))
     cases: dict[str, bytes] = {}
@@ -354,7 +354,7 @@ def seeds(target: str) -> list[bytes]:
     tiny = Image.fromarray(np.arange(192, dtype=np.uint8).reshape(8, 8, 3))
     files = [encoded(tiny, kind) for kind in ("PNG", "JPEG", "GIF", "BMP", "WEBP", "TIFF", "PPM",
                                               "ICO", "TGA", "JPEG2000", "AVIF", "QOI")]
-    if target == "picture":
+    if target == "image":
         return files
     part = (b'--b\r\nContent-Disposition: form-data; name="images"; filename="a.png"\r\n'
             b"Content-Type: image/png\r\n\r\n")
@@ -381,10 +381,10 @@ def main() -> None:
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
         exported = Path(name) / "nano"
-        if "pictures" in args.only:
+        if "images" in args.only:
             export("cvt_nano.fashion_mnist", exported, "openvino")
         parts: dict[str, Callable[[], dict[str, Any]]] = {
-            "pictures": lambda: pictures(exported),
+            "images": lambda: images(exported),
             "schema": lambda: schema(Path("cvt_nano.fashion_mnist"), args.examples,
                                      args.schemathesis),
             "fuzz": lambda: fuzz(args.minutes)}

@@ -6,9 +6,9 @@ The paper's augmentation at 224 pixels: RandomResizedCrop with the bicubic filte
 RandAugment rand-m9-mstd0.5-inc1, random erasing by noise. Two worker processes each, kept from
 epoch to epoch; float32 batches, normalised, on the CPU. timm is measured with its prefetcher and
 without. The loaders take turns; a turn begins with batches that do not count, until those that were
-ready before have gone and the other's workers have come to rest. small: pictures of 500x375
-pixels, as ImageNet's; large: photographs of 3000x2000. stages: milliseconds of each step for a
-picture, in one thread.
+ready before have gone and the other's workers have come to rest. small: images of 500x375
+pixels, as ImageNet's; large: photographs of 3000x2000. stages: milliseconds of each step for an
+image, in one thread.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ TIMM: dict[str, Any] = {
     "re_mode": "pixel", "mean": IMAGENET_MEAN, "std": IMAGENET_STD}
 
 
-def write_pictures(home: Path, n: int, size: tuple[int, int], names: int) -> float:
+def write_images(home: Path, n: int, size: tuple[int, int], names: int) -> float:
     """`n` different files in two classes for training, under `names` names each; mean bytes."""
     rng = np.random.default_rng(0)
     different = [photo(rng, *size) for _ in range(min(n, 40))]
@@ -66,7 +66,7 @@ def write_pictures(home: Path, n: int, size: tuple[int, int], names: int) -> flo
         first = home / "train" / "ab"[i % 2] / f"{i:05}-0.jpg"
         base = different[i % len(different)]
         base.rotate(i // len(different)).save(first, quality=90, subsampling="4:2:0")
-        # So an epoch is long, and the pictures fit in the system's cache of files.
+        # So an epoch is long, and the images fit in the system's cache of files.
         for name in range(1, names):
             os.link(first, first.with_name(f"{i:05}-{name}.jpg"))
         if i < 2:
@@ -139,7 +139,7 @@ def in_turns(home: Path, *, batch: int, workers: int, rounds: int, skip: int, co
         print(f"{name:<20}{row['img_per_s']:7.1f} img/s "
               f"[{batch * count / row['quartile3_s']:.1f}, "
               f"{batch * count / row['quartile1_s']:.1f}], "
-              f"{row['processor_ms_per_img']:.2f} ms of a core for a picture")
+              f"{row['processor_ms_per_img']:.2f} ms of a core for an image")
     for what, found in (("images/s", against), ("processor time", work)):
         print(f"{what}: ours is {found[best]['median']:.2f}x [{found[best]['quartile1']:.2f}, "
               f"{found[best]['quartile3']:.2f}] as good as {best}")
@@ -200,7 +200,7 @@ def timms_stages(paths: list[Path], clock: Clock) -> Tensor:
 
 
 def stages(home: Path, rounds: int, n: int) -> dict[str, dict[str, float]]:
-    """Medians over rounds of the milliseconds of each step for a picture."""
+    """Medians over rounds of the milliseconds of each step for an image."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # as in a worker
     paths = sorted((home / "train").rglob("*-0.jpg"))
@@ -218,7 +218,7 @@ def stages(home: Path, rounds: int, n: int) -> dict[str, dict[str, float]]:
                     for step in clocks[0].seconds} for name, clocks in found.items()}
     for name, row in table.items():
         print(f"{name:<6}" + ", ".join(f"{step} {ms:.3f}" for step, ms in row.items())
-              + f"; together {sum(row.values()):.2f} ms a picture")
+              + f"; together {sum(row.values()):.2f} ms an image")
     return table
 
 
@@ -226,11 +226,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--workers", type=int, default=2)
-    parser.add_argument("--pictures", type=int, default=1000)
+    parser.add_argument("--images", type=int, default=1000)
     parser.add_argument("--only", nargs="*", default=["small", "large", "stages"])
     args = parser.parse_args()
     result: dict[str, Any] = {"threads": torch.get_num_threads()}
-    cases = {"small": ((500, 375), args.pictures, {"rounds": args.rounds, "batch": 64, "skip": 8,
+    cases = {"small": ((500, 375), args.images, {"rounds": args.rounds, "batch": 64, "skip": 8,
                                                    "count": 12}),
              "large": ((3000, 2000), 40, {"rounds": args.rounds // 2, "batch": 16, "skip": 6,
                                           "count": 5})}
@@ -239,9 +239,9 @@ def main() -> None:
             continue
         with tempfile.TemporaryDirectory() as directory:
             home = Path(directory)
-            kept = write_pictures(home, n, size, names=8 if n > 100 else 50)
-            print(f"{name}: {size[0]}x{size[1]}, {kept / 1000:.0f} kB a picture")
-            result[name] = {"size": size, "pictures": n, "bytes": kept, **in_turns(
+            kept = write_images(home, n, size, names=8 if n > 100 else 50)
+            print(f"{name}: {size[0]}x{size[1]}, {kept / 1000:.0f} kB an image")
+            result[name] = {"size": size, "images": n, "bytes": kept, **in_turns(
                 home, workers=args.workers, **turns)}
             if "stages" in args.only:
                 result[name]["stages_ms"] = stages(home, args.rounds, 64 if n > 100 else 16)

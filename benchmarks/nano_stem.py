@@ -1,9 +1,9 @@
 """Which stem serves images of 28 pixels best? What cvt_nano's first token embedding rests on.
 
-    python benchmarks/nano_stem.py [--pictures 12000] [--epochs 4] [--seeds 2] [--work DIR]
+    python benchmarks/nano_stem.py [--images 12000] [--epochs 4] [--seeds 2] [--work DIR]
 
-Trains cvt_nano with each stem (kernel/stride/padding) on training pictures of Fashion-MNIST, and
-prints top-1 on the 10,000 test pictures after the last epoch, multiply-adds and time. With --work
+Trains cvt_nano with each stem (kernel/stride/padding) on training images of Fashion-MNIST, and
+prints top-1 on the 10,000 test images after the last epoch, multiply-adds and time. With --work
 the same command goes on where it was interrupted.
 """
 
@@ -39,7 +39,7 @@ def with_stem(stem: str, config: CvTConfig) -> CvTConfig:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--pictures", type=int, default=12_000)
+    parser.add_argument("--images", type=int, default=12_000)
     parser.add_argument("--epochs", type=int, default=4)
     parser.add_argument("--seeds", type=int, default=2)
     parser.add_argument("--stems", nargs="+", default=["7/4/2", "7/2/3", "3/2/1"])
@@ -48,7 +48,7 @@ def main() -> None:
     args = parser.parse_args()
     recipe = Recipe(
         model="cvt_nano", data=DataConfig(name="fashion_mnist"), device="cpu",
-        max_train_samples=args.pictures, epochs=1, passes=args.epochs, batch_size=128,
+        max_train_samples=args.images, epochs=1, passes=args.epochs, batch_size=128,
         augment=AugmentConfig(hflip=0.5),
         optim=OptimConfig(lr=2e-3, warmup_epochs=0.25, clip_grad=1.0))
     with tempfile.TemporaryDirectory() as scratch:

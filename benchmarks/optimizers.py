@@ -1,8 +1,8 @@
 """Muon beside AdamW: the same steps of `cvt_nano` on Fashion-MNIST, each at several learning rates.
 
-    python benchmarks/optimizers.py [--pictures 10000] [--epochs 4] [--seeds 2] [--work DIR]
+    python benchmarks/optimizers.py [--images 10000] [--epochs 4] [--seeds 2] [--work DIR]
 
-Top-1 is of the last epoch, on the 10,000 test pictures. With --work the same command goes on where
+Top-1 is of the last epoch, on the 10,000 test images. With --work the same command goes on where
 it was interrupted.
 """
 
@@ -29,7 +29,7 @@ RATES = (1e-3, 2e-3, 4e-3)
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--pictures", type=int, default=10_000)
+    parser.add_argument("--images", type=int, default=10_000)
     parser.add_argument("--epochs", type=int, default=4)
     parser.add_argument("--seeds", type=int, default=2)
     parser.add_argument("--jobs", type=int, default=2)
@@ -42,7 +42,7 @@ def main() -> None:
             for rate in RATES:
                 recipe = Recipe(
                     model="cvt_nano", data=DataConfig(name="fashion_mnist"), device="cpu",
-                    max_train_samples=args.pictures, epochs=1, passes=args.epochs, batch_size=128,
+                    max_train_samples=args.images, epochs=1, passes=args.epochs, batch_size=128,
                     ema=0.99, augment=AugmentConfig(hflip=0.5), optim=OptimConfig(
                         name=name, lr=rate, momentum=momentum, warmup_epochs=0.1, clip_grad=1.0))
                 row = Row(label=f"{name} {rate:g}")

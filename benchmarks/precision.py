@@ -2,7 +2,7 @@
 
     python benchmarks/precision.py [--model cvt_nano.fashion_mnist] [--data fashion_mnist]
 
-int8 is calibrated on 300 training pictures; accuracy is measured by the exported graph in its own
+int8 is calibrated on 300 training images; accuracy is measured by the exported graph in its own
 runtime.
 """
 

@@ -20,7 +20,7 @@ BATCH = 8
 
 
 def seconds(processes: int) -> float:
-    """Of a training step, without the wait for pictures."""
+    """Of a training step, without the wait for images."""
     launcher = [] if processes == 1 else [
         "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
     done = subprocess.run(

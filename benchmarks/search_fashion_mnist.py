@@ -4,7 +4,7 @@
 
 Searches cvt_nano at 28 pixels under a budget, then trains from random weights, with every seed and
 two at a time: what evolution found, what random search found, the uniform networks within the
-budget, the nearest first, and cvt_nano itself, which is above it. The test pictures are looked at
+budget, the nearest first, and cvt_nano itself, which is above it. The test images are looked at
 after the last step alone. With --work the same command goes on where it was interrupted.
 """
 
@@ -40,10 +40,10 @@ from timing import keep
 SIZE = (28, 28)
 
 
-def a_recipe(pictures: int, passes: int, **more: Any) -> Recipe:
-    """One epoch of several passes: the test pictures are scored once, and choose nothing."""
+def a_recipe(images: int, passes: int, **more: Any) -> Recipe:
+    """One epoch of several passes: the test images are scored once, and choose nothing."""
     return Recipe(
-        model="cvt_nano", data=DataConfig(name="fashion_mnist"), max_train_samples=pictures,
+        model="cvt_nano", data=DataConfig(name="fashion_mnist"), max_train_samples=images,
         epochs=1, passes=passes, batch_size=64, ema=0.99, device="cpu",
         augment=AugmentConfig(crop="shift", hflip=0.5),
         optim=OptimConfig(lr=1e-3, warmup_epochs=0.1, clip_grad=1.0), **more)
@@ -63,7 +63,7 @@ def candidates(result: Result, most: int) -> dict[str, CvTConfig]:
 
 def trained(result: Result, args: argparse.Namespace, work: Path) -> list[dict[str, Any]]:
     """Every candidate's test top-1 in percent, a seed each."""
-    base = a_recipe(args.pictures, args.passes)
+    base = a_recipe(args.images, args.passes)
     data = digest(load_dataset(base.data))
     planned = {name: [plan_run(base, Row(label=name, change=partial(_as, wanted)), seed, work, data)
                       for seed in range(args.seeds)]
@@ -98,7 +98,7 @@ def difference(one: dict[str, Any], other: dict[str, Any]) -> dict[str, Any]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--budget", type=int, default=20_000_000)
-    parser.add_argument("--pictures", type=int, default=8000, help="to train on, in the search too")
+    parser.add_argument("--images", type=int, default=8000, help="to train on, in the search too")
     parser.add_argument("--supernet_passes", type=int, default=6)
     parser.add_argument("--held_out", type=int, default=2000)
     parser.add_argument("--population", type=int, default=15)
@@ -114,7 +114,7 @@ def main() -> None:
         work = args.work or Path(scratch)
         began = time.perf_counter()
         result = search(
-            a_recipe(args.pictures, args.supernet_passes, network="supernet"),
+            a_recipe(args.images, args.supernet_passes, network="supernet"),
             SearchConfig(budget=args.budget, population=args.population,
                          generations=args.generations, held_out=args.held_out),
             work / "search", say=lambda what: print(what, flush=True))

@@ -4,7 +4,7 @@
 
 load: 32 clients, each asking again as soon as it is answered, beside what `Predictor` does of the
 same files offline. overload: 2, 5 and 10 times as many requests a second as it can answer.
-identity: 10,000 different pictures, many at once; is each answer for its own? idle: 200 that say
+identity: 10,000 different images, many at once; is each answer for its own? idle: 200 that say
 nothing and 50 that drip, beside 8 that are well. drain: SIGTERM with 100 requests in hand. soak:
 `cvt_nano` for --soak_minutes; descriptors and memory before and after.
 
@@ -77,7 +77,7 @@ class Client:
         self._streams: tuple[asyncio.StreamReader, asyncio.StreamWriter] | None = None
 
     async def ask(self, data: bytes, answers: Answers) -> bytes:
-        """POST a picture; 0 stands for no answer."""
+        """POST an image; 0 stands for no answer."""
         start = time.perf_counter()
         try:
             status, body = await self._ask(data)
@@ -186,7 +186,7 @@ async def open_loop(port: int, files: Sequence[bytes], rate: float, seconds: flo
 
 
 def offline(predictor: Predictor, files: Sequence[bytes], seconds: float) -> float:
-    """Pictures a second of `Predictor` on the same files."""
+    """Images a second of `Predictor` on the same files."""
     start, done = time.perf_counter(), 0
     while time.perf_counter() - start < seconds:
         done += sum(p.error is None for p in predictor(files))
@@ -252,7 +252,7 @@ def identity(model: Path, count: int) -> dict[str, Any]:
     turns = iter(range(count))
 
     async def one(port: int) -> None:
-        # As many classes as there are, or a picture is known by its likeliest ones.
+        # As many classes as there are, or an image is known by its likeliest ones.
         client, answers = Client(port, CLASSIFY + b"?top_k=10"), Answers()
         for i in turns:
             body = json.loads(await client.ask(files[i], answers))
@@ -267,7 +267,7 @@ def identity(model: Path, count: int) -> dict[str, Any]:
     apart = [max(abs(got.get(name, 0) - p) for name, p in wanted.items())
              for got, wanted in zip(found, expected, strict=True)]
     different = len({tuple(round(p, 4) for p in e.values()) for e in expected})
-    return {"pictures": count, "different_to_4_digits": different,
+    return {"images": count, "different_to_4_digits": different,
             "largest_difference": max(apart), "for_another": sum(a > 1e-3 for a in apart)}
 
 
@@ -329,7 +329,7 @@ def soak(model: Path, minutes: float, pause: float) -> dict[str, Any]:
     for i in range(500):
         file = io.BytesIO()
         Image.fromarray(rng.integers(0, 256, (28, 28), dtype=np.uint8)).save(file, "PNG")
-        files.append(file.getvalue() if i % 50 else b"no picture")
+        files.append(file.getvalue() if i % 50 else b"no image")
     samples: list[dict[str, float]] = []
     statuses: Counter[str] = Counter()
     with served(model) as server:
@@ -354,7 +354,7 @@ def main() -> None:
     parser.add_argument("--model", default="cvt_13")
     parser.add_argument("--minutes", type=float, default=5, help="of load")
     parser.add_argument("--seconds", type=float, default=20, help="of each overload, and of idle")
-    parser.add_argument("--pictures", type=int, default=10_000, help="of identity")
+    parser.add_argument("--images", type=int, default=10_000, help="of identity")
     parser.add_argument("--soak_minutes", type=float, default=60)
     parser.add_argument("--soak_pause", type=float, default=0, help="seconds that each of the 16 "
                         "clients waits between two requests")
@@ -375,7 +375,7 @@ def main() -> None:
         parts: dict[str, Callable[[], dict[str, Any]]] = {
             "load": lambda: load(large, files, args.minutes),
             "overload": lambda: overload(large, files, args.seconds),
-            "identity": lambda: identity(nano, args.pictures),
+            "identity": lambda: identity(nano, args.images),
             "idle": lambda: idle(large, files, args.seconds),
             "drain": lambda: drain(large, files),
             "soak": lambda: soak(nano, args.soak_minutes, args.soak_pause)}

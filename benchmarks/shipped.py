@@ -1,10 +1,10 @@
-"""What the weights in the package reach on the pictures that their training never saw.
+"""What the weights in the package reach on the images that their training never saw.
 
     python benchmarks/shipped.py
 
 The figures in `cvt.zoo`, in the model cards and in the docs are these; a test compares them, and
 the files' hashes. New weights for TAG come from a run's last epoch, for its best one was chosen on
-the very pictures that are scored here:
+the very images that are scored here:
 
     cvt convert RUN/last.safetensors out --to native --dtype fp16
     cp out/config.json RUN/recipe.yaml src/cvt/weights/shipped/TAG/

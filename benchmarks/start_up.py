@@ -1,4 +1,4 @@
-"""Whole-process time of `cvt predict --model EXPORTED picture.jpg` and of `cvt explain`, beside
+"""Whole-process time of `cvt predict --model EXPORTED image.jpg` and of `cvt explain`, beside
 Python's own.
 
     python benchmarks/start_up.py [--model cvt_13] [--rounds 9]
@@ -41,8 +41,8 @@ def main() -> None:
         classes = tuple(f"class {i}" for i in range(model.config.num_classes))
         save_model(home / "trained", model, Preprocess(size=size), classes)
         pixels = np.random.default_rng(0).integers(0, 256, (12, 16, 3), dtype=np.uint8)
-        picture = home / "picture.jpg"
-        Image.fromarray(pixels).resize((500, 375), Image.Resampling.BICUBIC).save(picture)
+        image = home / "image.jpg"
+        Image.fromarray(pixels).resize((500, 375), Image.Resampling.BICUBIC).save(image)
 
         candidates = {
             "python": partial(run, "-c", "pass"),
@@ -55,11 +55,11 @@ def main() -> None:
             place = home / f"{to}-{precision}"
             export(home / "trained", place, to, precision)
             candidates[f"cvt predict, {to} {precision}"] = partial(
-                run, "-m", "cvt", "predict", str(picture), "--model", str(place))
+                run, "-m", "cvt", "predict", str(image), "--model", str(place))
         candidates["cvt predict, not exported"] = partial(
-            run, "-m", "cvt", "predict", str(picture), "--model", str(home / "trained"))
+            run, "-m", "cvt", "predict", str(image), "--model", str(home / "trained"))
         candidates["cvt explain"] = partial(
-            run, "-m", "cvt", "explain", str(picture), "--model", str(home / "trained"),
+            run, "-m", "cvt", "explain", str(image), "--model", str(home / "trained"),
             "--output", str(home / "explained"))
         seconds = interleaved(candidates, args.rounds, warmup=1)
     found = {name: summary(times) for name, times in seconds.items()}

@@ -1,9 +1,9 @@
 """A folder of photos through `Predictor`, beside the network's own rate on ready batches.
 
-    python benchmarks/streaming.py [--model cvt_13] [--pictures 2000] [--rounds 8]
+    python benchmarks/streaming.py [--model cvt_13] [--images 2000] [--rounds 8]
 
 The folder is cut into as many parts as there are rounds; in each, one part is classified from the
-files and as many pictures are computed from one ready batch, in turn. The network has random
+files and as many images are computed from one ready batch, in turn. The network has random
 weights. Resident memory is sampled all the while.
 """
 
@@ -42,13 +42,13 @@ def photo(rng: np.random.Generator, width: int, height: int) -> Image.Image:
     return Image.fromarray(total.clip(0, 255).astype(np.uint8))
 
 
-def write_pictures(home: Path, n: int, width: int, height: int) -> list[Path]:
+def write_images(home: Path, n: int, width: int, height: int) -> list[Path]:
     rng = np.random.default_rng(0)
     different = [photo(rng, width, height) for _ in range(min(n, 40))]
     home.mkdir()
     paths = [home / f"{i:05}.jpg" for i in range(n)]
     for i, path in enumerate(paths):
-        # A picture cut elsewhere is another file to read and decode, and quick to make.
+        # An image cut elsewhere is another file to read and decode, and quick to make.
         base = different[i % len(different)]
         base.rotate(i // len(different)).save(path, quality=90)
     return paths
@@ -73,14 +73,14 @@ def main() -> None:
     parser.add_argument("--model", default="cvt_13")
     parser.add_argument("--to", default="openvino", choices=["openvino", "onnx", "torch"])
     parser.add_argument("--precision", default="fp32")
-    parser.add_argument("--pictures", type=int, default=2000)
+    parser.add_argument("--images", type=int, default=2000)
     parser.add_argument("--size", type=int, nargs=2, default=[500, 375], metavar=("W", "H"))
     parser.add_argument("--rounds", type=int, default=8)
     parser.add_argument("--batch_size", type=int, default=32)
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
         home = Path(name)
-        paths = write_pictures(home / "pictures", args.pictures, *args.size)
+        paths = write_images(home / "images", args.images, *args.size)
         # In a process of its own, for an export leaves hundreds of megabytes behind.
         with ProcessPoolExecutor(1, get_context("spawn")) as pool:
             pool.submit(write_model, home, args.model, args.to, args.precision).result()
@@ -135,7 +135,7 @@ def main() -> None:
     peaks = [max(samples) for samples in memory if samples]
     result = {
         "model": args.model, "format": args.to, "precision": args.precision,
-        "pictures": n * args.rounds, "size": args.size, "batch_size": args.batch_size,
+        "images": n * args.rounds, "size": args.size, "batch_size": args.batch_size,
         "rounds": args.rounds, "img_per_s": rates, "reading_img_per_s_one_thread": reading,
         "of_ready_rate_possible": possible,
         "of_ready_rate": ratio(seconds["ready"], seconds["files"]),

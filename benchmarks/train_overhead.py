@@ -4,7 +4,7 @@
 
 `cvt_nano` on Fashion-MNIST, whose steps are short, so that all else weighs most: with a moving
 average, TensorBoard, and a checkpoint at every fiftieth step. The time of an epoch is what the
-forward and backward passes, the wait for pictures, the moving average and the validation take, and
+forward and backward passes, the wait for images, the moving average and the validation take, and
 the rest.
 """
 
@@ -65,7 +65,7 @@ def main() -> None:
         while True:
             before = time.perf_counter()
             batch = next(batches, None)
-            spent["wait for pictures"] += time.perf_counter() - before
+            spent["wait for images"] += time.perf_counter() - before
             if batch is None:
                 return
             yield batch
@@ -86,7 +86,7 @@ def main() -> None:
                     ema=0.999, save_every=50, max_train_samples=6400)
     with tempfile.TemporaryDirectory() as name:
         loop.train(recipe, Path(name) / "run", quiet=True)
-    training = ("step", "moving average", "wait for pictures")
+    training = ("step", "moving average", "wait for images")
     shares = [1 - sum(row[what] for what in training) / (row["epoch"] - row["validation"])
               for row in rows]
     result = {

@@ -3,8 +3,8 @@
     python benchmarks/training_cost.py [--measure]
 
 The count is three times a forward pass (forward, and backward twice as much), two operations a
-multiply-add. With --measure each network also takes a few steps of a small batch here; a picture's
-time then stands for all pictures of the recipe.
+multiply-add. With --measure each network also takes a few steps of a small batch here; an image's
+time then stands for all images of the recipe.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from timing import keep
 
 RECIPES = Path(__file__).parents[1] / "recipes"
 IMAGENET_1K, IMAGENET_22K = 1_281_167, 14_197_122
-# Recipe, network, pixels, pictures of an epoch, batch of the measurement.
+# Recipe, network, pixels, images of an epoch, batch of the measurement.
 RUNS = (("cvt_13_imagenet1k_224", "cvt_13", 224, IMAGENET_1K, 16),
         ("cvt_21_imagenet1k_224", "cvt_21", 224, IMAGENET_1K, 16),
         ("cvt_13_imagenet1k_384_finetune", "cvt_13", 384, IMAGENET_1K, 8),
@@ -30,14 +30,14 @@ RUNS = (("cvt_13_imagenet1k_224", "cvt_13", 224, IMAGENET_1K, 16),
         ("cvt_w24_imagenet1k_384_finetune", "cvt_w24", 384, IMAGENET_1K, 2))
 
 
-def measure(network: str, size: int, batch: int, pictures: int) -> dict[str, float]:
-    """Seconds of a picture here, days of them all, and the bytes that it takes."""
+def measure(network: str, size: int, batch: int, images: int) -> dict[str, float]:
+    """Seconds of an image here, days of them all, and the bytes that it takes."""
     plan = json.loads(subprocess.run(
         [sys.executable, "-m", "cvt", "train", f"--model={network}", f"--image_size={size}",
          "--precision=bf16", f"--batch_size={batch}", "--dry_run", "--json"], check=True,
         stdout=subprocess.PIPE, text=True).stdout)
     each = (plan["step_seconds"] - plan["waiting_seconds"]) / batch
-    return {"seconds_a_picture": round(each, 4), "days": round(pictures * each / 86400, 1),
+    return {"seconds_an_image": round(each, 4), "days": round(images * each / 86400, 1),
             "batch": batch, "memory_bytes": plan["memory"], "checkpoint_bytes": plan["checkpoint"]}
 
 
@@ -47,11 +47,11 @@ def main() -> None:
     parser.add_argument("--print", action="store_true", help="keep no file")
     args = parser.parse_args()
     rows = {}
-    for name, network, size, pictures, batch in RUNS:
+    for name, network, size, images, batch in RUNS:
         recipe = Recipe.load(RECIPES / f"{name}.yaml")
-        seen = recipe.batch_size * recipe.steps if recipe.steps else recipe.epochs * pictures
+        seen = recipe.batch_size * recipe.steps if recipe.steps else recipe.epochs * images
         operations = 6 * multiply_adds(config_of(network), (size, size)) * seen
-        rows[name] = {"pictures": seen, "operations": float(operations),
+        rows[name] = {"images": seen, "operations": float(operations),
                       "hours_at_100_teraflops": round(operations / 1e14 / 3600, 1)}
         if args.measure:
             rows[name] |= measure(network, size, batch, seen)

@@ -1,4 +1,4 @@
-"""Pictures of the server's page, in a real browser, for docs/serving.md.
+"""Images of the server's page, in a real browser, for docs/serving.md.
 
     python examples/serve_screenshots.py [DIRECTORY]
 
@@ -69,7 +69,7 @@ def main() -> None:
         url = json.loads(next(line for line in server.stderr if '"listening"' in line))["url"]
         with tempfile.TemporaryDirectory() as name:
             text = Path(name) / "letter.txt"
-            text.write_text("This is not a picture.")
+            text.write_text("This is not an image.")
             shoot(url, to / "serve_light.png", width=1100)
             shoot(url, to / "serve_dark.png", width=1100, dark=True)
             shoot(url, to / "serve_phone.png", width=390)

@@ -84,12 +84,12 @@ def _shaken(model):
 
 @pytest.fixture(scope="session")
 def telling():
-    """telling(model): `model`, evaluating, with parameters by which it tells pictures apart."""
+    """telling(model): `model`, evaluating, with parameters by which it tells images apart."""
     return _telling
 
 
 def _telling(model):
-    with torch.no_grad():  # an untrained network says nearly the same of every picture
+    with torch.no_grad():  # an untrained network says nearly the same of every image
         for parameter in model.parameters():
             parameter.add_(torch.randn_like(parameter), alpha=0.3)
     return model.eval()

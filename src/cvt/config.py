@@ -1,7 +1,7 @@
-"""What a CvT is and how its pictures are prepared, as data. No torch.
+"""What a CvT is and how its images are prepared, as data. No torch.
 
 `StageConfig` is a column of Table 2 of the paper (arXiv:2103.15808), `CvTConfig` the whole network,
-`VARIANTS` the table itself and `Preprocess` the way from a picture to the network's input.
+`VARIANTS` the table itself and `Preprocess` the way from an image to the network's input.
 Ablations are configurations too: Table 5 is `pos_embed`, Table 6 `embed="patch"`, Table 7
 `stride_kv=1` and Table 8 `projection="linear"`; what a search for architectures (CvT-13-NAS of
 Table 3) chooses, `stride_kv` and `mlp_ratio`, may differ from block to block.
@@ -336,7 +336,7 @@ _PROJECTIONS = {"dw_bn": "conv", "avg": "avg", "linear": "linear"}
 
 @dataclass(frozen=True, kw_only=True)
 class Preprocess:
-    """From a picture of any size to the network's input; stored with every trained model.
+    """From an image of any size to the network's input; stored with every trained model.
 
     "crop": resize the short side to size / crop, then cut the centre; "squash": resize both sides
     to size, whatever the shape (the paper's way at 384). Raises InputError for nonsense.
@@ -347,11 +347,11 @@ class Preprocess:
     crop: float = 0.875
     """Fraction of the resized short side that the centre crop keeps, in (0, 1]."""
     mode: Literal["crop", "squash"] = "crop"
-    """Whether to keep the shape and cut the centre, or to squash the picture to a square."""
+    """Whether to keep the shape and cut the centre, or to squash the image to a square."""
     interpolation: Literal["bicubic", "bilinear", "nearest", "lanczos"] = "bicubic"
     """Filter of the resize, antialiased, as Pillow computes it."""
     mean: tuple[float, ...] = IMAGENET_MEAN
-    """Subtracted from channels in [0, 1]; its length is the number of channels. Pictures give 1
+    """Subtracted from channels in [0, 1]; its length is the number of channels. Images give 1
     (gray) or 3 (RGB)."""
     std: tuple[float, ...] = IMAGENET_STD
     """Divides the channels after the mean."""

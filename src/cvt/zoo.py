@@ -33,9 +33,9 @@ class Pretrained:
     """The datasets it learned from, in the hub's words where it has them; the last has its
     classes."""
     preprocess: Preprocess
-    """From a picture to the network's input."""
+    """From an image to the network's input."""
     tested_on: str
-    """The labelled pictures that the figures are of."""
+    """The labelled images that the figures are of."""
     n: int
     """How many they are."""
     paper_top1: float | None = None
@@ -54,7 +54,7 @@ class Pretrained:
 
     @property
     def size(self) -> int:
-        """Side in pixels of the pictures it sees."""
+        """Side in pixels of the images it sees."""
         return self.preprocess.size
 
 

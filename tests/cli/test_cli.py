@@ -55,7 +55,7 @@ def test_python_m_cvt_is_the_command():
     (["train", "--image_size", "0"], "image"),
     (["train", "--config", "absent.yaml"], "absent.yaml"),
     (["info", "--size", "big"], "not a size"),
-    (["predict", "--model", "x"], "give pictures"),
+    (["predict", "--model", "x"], "give images"),
     (["predict", "a.png", "--model", "x", "--top_k", "0"], "at least 1"),
     (["evaluate", "--model", "x", "--batch_size", "0"], "at least 1"),
     (["info", "--size", "\N{SUPERSCRIPT TWO}"], "not a size"),

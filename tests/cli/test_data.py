@@ -14,7 +14,7 @@ PHOTOS = [Image.fromarray(pixels) for pixels in load_sample_images().images]
 
 @pytest.fixture
 def photos(tmp_path):
-    """A directory of two classes, eight pictures of each, and none of them a fault."""
+    """A directory of two classes, eight images of each, and none of them a fault."""
     for photo, name in zip(PHOTOS, ("temple", "flower"), strict=True):
         (tmp_path / "photos" / name).mkdir(parents=True)
         for i in range(8):
@@ -31,7 +31,7 @@ def test_a_sound_dataset_passes_and_a_faulty_one_does_not(photos, capsys):
     (photos / "temple/bad.jpg").write_bytes(b"<html>")
     assert main(["data", "check", str(photos)]) == 1
     out, err = capsys.readouterr()
-    assert "temple/bad.jpg is not a picture" in out
+    assert "temple/bad.jpg is not an image" in out
     assert err == ""
 
 
@@ -43,7 +43,7 @@ def test_the_output_is_a_source_of_its_own(photos, tmp_path, capsys):
     assert (told["train"], told["val"]) == (12, 4)
     assert main(["data", "copy", str(photos), str(tmp_path / "tar"), "--to", "shards"]) == 0
     assert main(["data", "check", str(tmp_path / "tar"), "--output", str(tmp_path / "b")]) == 0
-    assert "no manifest.csv, for the pictures of shards" in capsys.readouterr().err
+    assert "no manifest.csv, for the images of shards" in capsys.readouterr().err
     assert not (tmp_path / "b/manifest.csv").exists()
 
 
@@ -80,14 +80,14 @@ def test_every_action_has_help_without_torch(action):
     assert f"usage: cvt data {action}" in done.stdout
 
 
-def test_a_copy_says_what_it_did_and_fails_for_an_unreadable_picture(photos, tmp_path, capsys):
+def test_a_copy_says_what_it_did_and_fails_for_an_unreadable_image(photos, tmp_path, capsys):
     assert main(["data", "copy", str(photos), str(tmp_path / "small"), "--short", "50"]) == 0
-    assert "12 training and 4 validation pictures\n" in capsys.readouterr().out
+    assert "12 training and 4 validation images\n" in capsys.readouterr().out
     assert main(["data", "copy", str(photos), str(tmp_path / "small"), "--short", "50"]) == 0
     assert "16 of them there before" in capsys.readouterr().out
     (photos / "temple/0.jpg").write_bytes(b"")
     assert main(["data", "copy", str(photos), str(tmp_path / "other"), "--short", "50"]) == 1
-    assert "1 pictures could not be read" in capsys.readouterr().err
+    assert "1 images could not be read" in capsys.readouterr().err
     assert main(["data", "copy", str(photos), str(photos / "small")]) == 1
     assert "not apart" in capsys.readouterr().err
 

@@ -6,9 +6,9 @@ from cvt.cli import main
 
 
 def test_evaluate_writes_metrics_and_report(model, capsys):
-    pictures = model.parent / "pictures"
+    images = model.parent / "images"
     assert main(["evaluate", "--model", str(model), "--data.name", "folder", "--data.root",
-                 str(pictures), "--data.val_fraction", "0.5"]) == 0
+                 str(images), "--data.val_fraction", "0.5"]) == 0
     out = capsys.readouterr().out
     assert "n = 6" in out
     metrics = json.loads((model / "evaluation/metrics.json").read_text())
@@ -23,9 +23,9 @@ def test_evaluate_without_data_needs_the_recipe(model, capsys):
 
 
 def test_evaluate_refuses_classes_that_the_model_does_not_know(model, capsys):
-    (model.parent / "pictures/cat").rename(model.parent / "pictures/dog")
+    (model.parent / "images/cat").rename(model.parent / "images/dog")
     assert main(["evaluate", "--model", str(model), "--data.name", "folder", "--data.root",
-                 str(model.parent / "pictures")]) == 1
+                 str(model.parent / "images")]) == 1
     assert "class 'dog'" in capsys.readouterr().err
     assert not (model / "evaluation").exists()
 
@@ -33,10 +33,10 @@ def test_evaluate_refuses_classes_that_the_model_does_not_know(model, capsys):
 def test_evaluate_matches_classes_by_name(model, capsys):
     """A folder that lacks the first class still counts the others as what they are."""
     args = ["evaluate", "--model", str(model), "--data.name", "folder", "--data.val_fraction",
-            "0.5", "--json", "--data.root", str(model.parent / "pictures")]
+            "0.5", "--json", "--data.root", str(model.parent / "images")]
     assert main(args) == 0
     whole = json.loads(capsys.readouterr().out)["confusion"]
-    for path in (model.parent / "pictures/ant").iterdir():
+    for path in (model.parent / "images/ant").iterdir():
         path.unlink()
     assert main(args) == 0
     part = json.loads(capsys.readouterr().out)["confusion"]
@@ -48,7 +48,7 @@ def test_evaluate_matches_classes_by_name(model, capsys):
 def test_evaluate_scores_a_half_or_all(model, split, n, capsys):
     assert main(["evaluate", "--model", str(model), "--split", split, "--data.name", "folder",
                  "--data.val_fraction", "0.5", "--json", "--data.root",
-                 str(model.parent / "pictures")]) == 0
+                 str(model.parent / "images")]) == 0
     told = json.loads(capsys.readouterr().out)
     assert told["n"] == n
     assert sum(map(sum, told["confusion"])) == n

@@ -27,7 +27,7 @@ def test_export_prints_how_near_the_graph_is_and_where(tmp_path, digits, capfd):
     assert main(["export", digits, str(out), "--to", "openvino"]) == 0
 
     output = capfd.readouterr()
-    assert "of the largest logit; the same class in 100.00% of 8 pictures of noise" in output.out
+    assert "of the largest logit; the same class in 100.00% of 8 images of noise" in output.out
     assert f"graph: {out / 'model.xml'}" in output.out
     # PyTorch tells, once a process, where a CUDA compiler is but no GPU.
     assert [line for line in output.err.splitlines() if "cpp_extension" not in line] == []
@@ -40,12 +40,12 @@ def test_export_calibrates_and_measures_on_a_dataset(tmp_path, digits, capfd):
                  "--data.name", "digits", "--max_drop", "100"]) == 0
 
     output = capfd.readouterr().out
-    assert "% after, on 360 labelled pictures\ncalibrated on 300 pictures\n" in output
+    assert "% after, on 360 labelled images\ncalibrated on 300 images\n" in output
     assert "Statistics" not in output  # a progress bar of the quantiser
 
 
 @pytest.mark.parametrize(("options", "code", "message"), [
-    (["--to", "openvino", "--precision", "int8"], 1, "int8 is calibrated on pictures"),
+    (["--to", "openvino", "--precision", "int8"], 1, "int8 is calibrated on images"),
     (["--to", "torch", "--precision", "int8"], 1, "--to torch has no int8; it has fp32, bf16"),
     (["--to", "tflite"], 2, "--to"), ([], 2, "required: to")])
 def test_a_wrong_call_is_one_line(tmp_path, digits, capfd, options, code, message):

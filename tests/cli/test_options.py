@@ -11,8 +11,8 @@ from cvt.cli import main
     ("train --dry_run --quiet", "--dry_run replaces nothing"),
     ("train --find_lr --overwrite", "--find_lr replaces nothing"),
     ("ablate position --sizes 100", "--sizes is for the study data"),
-    ("export cvt_nano.digits out --to onnx --split all", "about the pictures of --data"),
-    ("export cvt_nano.digits out --to onnx --max_drop 5", "about the pictures of --data")])
+    ("export cvt_nano.digits out --to onnx --split all", "about the images of --data"),
+    ("export cvt_nano.digits out --to onnx --max_drop 5", "about the images of --data")])
 def test_an_option_that_would_do_nothing_is_refused(line, told, capsys):
     assert main(line.split()) == 2
     assert told in capsys.readouterr().err

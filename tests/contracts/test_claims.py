@@ -39,19 +39,19 @@ def test_pages_are_those_of_the_results(home, name, study):
 
 @each
 def test_figures_and_verdicts_follow_from_the_runs(home, name, study):
-    outcomes = {(row["label"], row["pictures"]): [
+    outcomes = {(row["label"], row["images"]): [
         Outcome(**{k: v for k, v in run.items() if k != "run"}) for run in row["runs"]]
         for row in study["rows"]}
     assert [row.label for row in STUDIES[name].rows] == list(dict.fromkeys(
         label for label, _ in outcomes))
     for row in study["rows"]:
-        found = outcomes[row["label"], row["pictures"]]
+        found = outcomes[row["label"], row["images"]]
         assert [o.seed for o in found] == study["seeds"]
         assert len(found) >= 3
         assert (row["mean"], row["sd"]) == pytest.approx(mean_of(found))
     claims = {(c.one, c.other): c for c in STUDIES[name].claims}
     for kept in study["comparisons"]:
-        n = kept["pictures"]
+        n = kept["images"]
         again = asdict(compare(claims[kept["one"], kept["other"]], outcomes[kept["one"], n],
                                outcomes[kept["other"], n], n))
         for key, value in again.items():

@@ -134,7 +134,7 @@ def test_the_page_on_predicting_runs_from_top_to_bottom(desk, capsys):
                           "from_shards": ["part-00000.parquet", "part-00001.parquet"],
                           "from_list": ["part-00000.jsonl"], "again": ["part-00000.jsonl"]}.items():
         assert sorted(p.name for p in Path(output).glob("part-*")) == parts
-        assert Path(output, "unreadable.csv").read_text() == "picture,reason\n"
+        assert Path(output, "unreadable.csv").read_text() == "image,reason\n"
 
 
 def test_the_page_on_data_shows_what_its_commands_print(tmp_path, monkeypatch, capsys):
@@ -153,7 +153,7 @@ def test_the_page_on_data_shows_what_its_commands_print(tmp_path, monkeypatch, c
     for line in "".join(blocks(text, "sh")).splitlines():
         codes.append(main([*shlex.split(line, comments=True)[1:], "--quiet"]))
     out = capsys.readouterr().out
-    assert codes == [1, 0, 1, 1, 1]  # of the copy too: its val has a picture of its train
+    assert codes == [1, 0, 1, 1, 1]  # of the copy too: its val has an image of its train
     shown, = (block for block in blocks(text, "text") if "unreadable" in block)
     assert [line.rstrip() for line in shown.splitlines()] == [
         line.rstrip() for line in out.splitlines()[:len(shown.splitlines())]]

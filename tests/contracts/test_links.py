@@ -1,4 +1,4 @@
-"""Links and pictures in the documentation lead somewhere, and each page has its place."""
+"""Links and images in the documentation lead somewhere, and each page has its place."""
 
 import inspect
 import json

@@ -27,7 +27,7 @@ def outline(text):
 
 
 def targets(text):
-    """What its links and pictures lead to, but for the link to the other README."""
+    """What its links and images lead to, but for the link to the other README."""
     found = re.findall(r"(!?)\[[^\]]*\]\(([^)\s]+)\)", prose(text))
     return [pair for pair in found if pair[1] not in NAMES]
 
@@ -57,7 +57,7 @@ def test_blocks_of_code_are_identical():
     assert len(code(ENGLISH)) > 5
 
 
-def test_links_and_pictures_are_the_same_in_the_same_order():
+def test_links_and_images_are_the_same_in_the_same_order():
     assert targets(CHINESE) == targets(ENGLISH)
     assert [target for mark, target in targets(ENGLISH) if mark]
 

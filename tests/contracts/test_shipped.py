@@ -125,7 +125,7 @@ def test_a_shipped_file_under_another_name_keeps_its_classes(tmp_path):
 
 
 @pytest.mark.slow
-def test_a_picture_is_classified_right_after_installing():
+def test_an_image_is_classified_right_after_installing():
     """In a process of its own, which may not so much as look up a host's address."""
     code = ("import sys\n"
             "def hook(event, args):\n"
@@ -159,7 +159,7 @@ def test_digits_are_scored_on_what_was_held_out_and_nothing_is_written_into_the_
 
     told, row = json.loads(capsys.readouterr().out), ZOO["cvt_nano.digits"]
     assert told["n"] == row.n
-    # Another machine's rounding may move a picture.
+    # Another machine's rounding may move an image.
     assert 100 * told["top1"]["value"] == pytest.approx(row.measured_top1, abs=100.5 / row.n)
     assert (tmp_path / "runs/cvt_nano.digits/evaluation/report.html").is_file()
     assert sorted(shipped("cvt_nano.digits").iterdir()) == before

@@ -106,7 +106,7 @@ def test_weights_that_lie_in_the_package_need_no_network(monkeypatch):
 
 
 @pytest.mark.parametrize("tag", ["cvt_13.msft_in1k", "cvt_13.msft_in1k_384"])
-def test_timm_prepares_a_picture_as_this_package_does(tag):
+def test_timm_prepares_an_image_as_this_package_does(tag):
     pixels = np.random.default_rng(0).integers(0, 256, (30, 40, 3), np.uint8)
     image = Image.fromarray(pixels).resize((500, 420), Image.Resampling.BICUBIC)
     cfg = timm.get_pretrained_cfg(tag).to_dict()
@@ -116,7 +116,7 @@ def test_timm_prepares_a_picture_as_this_package_does(tag):
     assert np.allclose(theirs, prepare(ZOO[tag].preprocess, image), atol=1e-5)
 
 
-def test_a_picture_model_of_timm_is_known_as_imagenets():
+def test_an_image_model_of_timm_is_known_as_imagenets():
     with torch.device("meta"):
         assert infer_imagenet_subset(timm.create_model("cvt_13")) == "imagenet-1k"
 

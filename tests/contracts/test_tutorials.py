@@ -91,8 +91,8 @@ def test_what_explanations_show_runs(page, clone, capsys):
         assert re.search(r"difference=\d\.?\d*e-0[67], top1=1\.0, n=2\)\n0\n", out)
 
 
-def test_own_pictures_become_a_running_page(clone, capsys):
-    page = "tutorials/own_pictures.md"
+def test_own_images_become_a_running_page(clone, capsys):
+    page = "tutorials/own_images.md"
     make, ask = (text for kind, text in blocks(page) if kind == "python")
     exec(make, {})
     for path in clone.glob("photos/*/*.png"):  # six of each class will do

@@ -23,7 +23,7 @@ def execute(tmp_path, monkeypatch):
 
 
 def printed(notebook):
-    """What each cell printed, and how many pictures it drew."""
+    """What each cell printed, and how many images it drew."""
     return [("".join(out["text"] for out in cell.outputs if out.output_type == "stream"),
              sum("image/png" in out.get("data", {}) for out in cell.outputs))
             for cell in notebook.cells if cell.cell_type == "code"]
@@ -34,7 +34,7 @@ def test_the_walk_through_prints_what_it_shows(execute):
     shown = printed(kept)
 
     assert printed(execute(kept)) == shown
-    assert sum(pictures for _, pictures in shown) == 6
+    assert sum(images for _, images in shown) == 6
     assert any(text.startswith("Shirt  ") for text, _ in shown)
 
 

@@ -14,20 +14,20 @@ from cvt.data.samples import stacked
 from cvt.system.errors import InputError
 
 
-def picture(width=90, height=60):
+def image(width=90, height=60):
     rng = np.random.default_rng(0)
     return Image.fromarray(rng.integers(0, 256, (height, width, 3), dtype=np.uint8))
 
 
 def seen(pipeline, image):
     """The network's input (channels, size, size)."""
-    return stacked([pipeline.sample(image, "the picture")]).normalised(pipeline.preprocess)[0]
+    return stacked([pipeline.sample(image, "the image")]).normalised(pipeline.preprocess)[0]
 
 
 def test_training_without_augmentation_is_evaluation():
     preprocess = Preprocess(size=32)
     varied = training_transform(preprocess, AugmentConfig())
-    assert np.array_equal(seen(varied, picture()), prepare(preprocess, picture()))
+    assert np.array_equal(seen(varied, image()), prepare(preprocess, image()))
 
 
 @pytest.mark.parametrize("augment", [
@@ -42,7 +42,7 @@ def test_each_augmentation_varies_and_repeats_with_its_seed(augment, mean):
 
     def draw(seed):
         seed_all(seed)
-        return seen(transform, picture())
+        return seen(transform, image())
 
     drawn = [draw(seed) for seed in range(8)]
     assert all(x.shape == (len(mean), 32, 32) for x in drawn)
@@ -60,11 +60,11 @@ def test_rand_augment_is_timms_with_the_resize_filter(interpolation):
     for seed in range(40):
         seed_all(seed)
         expected = theirs.transforms[1:]
-        x = picture(32, 32)
+        x = image(32, 32)
         for step in expected:
             x = step(x)
         seed_all(seed)
-        assert torch.allclose(seen(ours, picture(32, 32)), x, atol=1e-5)
+        assert torch.allclose(seen(ours, image(32, 32)), x, atol=1e-5)
 
 
 def test_rand_augment_works_with_every_filter():
@@ -72,7 +72,7 @@ def test_rand_augment_works_with_every_filter():
                                    AugmentConfig(rand_augment="rand-m9-mstd0.5-inc1"))
     for seed in range(40):
         seed_all(seed)
-        assert seen(transform, picture()).shape == (3, 32, 32)
+        assert seen(transform, image()).shape == (3, 32, 32)
 
 
 def test_the_strongest_rand_augment_never_fails():
@@ -80,7 +80,7 @@ def test_the_strongest_rand_augment_never_fails():
                                    AugmentConfig(rand_augment="rand-m10-n4-mstd3-inc1"))
     for seed in range(150):
         seed_all(seed)
-        assert seen(transform, picture()).isfinite().all()
+        assert seen(transform, image()).isfinite().all()
 
 
 def test_shifting_moves_by_at_most_an_eighth():

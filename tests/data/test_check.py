@@ -25,7 +25,7 @@ PHOTOS = [Image.fromarray(pixels) for pixels in load_sample_images().images]
 
 @pytest.fixture
 def root(tmp_path):
-    """train/ and val/ of two classes, six and two different pictures of each, all sound."""
+    """train/ and val/ of two classes, six and two different images of each, all sound."""
     for photo, name in zip(PHOTOS, ("temple", "flower"), strict=True):
         for i in range(8):
             path = tmp_path / "photos" / ("train" if i < 6 else "val") / name / f"{i}.jpg"
@@ -34,8 +34,8 @@ def root(tmp_path):
     return tmp_path / "photos"
 
 
-def names(pictures):
-    return [os.path.basename(p.name) for p in pictures]
+def names(images):
+    return [os.path.basename(p.name) for p in images]
 
 
 def test_a_sound_dataset_has_nothing_to_report(root):
@@ -47,7 +47,7 @@ def test_a_sound_dataset_has_nothing_to_report(root):
     assert (report.formats, report.modes) == ({"JPEG": 16}, {"RGB": 16})
 
 
-def test_every_unreadable_picture_is_listed_in_both_halves_with_its_reason(root):
+def test_every_unreadable_image_is_listed_in_both_halves_with_its_reason(root):
     (root / "train/temple/0.jpg").write_bytes(b"")
     (root / "val/flower/7.jpg").write_bytes((root / "val/flower/7.jpg").read_bytes()[:900])
     (root / "train/flower/gone.jpg").symlink_to("nowhere")
@@ -65,7 +65,7 @@ def test_every_unreadable_picture_is_listed_in_both_halves_with_its_reason(root)
     assert [(c.name, c.unreadable) for c in report.classes] == [("flower", 3), ("temple", 1)]
 
 
-def test_a_smaller_recompressed_copy_in_val_is_a_leak_and_unrelated_pictures_are_not(root):
+def test_a_smaller_recompressed_copy_in_val_is_a_leak_and_unrelated_images_are_not(root):
     with Image.open(root / "train/temple/3.jpg") as image:
         image.resize((150, 120), Image.Resampling.LANCZOS).save(root / "val/temple/x.jpg",
                                                                 quality=60)
@@ -100,7 +100,7 @@ def test_copies_within_train_are_no_fault(root):
 
 
 @pytest.mark.slow
-def test_two_thousand_blank_pictures_are_quickly_done(tmp_path):
+def test_two_thousand_blank_images_are_quickly_done(tmp_path):
     for i in range(2000):
         home = tmp_path / ("val" if i % 4 == 0 else "train") / str(i % 2)
         home.mkdir(parents=True, exist_ok=True)
@@ -114,7 +114,7 @@ def test_two_thousand_blank_pictures_are_quickly_done(tmp_path):
     assert len(report.leaks) == 500 * MOST_LEAKS
 
 
-def test_how_pictures_are_stored_is_counted(root):
+def test_how_images_are_stored_is_counted(root):
     home = root / "train/flower"
     photo = PHOTOS[1].crop((0, 200, 200, 420))
     photo.convert("L").save(home / "gray.png")
@@ -131,7 +131,7 @@ def test_how_pictures_are_stored_is_counted(root):
     assert report.height.largest == 300  # as it is seen, a quarter turn on
 
 
-def test_classes_without_validation_pictures_and_the_balance_are_told(root):
+def test_classes_without_validation_images_and_the_balance_are_told(root):
     shutil.rmtree(root / "val/temple")
     for i in range(4):
         (root / f"train/temple/{i}.jpg").unlink()
@@ -141,19 +141,19 @@ def test_classes_without_validation_pictures_and_the_balance_are_told(root):
     assert report.imbalance == 3
 
 
-def test_pictures_that_never_were_files_are_checked_too():
+def test_images_that_never_were_files_are_checked_too():
     report = check(digits())
     assert (report.train, report.val, report.small, report.formats) == (1437, 360, 1797, {})
     assert [g.kind for g in report.exact] == []
 
 
-def test_progress_counts_every_picture(root):
+def test_progress_counts_every_image(root):
     told = []
     check(folder(root), progress=lambda *args: told.append(args))
     assert told == [(i, 16) for i in range(1, 17)]
 
 
-def test_the_manifest_leaves_unreadable_pictures_out_of_training_only(root, tmp_path):
+def test_the_manifest_leaves_unreadable_images_out_of_training_only(root, tmp_path):
     odd = os.fsdecode(b"caf\xe9, \"no. 1\"\n.jpg")
     os.rename(root / "train/temple/5.jpg", root / "train/temple" / odd)
     for name in ("train/temple/0.jpg", "val/flower/7.jpg"):
@@ -175,13 +175,13 @@ def test_the_manifest_leaves_unreadable_pictures_out_of_training_only(root, tmp_
             errors="surrogateescape").splitlines())
 
 
-def test_no_manifest_is_written_of_pictures_that_are_not_files(tmp_path):
+def test_no_manifest_is_written_of_images_that_are_not_files(tmp_path):
     data = digits()
     written = save_findings(check(data), data, tmp_path / "found", "digits")
     assert [p.name for p in written] == [FINDINGS, SHEET]
 
 
-def test_findings_do_not_lie_among_the_pictures(root, tmp_path):
+def test_findings_do_not_lie_among_the_images(root, tmp_path):
     for output in (root, root / "train/found"):
         with pytest.raises(InputError, match="is inside"):
             check_output(output, root)
@@ -199,7 +199,7 @@ def test_the_contact_sheet_has_a_row_a_class_and_marks_what_cannot_be_read(tmp_p
     bad = sorted((tmp_path / "train/00\n[bold]").iterdir())[0]
     bad.write_bytes(b"?")
     sheet = np.asarray(contact_sheet(folder(tmp_path), "t").convert("RGB")).astype(int)
-    column = sheet[:, 264 + 48]  # through the middle of the first pictures
+    column = sheet[:, 264 + 48]  # through the middle of the first images
     blue = (np.abs(column - (0, 0, 250)).sum(1) < 30).astype(int)
     assert (np.diff(blue) == 1).sum() == 19  # twenty rows, one of them marked
     red = (sheet[..., 0] > 150) & (sheet[..., 1] < 90) & (sheet[..., 2] < 90)

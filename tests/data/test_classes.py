@@ -104,16 +104,16 @@ def test_folder_manifest_and_shards_have_the_same_classes(tmp_path):
     names = ("a", "2", "10", "1", "a2", "a10", "B1", "-1", "0.5")
     file = io.BytesIO()
     Image.new("RGB", (8, 8)).save(file, format="PNG")
-    picture, rows = file.getvalue(), ["path,label,split"]
+    image, rows = file.getvalue(), ["path,label,split"]
     (tmp_path / "tars").mkdir()
     for half in ("train", "val"):
         with tarfile.open(tmp_path / "tars" / f"{half}-0.tar", "w") as archive:
             for i, name in enumerate(names):
                 path = tmp_path / "photos" / half / name / "1.png"
                 path.parent.mkdir(parents=True)
-                path.write_bytes(picture)
+                path.write_bytes(image)
                 rows.append(f"{path},{name},{half}")
-                for member, data in ((f"{i}.png", picture), (f"{i}.cls", name.encode())):
+                for member, data in ((f"{i}.png", image), (f"{i}.cls", name.encode())):
                     info = tarfile.TarInfo(member)
                     info.size = len(data)
                     archive.addfile(info, io.BytesIO(data))

@@ -20,7 +20,7 @@ PHOTO = Image.fromarray(load_sample_images().images[0])  # 640x427
 
 @pytest.fixture
 def root(tmp_path):
-    """train/ and val/ of two classes: three and one pictures of each, 150x100 and 90x60."""
+    """train/ and val/ of two classes: three and one images of each, 150x100 and 90x60."""
     for k, name in enumerate(("temple", "tree [a]")):
         for i in range(4):
             path = tmp_path / "photos" / ("train" if i < 3 else "val") / name / f"{i}.jpg"
@@ -57,7 +57,7 @@ def test_a_copy_has_the_same_classes_labels_and_split(root, tmp_path, to):
             "train-000000.tar", "train-000001.tar", "val-000000.tar"]
 
 
-def test_small_upright_pictures_are_copied_byte_for_byte_and_others_lose_their_metadata(root,
+def test_small_upright_images_are_copied_byte_for_byte_and_others_lose_their_metadata(root,
                                                                                        tmp_path):
     home = root / "train/temple"
     gray = PHOTO.crop((0, 0, 60, 50)).convert("L")
@@ -80,7 +80,7 @@ def test_small_upright_pictures_are_copied_byte_for_byte_and_others_lose_their_m
 
 
 @pytest.mark.parametrize("to", ["folder", "shards"])
-def test_unreadable_pictures_leave_train_and_stay_in_val(root, tmp_path, to):
+def test_unreadable_images_leave_train_and_stay_in_val(root, tmp_path, to):
     bad = (root / "val/temple/3.jpg").read_bytes()[:700]
     (root / "train/temple/0.jpg").write_bytes(bad)
     (root / "val/temple/3.jpg").write_bytes(bad)
@@ -92,7 +92,7 @@ def test_unreadable_pictures_leave_train_and_stay_in_val(root, tmp_path, to):
         assert [(split, os.path.basename(name)) for split, name, _ in done.unreadable] == [
             ("train", "0.jpg"), ("val", "3.jpg"), ("val", "gone.png")]
         lines = (out / UNREADABLE).read_text().splitlines()
-        assert lines[0] == "split,picture,reason"
+        assert lines[0] == "split,image,reason"
         assert len(lines) == 4
         assert "cut off" in lines[1]
     data = {"folder": folder, "shards": shards}[to](out)
@@ -124,7 +124,7 @@ def test_a_copy_that_was_stopped_goes_on_and_is_the_same(root, tmp_path):
     assert content(part) == content(whole)
 
 
-def test_a_picture_that_was_mended_is_taken_in_later(root, tmp_path):
+def test_an_image_that_was_mended_is_taken_in_later(root, tmp_path):
     path = root / "train/temple/0.jpg"
     sound = path.read_bytes()
     path.write_bytes(b"?")
@@ -135,7 +135,7 @@ def test_a_picture_that_was_mended_is_taken_in_later(root, tmp_path):
     assert not (tmp_path / "out" / UNREADABLE).exists()
 
 
-def test_pictures_of_one_name_do_not_overwrite_each_other(root, tmp_path):
+def test_images_of_one_name_do_not_overwrite_each_other(root, tmp_path):
     home = root / "train/temple"
     for name in ("a/0.png", "b/0.jpg", "b/0.v2.jpg", "b/0_v2.jpg", "\x1b[31m.jpg"):
         (home / name).parent.mkdir(exist_ok=True)
@@ -205,7 +205,7 @@ def test_a_directory_that_holds_something_else_is_left_alone(root, tmp_path):
     assert min(read_image(out / "val/temple/3.jpg").size) == 50
     (root / "val/temple/3.jpg").unlink()
     (root / "val/temple/4.jpg").write_bytes(before["val/temple/3.jpg"])
-    with pytest.raises(InputError, match="a copy of other pictures"):
+    with pytest.raises(InputError, match="a copy of other images"):
         copy(of(root), out, short=50)
 
 
@@ -229,7 +229,7 @@ def test_a_copy_is_not_written_into_or_around_its_source(root, tmp_path):
     assert content(tmp_path) == before
 
 
-def test_a_very_long_picture_is_kept_whole(root, tmp_path):
+def test_a_very_long_image_is_kept_whole(root, tmp_path):
     file = io.BytesIO()
     Image.new("P", (70_000, 2)).save(file, format="PNG")
     (root / "train/temple/long.png").write_bytes(file.getvalue())

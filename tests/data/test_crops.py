@@ -34,7 +34,7 @@ def everything(size):
 
 
 def far(one, other):
-    """Mean difference of two pictures, of 255."""
+    """Mean difference of two images, of 255."""
     assert one.size == other.size
     return np.abs(np.asarray(one, np.int16) - np.asarray(other, np.int16)).mean()
 
@@ -82,7 +82,7 @@ def test_any_file_is_read_as_it_is_everywhere(data):
     assert far(small, resized(whole, 100, "bicubic")) < 1.5
 
 
-def test_deep_pictures_keep_the_range_of_the_whole():
+def test_deep_images_keep_the_range_of_the_whole():
     """A part without bright pixels is not mistaken for one of 8 bits."""
     shades = np.full((50, 50), 40_000, np.uint32).astype(np.int32)
     shades[:20, :20] = 100
@@ -136,7 +136,7 @@ def test_parts_have_the_area_and_shape_asked_for():
 
 @pytest.mark.parametrize(("size", "box"), [
     ((1000, 30), (480, 0, 520, 30)), ((30, 1000), (0, 480, 30, 520)), ((1, 1), (0, 0, 1, 1))])
-def test_of_a_thin_picture_the_middle_is_taken(size, box):
+def test_of_a_thin_image_the_middle_is_taken(size, box):
     seed_all(0)
     crop = ResizedCrop(preprocess=Preprocess(size=32), scale=(1.0, 1.0))
     assert crop.draw(size) == box

@@ -52,7 +52,7 @@ def test_digits_use_the_whole_range_of_gray():
     assert (pixels.min(), pixels.max()) == (0, 255)
 
 
-def test_dataset_statistics_are_those_of_its_training_pictures():
+def test_dataset_statistics_are_those_of_its_training_images():
     data = digits()
     pixels = np.stack([np.asarray(data.train.read(i)) for i in range(len(data.train))]) / 255
     assert data.preprocess.mean[0] == pytest.approx(pixels.mean(), abs=2e-3)
@@ -90,10 +90,10 @@ def test_a_damaged_gzip_file_is_named(tmp_path):
         fashion_mnist(tmp_path)
 
 
-def test_labels_that_do_not_match_the_pictures_are_refused(tmp_path):
+def test_labels_that_do_not_match_the_images_are_refused(tmp_path):
     write_fashion(tmp_path)
     write_idx(tmp_path / "train-labels-idx1-ubyte", np.zeros(3))
-    with pytest.raises(InputError, match="20 train pictures but 3 labels"):
+    with pytest.raises(InputError, match="20 train images but 3 labels"):
         fashion_mnist(tmp_path)
 
 
@@ -135,12 +135,12 @@ def test_a_folder_of_classes_is_split_by_the_seed(tmp_path):
 
 
 @pytest.mark.parametrize(("names", "message"), [
-    ([], "no pictures"),
-    (["cat/notes.txt"], "no pictures"),
+    ([], "no images"),
+    (["cat/notes.txt"], "no images"),
     (["cat/1.png", "cat/2.png"], "the one class 'cat'"),
     (["train/a/1.png", "train/b/1.png", "val/c/1.png"], "class 'c'.*lacks"),
-    (["a/1.png", "b/1.png", "b/2.png"], "one picture"),
-    (["a/1.png", "b/1.png", "b/2.png"], "the class 'a' with one picture"),
+    (["a/1.png", "b/1.png", "b/2.png"], "one image"),
+    (["a/1.png", "b/1.png", "b/2.png"], "the class 'a' with one image"),
     (["cat/1.png", "cat/2.png", "Cat/1.png", "Cat/2.png"], "the classes 'Cat' and 'cat' are"),
     (["train/cat/1.png", "train/b/1.png", "val/cat /1.png"], "'cat ', .*; it is spelled 'cat'"),
     (["train/1/1.png", "train/b/1.png", "val/01/1.png"], "'01', which .* it is spelled '1' there"),

@@ -62,14 +62,14 @@ def test_hashes_within_the_distance_are_all_found_once_and_no_others():
     assert {(min(p), max(p)) for p in found} == wanted
 
 
-def test_equal_hashes_of_pictures_that_differ_are_no_pair():
+def test_equal_hashes_of_images_that_differ_are_no_pair():
     rng = np.random.default_rng(0)
     thumbnails = rng.integers(0, 256, (2, 16, 16), dtype=np.uint8)
     assert np.corrcoef(thumbnails.reshape(2, -1))[0, 1] < AGREEMENT
     assert list(near_pairs(np.zeros(2, np.uint64), thumbnails)) == []
 
 
-def test_a_hundred_thousand_pictures_are_compared_in_seconds():
+def test_a_hundred_thousand_images_are_compared_in_seconds():
     rng = np.random.default_rng(0)
     hashes = rng.integers(0, 2**64, 100_000, dtype=np.uint64)
     thumbnails = rng.integers(0, 256, (100_000, 16, 16), dtype=np.uint8)

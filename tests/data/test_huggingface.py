@@ -69,11 +69,11 @@ def test_a_hidden_test_set_is_refused(tmp_path):
     hidden = half(4).to_dict() | {"label": [-1] * 4}
     test = datasets.Dataset.from_dict(hidden, features=half(1).features)
     datasets.DatasetDict(train=half(10), test=test).save_to_disk(tmp_path / "set")
-    with pytest.raises(InputError, match="the split test has pictures without a label"):
+    with pytest.raises(InputError, match="the split test has images without a label"):
         huggingface(str(tmp_path / "set"))
 
 
-def test_a_missing_label_is_refused_and_a_missing_picture_named(tmp_path):
+def test_a_missing_label_is_refused_and_a_missing_image_named(tmp_path):
     rows = half(10).to_dict()
     rows["image"][7] = None
     features = half(1).features
@@ -81,25 +81,25 @@ def test_a_missing_label_is_refused_and_a_missing_picture_named(tmp_path):
                          test=half(4)).save_to_disk(tmp_path / "set")
     data = huggingface(str(tmp_path / "set"))
     assert len(data.train) == 10
-    with pytest.raises(OSError, match="its row has no picture"):
+    with pytest.raises(OSError, match="its row has no image"):
         data.train.fetch(7)
     rows["label"][2] = None
     datasets.DatasetDict(train=datasets.Dataset.from_dict(rows, features=features),
                          test=half(4)).save_to_disk(tmp_path / "other")
-    with pytest.raises(InputError, match="the split train has pictures without a label"):
+    with pytest.raises(InputError, match="the split train has images without a label"):
         huggingface(str(tmp_path / "other"))
 
 
 def named(names, labels, start=0):
-    """Pictures of the shades from `start` on, of the classes `names`."""
+    """Images of the shades from `start` on, of the classes `names`."""
     shades = [Image.fromarray(np.full((8, 8, 3), start + i, np.uint8)) for i in range(len(labels))]
     return datasets.Dataset.from_dict(
         {"image": shades, "label": labels}, features=datasets.Features(
             {"image": datasets.Image(), "label": datasets.ClassLabel(names=names)}))
 
 
-def called(pictures):
-    return [pictures.classes[label] for label in pictures.labels]
+def called(images):
+    return [images.classes[label] for label in images.labels]
 
 
 @pytest.mark.parametrize("names", [["cat", "ant", "dog"], ["dog", "cat"], ["dog", "cat", "ant"]])
@@ -146,7 +146,7 @@ def test_a_split_without_class_labels_is_rejected(tmp_path):
 
 @pytest.mark.parametrize("to", ["folder", "shards"])
 @pytest.mark.parametrize("names", [["dog", "ant", "cat"], ["1", "0", "2"], ["0", "1", "10", "2"]])
-def test_a_copy_gives_every_picture_its_class(tmp_path, to, names):
+def test_a_copy_gives_every_image_its_class(tmp_path, to, names):
     labels = [i % len(names) for i in range(8)]
     datasets.DatasetDict(train=named(names, labels), test=named(names[::-1], labels, 50)
                          ).save_to_disk(tmp_path / "set")

@@ -62,7 +62,7 @@ def test_a_jpeg_of_as_many_scans_as_none_needs_is_not_unpacked():
 
 
 def test_an_icon_which_is_unpacked_as_it_is_opened_is_not_read():
-    with pytest.raises(InputError, match="not a picture that Pillow can read"):
+    with pytest.raises(InputError, match="not an image that Pillow can read"):
         read_image(encoded(Image.fromarray(gradient(16, 16)), "ICO"))
 
 
@@ -102,7 +102,7 @@ def test_exif_rotation_is_applied():
     assert np.array_equal(out, np.rot90(pixels, -1))
 
 
-def test_broken_exif_data_does_not_cost_the_picture():
+def test_broken_exif_data_does_not_cost_the_image():
     pixels = gradient()
     broken = b"Exif\x00\x00II*\x00\x08\x00\x00\x00\x01\x00\x12\x01\x03\x00\xff\xff"
     data = encoded(Image.fromarray(pixels), exif=broken)
@@ -112,7 +112,7 @@ def test_broken_exif_data_does_not_cost_the_picture():
     assert np.array_equal(np.asarray(read_image(data)), pixels)
 
 
-def test_one_bit_pictures_are_black_and_white():
+def test_one_bit_images_are_black_and_white():
     image = Image.fromarray(np.array([[True, False]]))
     assert np.asarray(read_image(encoded(image)))[0, :, 0].tolist() == [255, 0]
 
@@ -125,11 +125,11 @@ def test_floating_point_samples_are_refused():
 
 @pytest.mark.parametrize(("data", "word"), [
     (b"", "empty"),
-    (b"this is a text", "not a picture"),
+    (b"this is a text", "not an image"),
     (encoded(Image.fromarray(gradient(64, 64)))[:200], "damaged or cut off"),
     (encoded(Image.fromarray(gradient(64, 64)), "JPEG")[:700], "damaged or cut off"),
 ])
-def test_a_file_that_is_no_picture_is_named_in_one_line(tmp_path, data, word):
+def test_a_file_that_is_no_image_is_named_in_one_line(tmp_path, data, word):
     path = tmp_path / "x.png"
     path.write_bytes(data)
     with pytest.raises(InputError, match=word) as caught:
@@ -150,7 +150,7 @@ def test_a_decompression_bomb_is_refused_before_it_unpacks():
         read_image(bomb)
 
 
-def test_a_folder_lists_its_pictures_and_nothing_else(tmp_path):
+def test_a_folder_lists_its_images_and_nothing_else(tmp_path):
     for name in ("b.png", "a.JPG", "sub/c.webp", "notes.txt", ".hidden/d.png", ".e.png"):
         path = tmp_path / name
         path.parent.mkdir(exist_ok=True)

@@ -11,9 +11,9 @@ from cvt.config import Preprocess
 from cvt.data.augment import training_transform
 from cvt.data.builtin import digits
 from cvt.data.config import AugmentConfig
+from cvt.data.dataset import LabeledImages
 from cvt.data.folder import files
 from cvt.data.loader import Faults, TrainLoader, evaluation_batches
-from cvt.data.pictures import Pictures
 from cvt.data.randomness import seed_all
 from cvt.data.samples import stacked
 from cvt.system.errors import InputError
@@ -21,13 +21,13 @@ from cvt.system.errors import InputError
 PREPROCESS = Preprocess(size=8, crop=1.0, mean=(0.0,), std=(1.0,))
 
 
-def pictures(n=10, broken=()):
+def images(n=10, broken=()):
     def read(i):
         if i in broken:
-            raise InputError(f"picture {i} is damaged")
+            raise InputError(f"image {i} is damaged")
         return Image.new("RGB", (8, 8), (i, i, i))
 
-    return Pictures(classes=("even", "odd"), labels=tuple(i % 2 for i in range(n)),
+    return LabeledImages(classes=("even", "odd"), labels=tuple(i % 2 for i in range(n)),
                     names=[str(i) for i in range(n)], fetch=read)
 
 
@@ -40,17 +40,17 @@ def seen(pipeline, data, index):
 def loader(workers=0, seed=0, augment=None, repeats=1, passes=1, balanced=False,
            max_unreadable=0.0, **kwargs):
     transform = training_transform(PREPROCESS, augment or AugmentConfig())
-    return TrainLoader(pictures(**kwargs), transform, batch_size=4, seed=seed, workers=workers,
+    return TrainLoader(images(**kwargs), transform, batch_size=4, seed=seed, workers=workers,
                        repeats=repeats, passes=passes, balanced=balanced,
                        max_unreadable=max_unreadable)
 
 
 def which(batches):
-    """The number of each picture, from its shade."""
+    """The number of each image, from its shade."""
     return [round(v * 255) for images, _ in batches for v in images[:, 0, 0, 0].tolist()]
 
 
-def test_an_epoch_shows_each_picture_at_most_once_in_full_batches():
+def test_an_epoch_shows_each_image_at_most_once_in_full_batches():
     batches = list(loader().epoch(0))
     assert len(batches) == len(loader()) == 2
     assert len(set(which(batches))) == 8
@@ -59,7 +59,7 @@ def test_an_epoch_shows_each_picture_at_most_once_in_full_batches():
         assert labels.tolist() == [round(v * 255) % 2 for v in images[:, 0, 0, 0].tolist()]
 
 
-def test_passes_make_an_epoch_longer_and_each_shows_every_picture():
+def test_passes_make_an_epoch_longer_and_each_shows_every_image():
     some = loader(passes=3, n=8)
     seen = which(some.epoch(0))
     assert len(some) == 6
@@ -68,7 +68,7 @@ def test_passes_make_an_epoch_longer_and_each_shows_every_picture():
     assert passes[0] != passes[1] != passes[2]
 
 
-def test_a_picture_is_varied_anew_in_each_pass():
+def test_an_image_is_varied_anew_in_each_pass():
     noisy = AugmentConfig(erasing=1.0)
     found = {}
     for images, _ in loader(passes=2, n=4, augment=noisy).epoch(0):
@@ -78,9 +78,9 @@ def test_a_picture_is_varied_anew_in_each_pass():
     assert any(len(pair) == 2 for pair in found.values())
 
 
-def test_few_pictures_fill_a_batch_in_several_passes():
+def test_few_images_fill_a_batch_in_several_passes():
     assert [len(labels) for _, labels in loader(passes=2, n=3).epoch(0)] == [4]
-    with pytest.raises(InputError, match=r"more than the 1 training pictures; .* or passes=2"):
+    with pytest.raises(InputError, match=r"more than the 1 training images; .* or passes=2"):
         loader(passes=2, n=1)
 
 
@@ -113,11 +113,11 @@ def test_copies_of_an_image_stay_side_by_side_where_they_are_drawn_anew():
 def test_copies_of_an_image_go_to_different_processes(world):
     """As DeiT's sampler does for repeated augmentation; and pairs to be mixed stay pairs."""
     transform = training_transform(PREPROCESS, AugmentConfig())
-    shares = [which(TrainLoader(pictures(72), transform, batch_size=24, seed=0, rank=rank,
+    shares = [which(TrainLoader(images(72), transform, batch_size=24, seed=0, rank=rank,
                                 world=world, repeats=3).epoch(0)) for rank in range(world)]
     whole = loader(n=72, repeats=3)._order
     batch = [i for _, i, _, _ in next(iter(TrainLoader(
-        pictures(72), transform, batch_size=24, seed=0, repeats=3)._order))]
+        images(72), transform, batch_size=24, seed=0, repeats=3)._order))]
     assert len(whole) == 18
     pairs = sorted(zip(batch, batch[::-1], strict=True))
     size = 24 // world
@@ -168,7 +168,7 @@ def test_batches_of_files_do_not_depend_on_the_number_of_workers(tmp_path, worke
     assert all(torch.equal(a, b) for a, b in zip(alone, batches(workers), strict=True))
 
 
-def test_a_batch_holds_what_the_pipeline_makes_of_each_picture():
+def test_a_batch_holds_what_the_pipeline_makes_of_each_image():
     data = digits().train
     augment = AugmentConfig(crop="resized", erasing=0.5)
     pipeline = training_transform(PREPROCESS, augment)
@@ -197,14 +197,14 @@ def test_keys_that_differ_in_length_draw_differently():
     assert not torch.equal(first, torch.rand(1))
 
 
-def test_evaluation_shows_every_picture_once_in_order():
-    batches = list(evaluation_batches(pictures(), PREPROCESS, batch_size=4))
+def test_evaluation_shows_every_image_once_in_order():
+    batches = list(evaluation_batches(images(), PREPROCESS, batch_size=4))
     assert which(batches) == list(range(10))
     assert [len(labels) for _, labels in batches] == [4, 4, 2]
 
 
 @pytest.mark.parametrize("workers", [0, 1])
-def test_an_unreadable_picture_raises_its_own_one_line(workers):
+def test_an_unreadable_image_raises_its_own_one_line(workers):
     with pytest.raises(InputError) as caught:
         list(loader(broken=range(10), workers=workers).epoch(0))
     assert str(caught.value).endswith("is damaged")
@@ -212,7 +212,7 @@ def test_an_unreadable_picture_raises_its_own_one_line(workers):
 
 
 @pytest.mark.parametrize("workers", [0, 1])
-def test_another_picture_takes_the_place_of_one_that_cannot_be_read(workers):
+def test_another_image_takes_the_place_of_one_that_cannot_be_read(workers):
     some = loader(n=40, broken={3, 17}, max_unreadable=0.05, workers=workers)
     batches = list(some.epoch(0))
     assert all(len(images) == 4 for images, _ in batches)
@@ -223,17 +223,17 @@ def test_another_picture_takes_the_place_of_one_that_cannot_be_read(workers):
     whole = which(loader(n=40).epoch(0))
     assert [i for i, j in zip(whole, seen, strict=True) if i != j] == [
         i for i in whole if i in (3, 17)]
-    assert some.unreadable.rows() == [(i, f"picture {i} is damaged") for i in ("3", "17")]
+    assert some.unreadable.rows() == [(i, f"image {i} is damaged") for i in ("3", "17")]
 
 
 def test_more_of_them_than_allowed_end_the_run():
-    with pytest.raises(InputError, match=r"3 of 40 pictures cannot be read, more than "
-                                         r"data\.max_unreadable=0\.05 allows; the last: picture"):
+    with pytest.raises(InputError, match=r"3 of 40 images cannot be read, more than "
+                                         r"data\.max_unreadable=0\.05 allows; the last: image"):
         list(loader(n=40, broken={3, 17, 20}, max_unreadable=0.05).epoch(0))
 
 
 def test_evaluation_leaves_them_out_and_names_them():
-    some = pictures(broken={0, 1, 2, 3, 9})
+    some = images(broken={0, 1, 2, 3, 9})
     unreadable = Faults(some, 0.5)
     batches = evaluation_batches(some, PREPROCESS, batch_size=4, unreadable=unreadable)
     assert which(batches) == [4, 5, 6, 7, 8]
@@ -241,7 +241,7 @@ def test_evaluation_leaves_them_out_and_names_them():
 
 
 def test_balanced_draws_show_each_class_as_often():
-    rare = dataclasses.replace(pictures(n=400), labels=(1,) * 20 + (0,) * 380)
+    rare = dataclasses.replace(images(n=400), labels=(1,) * 20 + (0,) * 380)
     transform = training_transform(PREPROCESS, AugmentConfig())
     some = TrainLoader(rare, transform, batch_size=400, seed=0, balanced=True)
     (_, labels), = some.epoch(0)
@@ -249,15 +249,15 @@ def test_balanced_draws_show_each_class_as_often():
 
 
 def test_an_unreadable_image_of_a_balanced_draw_is_replaced_by_a_balanced_draw():
-    images = pictures(n=400, broken=range(10))
-    rare = dataclasses.replace(images, labels=(1,) * 20 + (0,) * 380)
+    broken = images(n=400, broken=range(10))
+    rare = dataclasses.replace(broken, labels=(1,) * 20 + (0,) * 380)
     transform = training_transform(PREPROCESS, AugmentConfig())
     some = TrainLoader(rare, transform, batch_size=400, seed=0, balanced=True, max_unreadable=0.1)
     (_, labels), = some.epoch(0)
     assert 118 < labels.sum() < 150  # a third, for half of the rare class cannot be read
 
 
-def test_repeats_vary_a_picture_anew_and_keep_the_length_of_an_epoch():
+def test_repeats_vary_an_image_anew_and_keep_the_length_of_an_epoch():
     augment = AugmentConfig(crop="shift")
     images = torch.cat([images for images, _ in loader(n=36, repeats=3, augment=augment).epoch(0)])
     assert len(images) == 36

@@ -26,7 +26,7 @@ a/4.png,dog,test
 """
 
 
-def test_a_table_names_pictures_classes_and_split(tmp_path):
+def test_a_table_names_images_classes_and_split(tmp_path):
     paint(tmp_path, "a/1.png", "a/2.png")
     data = manifest(table(tmp_path, SPLIT))
     assert data.train.classes == ("cat", "dog")
@@ -112,7 +112,7 @@ def test_classes_of_test_rows_alone_are_left_out_with_them(tmp_path):
 
 
 @pytest.mark.parametrize("split", [True, False])
-def test_a_class_whose_training_pictures_are_all_unreadable_is_rejected(tmp_path, split):
+def test_a_class_whose_training_images_are_all_unreadable_is_rejected(tmp_path, split):
     heading = "path,label,unreadable" + ",split" * split
     rows = [f"{name}{i}.png,{name},{'damaged' * (name == 'b')}" + f",{('val', 'train')[i]}" * split
             for name in "ab" for i in range(2)]
@@ -138,15 +138,15 @@ def test_what_cannot_be_read_is_left_out_of_training_and_kept_in_validation(tmp_
 
 @pytest.mark.parametrize(("text", "message"), [
     ("", "one must be path"),
-    ("path,label\n", "0 pictures of 0 classes"),
+    ("path,label\n", "0 images of 0 classes"),
     ("path\na.png\n", "one must be label"),
     ("path,label,colour\na,b,c\n", "the column 'colour'; choose from path, label"),
     ("path,lable\na,b\n", "the column 'lable'; did you mean label"),
     ("path,label\na.png,x\nb.png,\n", "row 2 after the heading: label is empty"),
     ("path,label\na.png\n", "row 1 after the heading: 1 cells for 2 columns"),
-    ("path,label\na.png,x\nb.png,x\n", "2 pictures of 1 classes"),
+    ("path,label\na.png,x\nb.png,x\n", "2 images of 1 classes"),
     ("path,label,split\na.png,x,train\nb.png,y,held\n", "split is 'held'; write train, val"),
-    ("path,label,split\na.png,x,train\nb.png,y,train\n", "no picture whose split is val"),
+    ("path,label,split\na.png,x,train\nb.png,y,train\n", "no image whose split is val"),
     ("path,label,split\na.png,x,train\nb.png,y,val\n", "the class 'y' in val but not in train"),
     ('path,label\n"a.png,x\n', "is not a CSV file"),
     ("path,label\na.png,x\nb.png,nan\n", "row 2 after the heading: label is empty or NaN"),

@@ -50,7 +50,7 @@ def turned():
     return saved(Image.fromarray(photo(310, 205)), "jpeg", exif=exif)
 
 
-PICTURES = {
+IMAGES = {
     "landscape.jpg": lambda: saved(Image.fromarray(photo(500, 375)), "jpeg", quality=90),
     "portrait.jpg": lambda: saved(Image.fromarray(photo(301, 523)), "jpeg"),
     "small.png": lambda: saved(Image.fromarray(photo(41, 37)), "png"),
@@ -92,9 +92,9 @@ def by_hand(name, data):
 
 @pytest.mark.parametrize("preprocess", PREPROCESSES, ids=lambda p: f"{p.size}-{p.mode}"
                          f"-{p.interpolation}-{len(p.mean)}")
-@pytest.mark.parametrize("name", PICTURES)
-def test_every_kind_of_picture_is_prepared_as_torchvision_and_training_do(preprocess, name):
-    data = PICTURES[name]()
+@pytest.mark.parametrize("name", IMAGES)
+def test_every_kind_of_image_is_prepared_as_torchvision_and_training_do(preprocess, name):
+    data = IMAGES[name]()
 
     got = prepare(preprocess, read_image(data))
 
@@ -107,7 +107,7 @@ def test_every_kind_of_picture_is_prepared_as_torchvision_and_training_do(prepro
     assert np.array_equal(got, trained.numpy())
 
 
-def test_a_turned_picture_is_prepared_upright():
+def test_a_turned_image_is_prepared_upright():
     data = turned()
     exif_lost = Image.open(io.BytesIO(data))
     assert exif_lost.size == (310, 205)
@@ -133,13 +133,13 @@ def test_evaluation_matches_timm_on_centre_crops(size):
     assert np.allclose(ours, theirs(noise(*size)), atol=1e-6)
 
 
-def test_evaluation_matches_timm_on_squashed_pictures():
+def test_evaluation_matches_timm_on_squashed_images():
     ours = prepare(Preprocess(size=32, crop=1.0, mode="squash"), noise())
     theirs = create_transform((32, 32), interpolation="bicubic", crop_pct=1.0, crop_mode="squash")
     assert np.allclose(ours, theirs(noise()), atol=1e-6)
 
 
-def test_a_picture_of_the_right_size_is_only_normalised():
+def test_an_image_of_the_right_size_is_only_normalised():
     preprocess = Preprocess(size=32, crop=1.0, mean=(0.5,) * 3, std=(0.25,) * 3)
     x = prepare(preprocess, noise(32, 32))
     pixels = np.asarray(noise(32, 32)).transpose(2, 0, 1)
@@ -156,7 +156,7 @@ def test_normalising_is_division_subtraction_and_division_in_float32(mean):
     assert np.array_equal(prepare(preprocess, noise(32, 32)), x)
 
 
-def test_a_picture_too_thin_to_resize_is_refused():
+def test_an_image_too_thin_to_resize_is_refused():
     """Of 5 million pixels, but 2,300 million once its short side is resized."""
     with pytest.raises(InputError, match="1x5000000 pixels is too thin"):
         prepare(Preprocess(size=32), Image.new("RGB", (1, 5_000_000)))

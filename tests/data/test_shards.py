@@ -34,7 +34,7 @@ def samples(shades, kind="cls"):
         yield f"{shade:04}.{kind}", (f'{{"label": {text}}}' if kind == "json" else text).encode()
 
 
-def test_pictures_are_reached_alone_in_any_order(tmp_path):
+def test_images_are_reached_alone_in_any_order(tmp_path):
     pack(tmp_path / "train-000000.tar", *samples(range(6)))
     pack(tmp_path / "train-000001.tar", *samples(range(6, 9), "json"))
     pack(tmp_path / "val-000000.tar", *samples((20, 21)))
@@ -50,7 +50,7 @@ def test_pictures_are_reached_alone_in_any_order(tmp_path):
 
 
 def labelled(home, *labels, classes=None, kind="cls"):
-    """What is read where train and val have a picture for each label, as it is written."""
+    """What is read where train and val have an image for each label, as it is written."""
     for half in ("train", "val"):
         files = [(f"{i}{suffix}", data) for i, label in enumerate(labels)
                  for suffix, data in ((".png", png(i)), (f".{kind}", label.encode()))]
@@ -132,7 +132,7 @@ def test_what_names_no_class_is_none(tmp_path, label):
 @pytest.mark.parametrize("label", ["\u0661", "\uff11", "\u00b9", "-1", "+1", "1.0", "9" * 5000,
                                    "Dog"])
 def test_another_spelling_is_neither_a_number_of_a_line_nor_a_name(tmp_path, label):
-    with pytest.raises(InputError, match=r"has pictures of the class .* 2 names, which lack it"):
+    with pytest.raises(InputError, match=r"has images of the class .* 2 names, which lack it"):
         labelled(tmp_path, "0", label, classes="cat\ndog\n")
 
 
@@ -145,7 +145,7 @@ def test_of_a_cls_and_a_json_file_the_cls_file_decides(tmp_path):
     assert data.train.labels == data.val.labels == (0, 1)
 
 
-def test_a_class_of_validation_pictures_alone_is_rejected(tmp_path):
+def test_a_class_of_validation_images_alone_is_rejected(tmp_path):
     pack(tmp_path / "train-0.tar", *samples(range(4)))
     pack(tmp_path / "val-0.tar", *samples(range(2)), ("9.png", png(9)), ("9.cls", b"2"))
     with pytest.raises(InputError, match="the class '2' in val but not in train"):
@@ -185,10 +185,10 @@ def test_a_damaged_archive_is_not_taken_for_a_shorter_one(tmp_path, format):
             shards(tmp_path)
 
 
-def test_archives_without_a_picture_to_hold_out_are_refused(tmp_path):
+def test_archives_without_an_image_to_hold_out_are_refused(tmp_path):
     pack(tmp_path / "train-0.tar", *samples(range(6)))
     pack(tmp_path / "val-0.tar", ("notes.txt", b"nothing"))
-    with pytest.raises(InputError, match="has no pictures to validate with"):
+    with pytest.raises(InputError, match="has no images to validate with"):
         load_dataset(DataConfig(name="shards", root=str(tmp_path)))
 
 
@@ -208,7 +208,7 @@ def test_a_directory_that_cannot_be_written_does_without_an_index(tmp_path, monk
     assert len(shards(tmp_path).all) == 20
 
 
-def test_an_archive_cut_off_later_is_an_unreadable_picture(tmp_path):
+def test_an_archive_cut_off_later_is_an_unreadable_image(tmp_path):
     pack(tmp_path / "a.tar", *samples(range(20)))
     data = shards(tmp_path)
     whole = (tmp_path / "a.tar").read_bytes()
@@ -219,10 +219,10 @@ def test_an_archive_cut_off_later_is_an_unreadable_picture(tmp_path):
 
 
 @pytest.mark.parametrize(("members", "message"), [
-    ([], "hold no pictures"),
+    ([], "hold no images"),
     ([("1.png", png(1)), ("1.txt", b"x")], r"1\.png has no class; it takes 1\.cls"),
     ([("1.png", png(1)), ("1.json", b"{}")], r"1\.png has no class"),
-    ([("1.png", png(1)), ("1.jpg", png(1)), ("1.cls", b"0")], "two pictures called 1"),
+    ([("1.png", png(1)), ("1.jpg", png(1)), ("1.cls", b"0")], "two images called 1"),
     ([("1.png", png(1)), ("1.cls", b"0")], "the one class '0'"),
 ])
 def test_archives_that_cannot_be_trained_on_say_why(tmp_path, members, message):

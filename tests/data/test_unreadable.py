@@ -1,4 +1,4 @@
-"""The list of pictures that could not be read."""
+"""The list of images that could not be read."""
 
 import os
 
@@ -20,7 +20,7 @@ def test_a_name_of_any_bytes_comes_back(tmp_path):
     assert read_unreadable(tmp_path / "list.csv") == ()
 
 
-def test_a_run_lists_a_picture_once_also_when_it_goes_on(tmp_path):
+def test_a_run_lists_an_image_once_also_when_it_goes_on(tmp_path):
     row = ("train", os.fsdecode(b"b\xff.png"), "is cut off")
     for _ in range(2):
         log = Log(tmp_path, epochs=1, total=1, progress=Progress(), quiet=True,
@@ -32,8 +32,8 @@ def test_a_run_lists_a_picture_once_also_when_it_goes_on(tmp_path):
 
 
 @pytest.mark.parametrize(("error", "told"), [
-    (InputError("a picture of 9x9000 pixels is too thin"), "a.png: a picture of 9x9000 pixels is"),
+    (InputError("an image of 9x9000 pixels is too thin"), "a.png: an image of 9x9000 pixels is"),
     (InputError("a.png is empty"), "a.png is empty"),
     (FileNotFoundError(2, "No such file or directory", "a.png"), "a.png: No such file")])
-def test_a_reason_names_its_picture(error, told):
+def test_a_reason_names_its_image(error, told):
     assert fault(error, "a.png").startswith(told)

@@ -38,7 +38,7 @@ def test_every_backend_gives_the_models_logits(model, backend, precision):
     assert (fast.backend, fast.precision) == (backend, precision)
     assert fast.agreement.difference < {"fp32": 2e-5, "bf16": 0.1, "int8": 0.5}[precision]
     sizes = [(64, 64), (96, 80)]
-    # A quantised graph of OpenVINO keeps the size of its calibration pictures.
+    # A quantised graph of OpenVINO keeps the size of its calibration images.
     for size in sizes[:1] if (backend, precision) == ("openvino", "int8") else sizes:
         images = torch.randn(3, 3, *size)
         with torch.no_grad():

@@ -121,11 +121,11 @@ def test_table_and_chart(tmp_path, capsys, monkeypatch):
     assert any("transformers bf16" in line for line in lines)
     assert "batch 2" in out
     assert f"wrote {tmp_path / 'a.png'}" in err
-    with Image.open(tmp_path / "a.png") as picture:
-        assert picture.format == "PNG"
-        assert 800 < picture.width < 2000
-        assert 300 < picture.height < 2000
-        assert len(picture.convert("RGB").getcolors(1 << 20)) > 10
+    with Image.open(tmp_path / "a.png") as image:
+        assert image.format == "PNG"
+        assert 800 < image.width < 2000
+        assert 300 < image.height < 2000
+        assert len(image.convert("RGB").getcolors(1 << 20)) > 10
 
 
 @pytest.mark.slow

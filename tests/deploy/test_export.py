@@ -35,24 +35,24 @@ def saved(directory, shaken, classes=CLASSES, **fields):
 
 
 @pytest.fixture
-def pictures(tmp_path):
-    """A folder of ten pictures."""
-    (tmp_path / "pictures").mkdir()
+def images(tmp_path):
+    """A folder of ten images."""
+    (tmp_path / "images").mkdir()
     rng = np.random.default_rng(0)
     for i in range(10):
         pixels = rng.integers(0, 256, (70, 80, 3), dtype=np.uint8)
-        Image.fromarray(pixels).save(tmp_path / "pictures" / f"{i}.png")
-    return tmp_path / "pictures"
+        Image.fromarray(pixels).save(tmp_path / "images" / f"{i}.png")
+    return tmp_path / "images"
 
 
 @pytest.fixture
-def labelled(tmp_path, source, pictures):
+def labelled(tmp_path, source, images):
     """The same, sorted by what the model calls them, and one of each other class beside."""
     for half in ("train", "val"):
         for name in CLASSES:
             (tmp_path / "sorted" / half / name).mkdir(parents=True)
     network, card = load_model(source)
-    for path in pictures.iterdir():
+    for path in images.iterdir():
         image = Image.open(path)
         pixels = prepare(card.preprocess, image)
         name = CLASSES[int(network(torch.from_numpy(pixels)[None]).argmax())]
@@ -106,8 +106,8 @@ def test_an_edited_graph_is_refused(tmp_path, source):
 
 
 @pytest.mark.parametrize("to", ["onnx", "openvino"])
-def test_int8_is_calibrated_on_pictures_and_stays_near(tmp_path, source, pictures, to):
-    manifest = export(source, tmp_path / "x", to, "int8", images=[pictures / "0.png", pictures])
+def test_int8_is_calibrated_on_images_and_stays_near(tmp_path, source, images, to):
+    manifest = export(source, tmp_path / "x", to, "int8", images=[images / "0.png", images])
 
     assert (manifest.parity["images"], manifest.parity["calibrated"]) == (11, 11)
     assert 1e-4 < manifest.parity["difference"] < 0.2
@@ -168,8 +168,8 @@ def test_average_pooling_that_openvino_computes_otherwise_is_not_written(tmp_pat
     assert contents(tmp_path)[:1] == ["pooled"]
 
 
-def test_an_exported_model_is_replaced_only_when_asked(tmp_path, source, pictures):
-    export(source, tmp_path / "x", "openvino", images=[pictures])
+def test_an_exported_model_is_replaced_only_when_asked(tmp_path, source, images):
+    export(source, tmp_path / "x", "openvino", images=[images])
 
     with pytest.raises(InputError, match="is there already; give another place, or --overwrite"):
         export(source, tmp_path / "x", "openvino")
@@ -194,21 +194,21 @@ def test_another_directory_is_never_replaced(tmp_path, source):
     assert contents(tmp_path) == before
 
 
-def test_what_cannot_be_calibrated_on_is_refused(tmp_path, source, pictures):
+def test_what_cannot_be_calibrated_on_is_refused(tmp_path, source, images):
     (tmp_path / "empty").mkdir()
     broken = tmp_path / "broken.png"
-    broken.write_bytes((pictures / "0.png").read_bytes()[:100])
-    few = [pictures / f"{i}.png" for i in range(7)]
+    broken.write_bytes((images / "0.png").read_bytes()[:100])
+    few = [images / f"{i}.png" for i in range(7)]
     before = contents(tmp_path)
 
-    for images, message in [
-            (None, "int8 is calibrated on pictures like those"),
-            (few, "on at least 8 pictures, 7 given"),
-            ([tmp_path / "empty"], "empty has no pictures in it or below it"),
-            ([pictures, broken], r"broken\.png is damaged or cut off"),
-            ([pictures, tmp_path / "nowhere.png"], r"nowhere\.png: No such file")]:
+    for calibration, message in [
+            (None, "int8 is calibrated on images like those"),
+            (few, "on at least 8 images, 7 given"),
+            ([tmp_path / "empty"], "empty has no images in it or below it"),
+            ([images, broken], r"broken\.png is damaged or cut off"),
+            ([images, tmp_path / "nowhere.png"], r"nowhere\.png: No such file")]:
         with pytest.raises(InputError, match=message):
-            export(source, tmp_path / "x", "openvino", "int8", images=images)
+            export(source, tmp_path / "x", "openvino", "int8", images=calibration)
     assert contents(tmp_path) == before
 
 

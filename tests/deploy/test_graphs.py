@@ -113,7 +113,7 @@ def test_an_onnx_model_names_its_axes_and_no_file_of_the_machine(network, place)
     onnx.checker.check_model(path, full_check=True)
 
 
-def test_a_torch_graph_of_pictures_too_small_to_trace_has_their_size(network, tmp_path):
+def test_a_torch_graph_of_images_too_small_to_trace_has_their_size(network, tmp_path):
     example = torch.randn(2, 3, 12, 12)
     assert network.config.grids((12, 12)) == ((3, 3), (2, 2))  # so one key in the last stage
     torch_graph(Folded(network).eval(), tmp_path / "model.pt2", example=example, fixed_size=True)

@@ -28,7 +28,7 @@ def predictions(n=300, k=8, seed=0):
 
 def evaluate(probs, labels, loss=0.5) -> Evaluation:
     n, k = probs.shape
-    return score(probs, labels, [f"picture {i}" for i in range(n)],
+    return score(probs, labels, [f"image {i}" for i in range(n)],
                  tuple(f"class {i}" for i in range(k)), loss)
 
 
@@ -89,7 +89,7 @@ def test_a_confidence_on_an_edge_falls_into_the_bin_below():
     assert evaluate(probs, torch.tensor([0])).reliability[8].n == 1  # (8/15, 9/15]
 
 
-def test_bins_hold_every_picture():
+def test_bins_hold_every_image():
     probs, labels = predictions()
     result = evaluate(probs, labels)
     assert len(result.reliability) == 15
@@ -138,7 +138,7 @@ def test_mistakes_are_the_most_confident_first():
     result = evaluate(probs, torch.tensor([0, 0, 0, 0]))
     assert [m.index for m in result.mistakes] == [2, 0, 3]
     worst = result.mistakes[0]
-    assert (worst.name, worst.label, worst.predicted) == ("picture 2", 0, 1)
+    assert (worst.name, worst.label, worst.predicted) == ("image 2", 0, 1)
     assert worst.confidence == pytest.approx(0.8)
 
 
@@ -155,7 +155,7 @@ def test_equal_probabilities_count_as_the_first_class_everywhere():
     assert result.top1.value == 0.5
 
 
-def test_one_picture_is_enough():
+def test_one_image_is_enough():
     result = evaluate(torch.tensor([[0.7, 0.3]]), torch.tensor([0]))
     assert (result.n, result.top1.value) == (1, 1)
 
@@ -182,7 +182,7 @@ def test_five_classes_have_null_for_top5_in_json():
 
 
 @pytest.mark.parametrize(("probs", "labels", "message"), [
-    (torch.zeros(0, 3), [], "no pictures"),
+    (torch.zeros(0, 3), [], "no images"),
     (torch.ones(2, 1), [0, 0], "at least two classes"),
     (one_hot([0, 1], 2), [0, 2], "label 2 is outside 0 to 1"),
     (one_hot([0, 1], 2), [-1, 0], "label -1 is outside"),

@@ -27,11 +27,11 @@ def evaluation_of(classes, n=120, names=None):
     labels = torch.randint(len(classes), (n,), generator=generator)
     logits = torch.randn(n, len(classes), generator=generator)
     logits[torch.arange(n), labels] += 2.5
-    names = names or [f"picture {i}" for i in range(n)]
+    names = names or [f"image {i}" for i in range(n)]
     return score(logits.softmax(1), labels, names, tuple(classes), 0.5)
 
 
-def picture(index):
+def image(index):
     return Image.new("RGB", (8, 8), (index % 256, 0, 0))
 
 
@@ -60,7 +60,7 @@ class Page(HTMLParser):
 
 
 def make_page(directory, evaluation, **more):
-    more = {"title": "a model", "read": picture} | more
+    more = {"title": "a model", "read": image} | more
     write_report(directory / "report.html", evaluation=evaluation, **more)
     return Page((directory / "report.html").read_text(encoding="utf-8"))
 
@@ -75,7 +75,7 @@ def full_page(tmp_path_factory):
     return make_page(tmp_path_factory.mktemp("full"), evaluation_of("abcdefgh"), history=HISTORY,
                      facts={"processor": "a fast one"},
                      config={"model": "cvt_nano", "optim": {"betas": (0.9, 0.999)},
-                             "root": Path("pictures")})
+                             "root": Path("images")})
 
 
 def test_all_sections_are_there_in_order(full_page):
@@ -97,7 +97,7 @@ def test_head_shows_the_figures(page_of):
     for value in (evaluation.top1.value, evaluation.top1.low, evaluation.top1.high,
                   evaluation.top5.value, evaluation.macro_f1, evaluation.ece):
         assert f"{value:.1%}".replace("%", " %") in text
-    assert "from n = 120 pictures of 16 classes" in text
+    assert "from n = 120 images of 16 classes" in text
     assert "0.500" in text
 
 
@@ -113,10 +113,10 @@ def test_nothing_is_fetched_from_elsewhere(full_page):
 
 def test_markup_from_users_stays_text(page_of):
     classes = (HOSTILE, '" onmouseover="alert(1)', "c")
-    names = [f"/a/very/long/way/to/pictures/{HOSTILE}/{i}.png" for i in range(120)]
+    names = [f"/a/very/long/way/to/images/{HOSTILE}/{i}.png" for i in range(120)]
 
     def refuse(index):
-        raise InputError(f"{HOSTILE} is no picture")
+        raise InputError(f"{HOSTILE} is no image")
 
     page = page_of(evaluation_of(classes, names=names), title=HOSTILE, read=refuse,
                    facts={HOSTILE: HOSTILE}, config={HOSTILE: HOSTILE})
@@ -155,12 +155,12 @@ def test_few_classes_make_a_table_of_counts(page_of):
     assert [int(c) for c in cells] == [count for row in evaluation.confusion for count in row]
 
 
-@pytest.mark.parametrize(("k", "pictures"), [(20, 0), (21, 1)])
-def test_many_classes_make_a_picture(page_of, k, pictures):
+@pytest.mark.parametrize(("k", "charts"), [(20, 0), (21, 1)])
+def test_many_classes_make_a_chart(page_of, k, charts):
     page = page_of(evaluation_of([f"class {i}" for i in range(k)]))
     images = [i for i in page.all("img") if i["alt"].startswith("Confusion matrix")]
-    assert len(images) == pictures
-    assert ("Lowest F1" in page.text) == bool(pictures)
+    assert len(images) == charts
+    assert ("Lowest F1" in page.text) == bool(charts)
     assert "Most confused pairs" in page.text
 
 
@@ -177,11 +177,11 @@ def test_mistakes_are_shown_with_what_was_said_and_what_is(page_of):
     page = page_of(score(probs, torch.tensor([0, 0]), names, ("ant", "bee"), 1.0))
     assert "said bee (97 %), is ant first.png" in page.text
     assert "second.png" not in page.text
-    assert page.all("img")[0]["alt"] == "A picture of ant, taken for bee"
+    assert page.all("img")[0]["alt"] == "An image of ant, taken for bee"
 
 
 @pytest.mark.slow
-def test_small_pictures_keep_hard_edges_and_large_ones_shrink(page_of):
+def test_small_images_keep_hard_edges_and_large_ones_shrink(page_of):
     small = page_of(evaluation_of("abc"))
     large = page_of(evaluation_of("abc"), read=lambda _: Image.effect_noise((1600, 800), 50))
     assert all(image.get("class") == "tiny" for image in small.all("img"))
@@ -190,7 +190,7 @@ def test_small_pictures_keep_hard_edges_and_large_ones_shrink(page_of):
 
 
 @pytest.mark.parametrize("kind", [InputError, FileNotFoundError])
-def test_a_picture_that_cannot_be_read_leaves_its_message(page_of, kind):
+def test_an_image_that_cannot_be_read_leaves_its_message(page_of, kind):
     def read(index):
         raise kind("broken.png is damaged or cut off")
 
@@ -216,14 +216,14 @@ def test_a_failure_leaves_the_report_before(tmp_path):
     assert path.read_text() == "the one before"
 
 
-def test_a_perfect_model_needs_no_pictures(page_of):
+def test_a_perfect_model_needs_no_images(page_of):
     evaluation = score(torch.eye(2), torch.tensor([0, 1]), ["a", "b"], ("no", "yes"), 0.0)
     page = page_of(evaluation, read=None)
     assert "No class was taken for another." in page.text
     assert "There are none." in page.text
 
 
-def test_a_class_without_pictures_has_no_scores(page_of):
+def test_a_class_without_images_has_no_scores(page_of):
     evaluation = score(torch.eye(3)[:2], torch.tensor([0, 1]), ["a", "b"], ("x", "y", "z"), 0.0)
     assert "z 0 \N{EN DASH} \N{EN DASH} \N{EN DASH}" in page_of(evaluation).text
 
@@ -235,7 +235,7 @@ def test_one_epoch_is_enough_for_curves(page_of):
 
 def test_configuration_is_folded_yaml(full_page):
     assert "open" not in full_page.all("details")[0]
-    assert "model: cvt_nano optim: betas: - 0.9 - 0.999 root: pictures" in full_page.text
+    assert "model: cvt_nano optim: betas: - 0.9 - 0.999 root: images" in full_page.text
 
 
 @pytest.mark.slow
@@ -264,5 +264,5 @@ def test_a_file_name_that_is_not_utf8_does_no_harm(page_of):
 
 
 def test_long_paths_show_their_end():
-    assert short("/pictures/of/all/sorts/of/animals/cat/1.png") == "&hellip;/<wbr>cat/<wbr>1.png"
+    assert short("/images/of/all/sorts/of/animals/cat/1.png") == "&hellip;/<wbr>cat/<wbr>1.png"
     assert short("cat/1.png") == "cat/1.png"

@@ -13,13 +13,13 @@ def test_heat_goes_from_dark_to_light_with_the_value():
 
 def test_a_map_of_one_value_says_nothing():
     assert heat(np.full((3, 4), 7.0, np.float32)).getcolors() == [(12, (10, 8, 30))]
-    picture = Image.new("RGB", (9, 6), (10, 200, 30))
-    assert overlay(picture, np.zeros((2, 3), np.float32)).tobytes() == picture.tobytes()
+    image = Image.new("RGB", (9, 6), (10, 200, 30))
+    assert overlay(image, np.zeros((2, 3), np.float32)).tobytes() == image.tobytes()
 
 
-def test_an_overlay_leaves_the_picture_where_the_map_is_least():
-    picture = Image.new("RGB", (40, 20), (10, 200, 30))
-    shown = np.asarray(overlay(picture, np.array([[0, 0, 0, 1]], np.float32)), int)
+def test_an_overlay_leaves_the_image_where_the_map_is_least():
+    image = Image.new("RGB", (40, 20), (10, 200, 30))
+    shown = np.asarray(overlay(image, np.array([[0, 0, 0, 1]], np.float32)), int)
     assert shown.shape == (20, 40, 3)
     assert (shown[:, :10] == (10, 200, 30)).all()
     assert (shown[:, -2:] != (10, 200, 30)).all()

@@ -43,10 +43,10 @@ def test_an_explanation_has_what_the_network_saw_said_and_looked_at(trained):
     assert found.rollout.shape == (6, 6)
     assert {stage: cam.shape for stage, cam in found.grad_cam.items()} == {2: (6, 6)}
     assert [t.shape for t in found.tokens] == [(8, 12, 12), (12, 6, 6)]
-    assert all(picture.size == (24, 24) for picture in found.pictures().values())
+    assert all(image.size == (24, 24) for image in found.images().values())
 
 
-def test_the_picture_is_shown_as_the_network_sees_it(trained):
+def test_the_image_is_shown_as_the_network_sees_it(trained):
     model, card = load_model(trained / "model")
     image = Image.open(trained / "a.png").convert("RGB")
     seen = np.asarray(explain(model, card, image).seen)
@@ -62,7 +62,7 @@ def test_gray_networks_show_gray():
     found = explain(cvt.CvT(config).eval(), card, Image.new("RGB", (16, 16), (255, 0, 0)))
     assert found.seen.getpixel((3, 3)) == (76, 76, 76)
     assert (list(found.attention), found.rollout) == ([], None)
-    assert sheet(found, found.pictures(), "gray").size[0] >= 560
+    assert sheet(found, found.images(), "gray").size[0] >= 560
 
 
 def test_the_command_writes_a_sheet_a_file_a_map_and_the_numbers(trained, capsys, monkeypatch):

@@ -148,7 +148,7 @@ def test_what_is_written_for_transformers_is_loaded_by_it(tmp_path, ours, act):
     Preprocess(size=64, crop=0.875), Preprocess(size=64, crop=1.0, mode="squash"),
     Preprocess(size=384, crop=1.0, mode="squash"), Preprocess(size=400, crop=0.9),
     Preprocess(size=64, mean=(0.5, 0.4, 0.3), std=(0.2, 0.3, 0.4), interpolation="bilinear")])
-def test_pictures_reach_the_port_as_they_reach_us(tmp_path, ours, preprocess):
+def test_images_reach_the_port_as_they_reach_us(tmp_path, ours, preprocess):
     save_model(tmp_path / "ours", ours, preprocess, CLASSES)
     convert(tmp_path / "ours", tmp_path / "theirs", "huggingface")
     rng = np.random.default_rng(0)
@@ -159,7 +159,7 @@ def test_pictures_reach_the_port_as_they_reach_us(tmp_path, ours, preprocess):
 
     expected = prepare(preprocess, smooth)
     assert theirs.shape == expected.shape
-    # The port resizes tensors, we resize pictures: both antialiased, rounded at another point.
+    # The port resizes tensors, we resize images: both antialiased, rounded at another point.
     assert np.abs(theirs.numpy() - expected).mean() < 0.01
 
 

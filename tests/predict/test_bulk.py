@@ -29,19 +29,19 @@ CLASSES = ("ant", "=bee", "cat", "dog")
 
 @pytest.fixture(scope="module")
 def home(tmp_path_factory, telling):
-    """model/, and pictures/ with ten that can be read and two that cannot."""
+    """model/, and images/ with ten that can be read and two that cannot."""
     home = tmp_path_factory.mktemp("bulk")
     torch.manual_seed(0)
     stage = StageConfig(dim=8, num_heads=1, depth=1, cls_token=True)
     model = telling(CvT(CvTConfig(stages=(stage,), num_classes=4, image_size=24)))
     save_model(home / "model", model, Preprocess(size=24), CLASSES)
     rng = np.random.default_rng(0)
-    (home / "pictures").mkdir()
+    (home / "images").mkdir()
     for i in range(10):
         Image.fromarray(rng.integers(0, 256, (24, 24, 3), dtype=np.uint8)).save(
-            home / "pictures" / f"{i}.png")
-    (home / "pictures" / "4 empty.png").touch()
-    (home / "pictures" / "=1+2\x1b[31m.png").write_bytes(b"no picture")
+            home / "images" / f"{i}.png")
+    (home / "images" / "4 empty.png").touch()
+    (home / "images" / "=1+2\x1b[31m.png").write_bytes(b"no image")
     return home
 
 
@@ -51,47 +51,47 @@ def predictor(home):
 
 
 def read_rows(output, table):
-    """Picture, classes, probabilities and error of every row of every part."""
+    """Image, classes, probabilities and error of every row of every part."""
     for part in sorted(output.glob(f"part-*.{table}")):
         if table == "parquet":
             for row in pyarrow.parquet.read_table(part).to_pylist():
                 assert row["class"] == (row["classes"] or [None])[0]
-                yield row["picture"], row["classes"], row["probabilities"], row["error"]
+                yield row["image"], row["classes"], row["probabilities"], row["error"]
         elif table == "jsonl":
             for row in map(json.loads, part.read_text().splitlines()):
-                yield (row["picture"], [name for name, _ in row["classes"]],
+                yield (row["image"], [name for name, _ in row["classes"]],
                        [p for _, p in row["classes"]], row.get("error"))
         else:
             with part.open(newline="") as file:
                 for row in csv.DictReader(file):
                     ranks = [i for i in range(1, 5) if row.get(f"class_{i}")]
-                    yield (row["picture"], [row[f"class_{i}"] for i in ranks],
+                    yield (row["image"], [row[f"class_{i}"] for i in ranks],
                            [float(row[f"probability_{i}"]) for i in ranks], row["error"] or None)
 
 
 @pytest.mark.parametrize("table", ["csv", "jsonl", "parquet"])
 def test_each_table_has_what_the_predictor_says(home, predictor, tmp_path, table):
-    images = find_images([str(home / "pictures")])
+    images = find_images([str(home / "images")])
     outcome = classify_into(tmp_path / "out", predictor, images, table=table, top_k=2, part_size=5)
 
-    assert (outcome.pictures, outcome.found, outcome.unreadable) == (12, 0, 2)
+    assert (outcome.images, outcome.found, outcome.unreadable) == (12, 0, 2)
     rows = list(read_rows(tmp_path / "out", table))
     for (name, classes, probabilities, error), expected in zip(
             rows, predictor(images, 2), strict=True):
         safe = table == "csv"
-        assert name == (expected.picture.replace("\x1b", "\\x1b") if safe else expected.picture)
+        assert name == (expected.image.replace("\x1b", "\\x1b") if safe else expected.image)
         assert classes == [f"'{c}" if safe and c[0] == "=" else c for c, _ in expected.classes]
         assert probabilities == pytest.approx([p for _, p in expected.classes], rel=1e-5)
         assert (error is None) == (expected.error is None)
     with (tmp_path / "out/unreadable.csv").open(newline="") as file:
         heading, *bad = csv.reader(file)
-    assert heading == ["picture", "reason"]
+    assert heading == ["image", "reason"]
     assert [Path(name).name for name, _ in bad] == ["4 empty.png", "=1+2\\x1b[31m.png"]
     assert "is empty" in bad[0][1]
 
 
 def test_a_name_that_a_spreadsheet_would_run_is_text(home, predictor, tmp_path, monkeypatch):
-    monkeypatch.chdir(home / "pictures")
+    monkeypatch.chdir(home / "images")
     classify_into(tmp_path / "out", predictor, ["=1+2\x1b[31m.png", "0.png"])
     rows = list(read_rows(tmp_path / "out", "csv"))
     assert rows[0][0] == "'=1+2\\x1b[31m.png"
@@ -100,7 +100,7 @@ def test_a_name_that_a_spreadsheet_would_run_is_text(home, predictor, tmp_path, 
 
 def test_a_name_of_any_bytes_is_kept(home, predictor, tmp_path):
     odd = os.fsdecode(os.fsencode(tmp_path) + b"/\xff.png")
-    Path(odd).write_bytes((home / "pictures/0.png").read_bytes())
+    Path(odd).write_bytes((home / "images/0.png").read_bytes())
     for table in ("csv", "jsonl", "parquet"):
         classify_into(tmp_path / table, predictor, [odd], table=table)
     assert next(read_rows(tmp_path / "jsonl", "jsonl"))[0] == odd
@@ -108,7 +108,7 @@ def test_a_name_of_any_bytes_is_kept(home, predictor, tmp_path):
 
 
 def test_a_job_goes_on_with_the_parts_that_are_missing(home, predictor, tmp_path):
-    images = find_images([str(home / "pictures")])
+    images = find_images([str(home / "images")])
     classify_into(tmp_path / "whole", predictor, images, part_size=3)
 
     class DiskFullError(OSError):
@@ -123,7 +123,7 @@ def test_a_job_goes_on_with_the_parts_that_are_missing(home, predictor, tmp_path
     assert sorted(p.name for p in (tmp_path / "cut").iterdir()) == [
         "job.json", "part-00000.csv", "part-00001.csv"]
     outcome = classify_into(tmp_path / "cut", predictor, images, part_size=3)
-    assert (outcome.pictures, outcome.found, outcome.unreadable) == (6, 6, 2)
+    assert (outcome.images, outcome.found, outcome.unreadable) == (6, 6, 2)
     for file in (tmp_path / "whole").iterdir():
         assert file.read_bytes() == (tmp_path / "cut" / file.name).read_bytes()
 
@@ -131,7 +131,7 @@ def test_a_job_goes_on_with_the_parts_that_are_missing(home, predictor, tmp_path
 @pytest.mark.slow
 def test_a_killed_process_leaves_whole_parts_alone(home, tmp_path):
     many = tmp_path / "list.txt"
-    many.write_text(f"{home / 'pictures/0.png'}\n" * 20_000)
+    many.write_text(f"{home / 'images/0.png'}\n" * 20_000)
     command = [sys.executable, "-m", "cvt", "predict", "--list", str(many), "--model",
                str(home / "model"), "--output", str(tmp_path / "out"), "--part_size", "50"]
     process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
@@ -151,7 +151,7 @@ def test_processes_share_a_job(home, tmp_path, monkeypatch):
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     done = subprocess.run(
         [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2",
-         "-m", "cvt", "predict", str(home / "pictures"), "--model", str(home / "model"),
+         "-m", "cvt", "predict", str(home / "images"), "--model", str(home / "model"),
          "--output", str(tmp_path / "out"), "--part_size", "2"],
         capture_output=True, text=True, check=True)
     assert "process 0: part 1 of 6" in done.stderr
@@ -162,22 +162,22 @@ def test_processes_share_a_job(home, tmp_path, monkeypatch):
 
 
 def test_the_last_of_several_lists_what_none_could_read(home, predictor, tmp_path):
-    images = find_images([str(home / "pictures")])
+    images = find_images([str(home / "images")])
     first, second = (classify_into(tmp_path / "out", predictor, images, part_size=5, rank=rank,
                                    world=2) for rank in range(2))
-    assert (first.pictures, first.unreadable) == (7, None)
-    assert (second.pictures, second.unreadable) == (5, 2)
+    assert (first.images, first.unreadable) == (7, None)
+    assert (second.images, second.unreadable) == (5, 2)
 
 
 def test_another_job_is_not_mixed_in(home, predictor, tmp_path):
-    images = find_images([str(home / "pictures")])
+    images = find_images([str(home / "images")])
     classify_into(tmp_path / "out", predictor, images[:4])
     torch.manual_seed(1)
     save_model(tmp_path / "other", CvT(predictor.card.model).eval(), Preprocess(size=24), CLASSES)
     for message, changed in {
         "of another model or precision": {"predictor": Predictor(tmp_path / "other")},
-        "is of 4 pictures, and these are 5": {"images": images[:5]},
-        "other pictures, or in another order": {"images": images[3::-1]},
+        "is of 4 images, and these are 5": {"images": images[:5]},
+        "other images, or in another order": {"images": images[3::-1]},
         "table=csv, not jsonl": {"table": "jsonl"},
         "top_k=4, not 2": {"top_k": 2},
         "part_size=10000, not 7": {"part_size": 7},
@@ -200,13 +200,13 @@ def test_a_job_does_not_go_on_where_an_image_has_changed(home, predictor, tmp_pa
 def test_a_directory_of_other_files_is_left_alone(home, predictor, tmp_path):
     (tmp_path / "thesis.txt").touch()
     with pytest.raises(InputError, match="files in it that are not of a job"):
-        classify_into(tmp_path, predictor, [str(home / "pictures/0.png")])
+        classify_into(tmp_path, predictor, [str(home / "images/0.png")])
     assert [p.name for p in tmp_path.iterdir()] == ["thesis.txt"]
 
 
 @pytest.mark.parametrize(("message", "changed"), [
     ("'csv'|csv", {"table": "cvs"}), ("top_k=0", {"top_k": 0}), ("rank=2", {"rank": 2, "world": 2}),
-    ("no pictures", {"images": []}), ("standard input", {"images": ["-"]})])
+    ("no images", {"images": []}), ("standard input", {"images": ["-"]})])
 def test_what_cannot_be_done_is_refused_before_anything_is_written(
         predictor, tmp_path, message, changed):
     arguments = {"images": ["a.png"]} | changed
@@ -215,12 +215,12 @@ def test_what_cannot_be_done_is_refused_before_anything_is_written(
     assert not (tmp_path / "out").exists()
 
 
-def test_pictures_in_archives_are_classified_where_they_lie(home, predictor, tmp_path):
+def test_images_in_archives_are_classified_where_they_lie(home, predictor, tmp_path):
     (tmp_path / "shards").mkdir()
     for i in range(2):
         with tarfile.open(tmp_path / f"shards/{i}.tar", "w") as archive:
             for j in range(3):
-                archive.add(home / f"pictures/{3 * i + j}.png", f"in/{j}.png")
+                archive.add(home / f"images/{3 * i + j}.png", f"in/{j}.png")
             archive.add(home / "model/config.json", "in/0.json")
 
     for names in ([str(tmp_path / "shards")], [str(tmp_path / "shards/*.tar")],
@@ -228,18 +228,18 @@ def test_pictures_in_archives_are_classified_where_they_lie(home, predictor, tmp
         images = find_images(names)
         assert [str(image) for image in images] == [
             f"{tmp_path}/shards/{i}.tar:in/{j}.png" for i in range(2) for j in range(3)]
-    plain = predictor([home / f"pictures/{i}.png" for i in range(6)])
+    plain = predictor([home / f"images/{i}.png" for i in range(6)])
     for inside, outside in zip(predictor(images), plain, strict=True):
-        assert inside == dataclasses.replace(outside, picture=inside.picture)
+        assert inside == dataclasses.replace(outside, image=inside.image)
 
 
-def test_an_archive_that_is_no_tar_or_has_no_pictures_is_named(tmp_path):
+def test_an_archive_that_is_no_tar_or_has_no_images_is_named(tmp_path):
     (tmp_path / "a.tar").write_bytes(b"\x1f\x8b" * 600)
     with pytest.raises(InputError, match=r"a\.tar is not a whole tar archive"):
         find_images([str(tmp_path / "a.tar")])
     with tarfile.open(tmp_path / "a.tar", "w"):
         pass
-    with pytest.raises(InputError, match=r"a\.tar has no pictures"):
+    with pytest.raises(InputError, match=r"a\.tar has no images"):
         find_images([str(tmp_path / "a.tar")])
 
 
@@ -247,7 +247,7 @@ def test_an_archive_that_is_no_tar_or_has_no_pictures_is_named(tmp_path):
 def test_identity_is_of_the_weights_and_not_of_the_backend(home):
     eager, converted = (Predictor(home / "model", backend=backend)
                         for backend in ("eager", "openvino"))
-    assert list(islice(eager([home / "pictures/0.png"]), 1))
+    assert list(islice(eager([home / "images/0.png"]), 1))
     assert eager.identity == converted.identity
     assert eager.identity != Predictor(home / "model", precision="bf16").identity
 
@@ -255,7 +255,7 @@ def test_identity_is_of_the_weights_and_not_of_the_backend(home):
 def test_the_command_says_what_a_list_lacks(tmp_path, capsys):
     (tmp_path / "empty.txt").write_text("\n \n")
     assert main(["predict", "--list", str(tmp_path / "empty.txt")]) == 1
-    assert "lists no pictures" in capsys.readouterr().err
+    assert "lists no images" in capsys.readouterr().err
     assert main(["predict", "--list", str(tmp_path / "none.txt")]) == 1
     assert "No such file" in capsys.readouterr().err
     assert main(["predict", "typo", "--output", str(tmp_path / "out")]) == 1

@@ -34,7 +34,7 @@ CLASSES = ("ant", "bee", "cat", "dog")
 
 @pytest.fixture(scope="module")
 def home(tmp_path_factory, telling):
-    """trained/ and its openvino/, another network's onnx/, and ten pictures in pictures/."""
+    """trained/ and its openvino/, another network's onnx/, and ten images in images/."""
     home = tmp_path_factory.mktemp("predict")
     torch.manual_seed(0)
     stage = StageConfig(dim=8, num_heads=1, depth=1, embed_kernel=7, embed_stride=4,
@@ -44,10 +44,10 @@ def home(tmp_path_factory, telling):
     export(home / "trained", home / "openvino", "openvino")
     write_onnx(home / "onnx", ModelCard.load(home / "trained"))
     rng = np.random.default_rng(0)
-    (home / "pictures").mkdir()
+    (home / "images").mkdir()
     for i in range(10):
         coarse = Image.fromarray(rng.integers(0, 256, (3, 3, 3), dtype=np.uint8))
-        coarse.resize((50 + 3 * i, 40)).save(home / "pictures" / f"{i}.png")
+        coarse.resize((50 + 3 * i, 40)).save(home / "images" / f"{i}.png")
     return home
 
 
@@ -73,32 +73,32 @@ def predictor(home):
 
 
 @pytest.fixture
-def pictures(home):
-    return sorted((home / "pictures").iterdir())
+def images(home):
+    return sorted((home / "images").iterdir())
 
 
 def reading_threads():
     return [t for t in threading.enumerate() if t.name.startswith("cvt-")]
 
 
-def by_torch(home, pictures):
-    """Probabilities (B, K) of the trained model, one picture after the other."""
+def by_torch(home, images):
+    """Probabilities (B, K) of the trained model, one image after the other."""
     model, card = load_model(home / "trained")
     with torch.inference_mode():
         return torch.cat([model(torch.from_numpy(prepare(card.preprocess, read_image(p)))[None])
-                          .softmax(1) for p in pictures])
+                          .softmax(1) for p in images])
 
 
 @pytest.mark.parametrize(("source", "tolerance"), [("trained", 1e-6), ("openvino", 1e-5)])
 @pytest.mark.parametrize("batch_size", [1, 4, 64])
-def test_every_picture_gets_the_models_probabilities_in_order(home, pictures, source, tolerance,
+def test_every_image_gets_the_models_probabilities_in_order(home, images, source, tolerance,
                                                               batch_size):
     predictor = Predictor(home / source, batch_size=batch_size)
 
-    found = list(predictor(pictures, top_k=4))
+    found = list(predictor(images, top_k=4))
 
-    probs = by_torch(home, pictures)
-    assert [p.picture for p in found] == [str(p) for p in pictures]
+    probs = by_torch(home, images)
+    assert [p.image for p in found] == [str(p) for p in images]
     assert len(set(probs.argmax(1).tolist())) > 1  # the order would show
     for prediction, expected in zip(found, probs, strict=True):
         values, indices = expected.topk(4)
@@ -126,41 +126,41 @@ def test_a_predictor_says_what_it_is(home, source, backend):
 @pytest.mark.parametrize(("backend", "precision", "tolerance"), [
     ("openvino", "fp32", 1e-5), ("eager", "bf16", 0.1)])
 @pytest.mark.slow
-def test_a_trained_model_runs_on_the_backend_that_is_asked_for(home, pictures, backend, precision,
+def test_a_trained_model_runs_on_the_backend_that_is_asked_for(home, images, backend, precision,
                                                                tolerance):
     predictor = Predictor(home / "trained", backend=backend, precision=precision)
     assert (predictor.backend, predictor.precision) == (backend, precision)
-    probs = [dict(p.classes) for p in predictor(pictures)]
-    expected = by_torch(home, pictures).tolist()
+    probs = [dict(p.classes) for p in predictor(images)]
+    expected = by_torch(home, images).tolist()
     found = [[row[name] for name in CLASSES] for row in probs]
     assert np.allclose(found, expected, atol=tolerance)
     assert (tolerance < 0.01) or not np.allclose(found, expected, atol=1e-6)  # it is bf16
 
 
-def test_paths_bytes_and_images_of_pillow_are_the_same_picture(predictor, pictures):
-    path = pictures[3]
+def test_paths_bytes_and_images_of_pillow_are_the_same_image(predictor, images):
+    path = images[3]
     opened = Image.open(path)
     found = list(predictor([path, str(path), path.read_bytes(), opened, read_image(path)]))
     assert len({p.classes for p in found}) == 1
-    assert [p.picture for p in found] == [str(path), str(path), "#2", "#3", "#4"]
+    assert [p.image for p in found] == [str(path), str(path), "#2", "#3", "#4"]
 
 
 @pytest.mark.parametrize("batch_size", [1, 2, 3, 64])
-def test_an_unreadable_picture_is_reported_in_its_place(home, pictures, tmp_path, batch_size):
+def test_an_unreadable_image_is_reported_in_its_place(home, images, tmp_path, batch_size):
     predictor = Predictor(home / "openvino", batch_size=batch_size)
     broken = tmp_path / "broken.png"
-    broken.write_bytes(b"not a picture")
-    cut = pictures[0].read_bytes()[:60]
-    mixed = [broken, pictures[0], tmp_path / "gone.png", cut, *pictures[1:3], broken]
+    broken.write_bytes(b"not an image")
+    cut = images[0].read_bytes()[:60]
+    mixed = [broken, images[0], tmp_path / "gone.png", cut, *images[1:3], broken]
 
     found = list(predictor(mixed))
 
     assert [p.error is None for p in found] == [False, True, False, False, True, True, False]
     assert [bool(p.classes) for p in found] == [p.error is None for p in found]
-    assert "broken.png is not a picture" in found[0].error
+    assert "broken.png is not an image" in found[0].error
     assert "gone.png: No such file" in found[2].error
     assert found[3].error.startswith("#3 is ")
-    whole = list(Predictor(home / "openvino", batch_size=64)(pictures[:3]))
+    whole = list(Predictor(home / "openvino", batch_size=64)(images[:3]))
     assert [p.classes[0][0] for p in found if not p.error] == [p.classes[0][0] for p in whole]
 
 
@@ -169,13 +169,13 @@ def test_nothing_in_is_nothing_out(predictor):
     assert reading_threads() == []
 
 
-def test_an_endless_iterator_is_read_a_few_batches_ahead(predictor, pictures):
+def test_an_endless_iterator_is_read_a_few_batches_ahead(predictor, images):
     asked = []
 
     def endless():
-        for picture in itertools.cycle(pictures):
-            asked.append(picture)
-            yield picture
+        for image in itertools.cycle(images):
+            asked.append(image)
+            yield image
 
     results = predictor(endless())
     for n in range(1, 41):
@@ -188,8 +188,8 @@ def test_an_endless_iterator_is_read_a_few_batches_ahead(predictor, pictures):
 
 
 @pytest.mark.parametrize("fault", [KeyboardInterrupt, GeneratorExit, ValueError])
-def test_threads_end_when_the_iterator_is_left(predictor, pictures, fault):
-    results = predictor(itertools.cycle(pictures))
+def test_threads_end_when_the_iterator_is_left(predictor, images, fault):
+    results = predictor(itertools.cycle(images))
     next(results)
     assert reading_threads()
     with pytest.raises(fault):
@@ -197,16 +197,16 @@ def test_threads_end_when_the_iterator_is_left(predictor, pictures, fault):
     assert reading_threads() == []
 
 
-def test_threads_end_when_the_iterator_is_forgotten(predictor, pictures):
-    for prediction in predictor(itertools.cycle(pictures)):
+def test_threads_end_when_the_iterator_is_forgotten(predictor, images):
+    for prediction in predictor(itertools.cycle(images)):
         assert prediction.classes
         break
     assert reading_threads() == []
 
 
-def test_a_fault_of_the_callers_iterator_is_the_callers(predictor, pictures):
+def test_a_fault_of_the_callers_iterator_is_the_callers(predictor, images):
     def faulty():
-        yield from pictures[:2]
+        yield from images[:2]
         raise LookupError("no more")
 
     with pytest.raises(LookupError, match="no more"):
@@ -214,7 +214,7 @@ def test_a_fault_of_the_callers_iterator_is_the_callers(predictor, pictures):
     assert reading_threads() == []
 
 
-def test_pictures_are_read_while_the_network_computes(home, pictures, monkeypatch):
+def test_images_are_read_while_the_network_computes(home, images, monkeypatch):
     predictor = Predictor(home / "openvino", batch_size=2)
     real, ready, waited = predictor._session, threading.Semaphore(0), []
     read = predictor._input
@@ -224,18 +224,18 @@ def test_pictures_are_read_while_the_network_computes(home, pictures, monkeypatc
         return read(*args)
 
     def slow(images):
-        """Goes on once all pictures of the first two batches were asked for."""
+        """Goes on once all images of the first two batches were asked for."""
         if not waited:
             waited.append(all(ready.acquire(timeout=10) for _ in range(4)))
         return real(images)
 
     monkeypatch.setattr(predictor, "_input", counted)
     monkeypatch.setattr(predictor, "_session", slow)
-    assert len(list(predictor(pictures))) == 10
+    assert len(list(predictor(images))) == 10
     assert waited == [True]
 
 
-def test_the_network_goes_on_while_the_caller_looks_at_results(home, pictures, monkeypatch):
+def test_the_network_goes_on_while_the_caller_looks_at_results(home, images, monkeypatch):
     predictor = Predictor(home / "openvino", batch_size=2)
     real, batches = predictor._session, threading.Semaphore(0)
 
@@ -244,20 +244,20 @@ def test_the_network_goes_on_while_the_caller_looks_at_results(home, pictures, m
         return real(images)
 
     monkeypatch.setattr(predictor, "_session", counted)
-    results = predictor(pictures)
+    results = predictor(images)
     next(results)
     assert all(batches.acquire(timeout=10) for _ in range(2))  # the second, before it is asked for
     results.close()
 
 
-def test_a_predictor_serves_several_threads(predictor, pictures):
-    list(predictor(pictures))  # OpenVINO compiles a shape as it comes again, and rounds otherwise
-    list(predictor(pictures))
-    alone = [p.classes for p in predictor(pictures)]
+def test_a_predictor_serves_several_threads(predictor, images):
+    list(predictor(images))  # OpenVINO compiles a shape as it comes again, and rounds otherwise
+    list(predictor(images))
+    alone = [p.classes for p in predictor(images)]
     found = {}
 
     def work(i):
-        found[i] = [p.classes for p in predictor(pictures)]
+        found[i] = [p.classes for p in predictor(images)]
 
     threads = [threading.Thread(target=work, args=(i,)) for i in range(3)]
     for thread in threads:
@@ -267,23 +267,23 @@ def test_a_predictor_serves_several_threads(predictor, pictures):
     assert [found[i] for i in range(3)] == [alone] * 3
 
 
-def test_logits_that_are_not_finite_are_an_error_of_the_picture(predictor, pictures, monkeypatch):
+def test_logits_that_are_not_finite_are_an_error_of_the_image(predictor, images, monkeypatch):
     def session(images):
         logits = np.zeros((len(images), 4), np.float32)
         logits[0, 1] = np.nan
         return logits
 
     monkeypatch.setattr(predictor, "_session", session)
-    first, second = predictor(pictures[:2])
+    first, second = predictor(images[:2])
     assert "logits are not finite" in first.error
     assert second.classes[0][1] == 0.25
 
 
-def test_a_picture_from_a_stream_is_named_as_the_stream(predictor, pictures):
-    path = pictures[0]
+def test_an_image_from_a_stream_is_named_as_the_stream(predictor, images):
+    path = images[0]
     found = list(predictor(["-", path], stdin=io.BytesIO(path.read_bytes())))
     assert found[0].classes == found[1].classes
-    assert found[0].picture == "-"
+    assert found[0].image == "-"
     (empty,) = predictor(["-"], stdin=io.BytesIO())
     assert empty.error.startswith("the standard input is empty")
     (file,) = predictor(["-"])
@@ -305,16 +305,16 @@ def test_a_picture_from_a_stream_is_named_as_the_stream(predictor, pictures):
     ("onnx", {"threads": 0}, "threads=0 must be at least 1"),
     ("nowhere", {}, "nowhere"),
 ])
-def test_what_cannot_be_is_refused_before_any_picture(home, source, options, message):
+def test_what_cannot_be_is_refused_before_any_image(home, source, options, message):
     with pytest.raises(InputError, match=message):
         Predictor(home / source, **options)
 
 
-def test_a_wrong_call_is_refused_at_once(predictor, pictures):
+def test_a_wrong_call_is_refused_at_once(predictor, images):
     with pytest.raises(InputError, match="top_k=0"):
-        predictor(pictures, top_k=0)
-    with pytest.raises(InputError, match="one picture; give a list"):
-        predictor(str(pictures[0]))
+        predictor(images, top_k=0)
+    with pytest.raises(InputError, match="one image; give a list"):
+        predictor(str(images[0]))
 
 
 @pytest.mark.parametrize("source", ["trained", "openvino", "onnx"])
@@ -362,49 +362,49 @@ sys.exit(code)
 @pytest.mark.slow
 def test_an_exported_model_classifies_where_there_is_no_torch(home, source):
     done = subprocess.run(
-        [sys.executable, "-W", "error", "-c", NO_TORCH, "predict", str(home / "pictures"),
+        [sys.executable, "-W", "error", "-c", NO_TORCH, "predict", str(home / "images"),
          "--model", str(home / source), "--json"], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert len(done.stdout.splitlines()) == 10
-    assert done.stderr.startswith("10 pictures, ")
+    assert done.stderr.startswith("10 images, ")
     assert done.stderr.count("\n") == 1
 
 
-def test_the_rate_is_told_after_many_pictures_alone(home, pictures, capsys):
+def test_the_rate_is_told_after_many_images_alone(home, images, capsys):
     model = ["--model", str(home / "onnx")]
-    assert main(["predict", str(home / "pictures"), *model]) == 0
+    assert main(["predict", str(home / "images"), *model]) == 0
     out, err = capsys.readouterr()
     assert "probability" in out
-    assert err.startswith("10 pictures, ")
+    assert err.startswith("10 images, ")
     assert err.endswith(" img/s\n")
-    assert main(["predict", str(pictures[0]), *model, "--json"]) == 0
+    assert main(["predict", str(images[0]), *model, "--json"]) == 0
     out, err = capsys.readouterr()
-    assert json.loads(out)["picture"] == str(pictures[0])
+    assert json.loads(out)["image"] == str(images[0])
     assert err == ""
 
 
-def test_names_cannot_command_the_terminal(home, pictures, tmp_path, monkeypatch, capsys):
+def test_names_cannot_command_the_terminal(home, images, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     hostile = tmp_path / "\x1b[2J[bold].png"
-    shutil.copy(pictures[0], hostile)
-    (tmp_path / "\x1b]0;owned\x07.jpg").write_bytes(b"no picture")
+    shutil.copy(images[0], hostile)
+    (tmp_path / "\x1b]0;owned\x07.jpg").write_bytes(b"no image")
     assert main(["predict", ".", "--model", str(home / "onnx")]) == 1
     out, err = capsys.readouterr()
     assert "\x1b" not in out + err
     assert "\\x1b[2J[bold].png" in out
-    assert "\\x1b]0;owned\\x07.jpg is not a picture" in err
+    assert "\\x1b]0;owned\\x07.jpg is not an image" in err
 
 
 def test_progress_is_for_terminals(home, monkeypatch, capsys):
     monkeypatch.setattr("cvt.cli.predict._EVERY", 0)
-    args = ["predict", str(home / "pictures"), "--model", str(home / "onnx"), "--batch_size", "2"]
+    args = ["predict", str(home / "images"), "--model", str(home / "onnx"), "--batch_size", "2"]
     assert main([*args, "--json"]) == 0
-    assert "of 10 pictures" not in capsys.readouterr().err
+    assert "of 10 images" not in capsys.readouterr().err
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
     assert main([*args, "--json"]) == 0
     out, err = capsys.readouterr()
-    assert "\r\x1b[K3 of 10 pictures, " in err
-    assert err.split("\r\x1b[K")[-1].startswith("10 pictures, ")
+    assert "\r\x1b[K3 of 10 images, " in err
+    assert err.split("\r\x1b[K")[-1].startswith("10 images, ")
     assert len([json.loads(line) for line in out.splitlines()]) == 10
 
 
@@ -414,23 +414,23 @@ def test_progress_is_for_terminals(home, monkeypatch, capsys):
     (["--act", "gelu"], 1, "act='gelu' cannot change"),
     (["--backend", "tflite"], 2, "tflite"),
 ])
-def test_options_that_an_exported_model_cannot_follow_are_refused(home, pictures, options, code,
+def test_options_that_an_exported_model_cannot_follow_are_refused(home, images, options, code,
                                                                   message, capsys):
-    assert main(["predict", str(pictures[0]), "--model", str(home / "openvino"), *options]) == code
+    assert main(["predict", str(images[0]), "--model", str(home / "openvino"), *options]) == code
     error = capsys.readouterr().err
     assert message in error
     assert error.count("\n") == 1
 
 
 @pytest.mark.skipif(os.name == "nt", reason="no SIGINT to send")
-def test_ctrl_c_ends_a_long_run_in_a_moment(home, pictures):
+def test_ctrl_c_ends_a_long_run_in_a_moment(home, images):
     # What runs in the background of a shell inherits that SIGINT is ignored.
     code = ("import itertools, signal, sys, cvt.cli, cvt.predict.predictor\n"
             "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
             "cvt.predict.predictor.find_images = lambda names, strict: names * 1_000_000\n"
             "sys.exit(cvt.cli.main(sys.argv[1:]))")
     process = subprocess.Popen(
-        [sys.executable, "-c", code, "predict", str(pictures[0]), "--model", str(home / "onnx"),
+        [sys.executable, "-c", code, "predict", str(images[0]), "--model", str(home / "onnx"),
          "--json"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     process.stdout.readline()
     start = time.monotonic()
@@ -441,12 +441,12 @@ def test_ctrl_c_ends_a_long_run_in_a_moment(home, pictures):
     assert time.monotonic() - start < 10
 
 
-def test_names_are_files_folders_and_patterns(home, pictures, tmp_path):
-    folder = home / "pictures"
-    assert find_images([str(folder)]) == [str(p) for p in pictures]
+def test_names_are_files_folders_and_patterns(home, images, tmp_path):
+    folder = home / "images"
+    assert find_images([str(folder)]) == [str(p) for p in images]
     assert find_images([f"{folder}/[0-2].png", "-", "gone.png"]) == [
-        *(str(p) for p in pictures[:3]), "-", "gone.png"]
-    with pytest.raises(InputError, match="has no pictures"):
+        *(str(p) for p in images[:3]), "-", "gone.png"]
+    with pytest.raises(InputError, match="has no images"):
         find_images([str(tmp_path)])
     with pytest.raises(InputError, match="no file matches"):
         find_images([str(folder / "*.gif")])
@@ -456,13 +456,13 @@ def test_names_are_files_folders_and_patterns(home, pictures, tmp_path):
 def test_an_export_that_pytorch_would_unpickle_is_opened_only_if_it_is_trusted(
         home, tmp_path, capsys):
     export(home / "trained", tmp_path / "torch", "torch")
-    picture = str(home / "pictures" / "0.png")
+    image = str(home / "images" / "0.png")
     with pytest.raises(InputError, match="can run code"):
         Predictor(tmp_path / "torch")
-    assert main(["predict", picture, "--model", str(tmp_path / "torch")]) == 1
+    assert main(["predict", image, "--model", str(tmp_path / "torch")]) == 1
     assert "can run code" in capsys.readouterr().err
 
-    (got,), (expected,) = (list(Predictor(tmp_path / "torch", trusted=True)([picture])),
-                           list(Predictor(home / "trained")([picture])))
+    (got,), (expected,) = (list(Predictor(tmp_path / "torch", trusted=True)([image])),
+                           list(Predictor(home / "trained")([image])))
     assert [name for name, _ in got.classes] == [name for name, _ in expected.classes]
-    assert main(["predict", picture, "--model", str(tmp_path / "torch"), "--trusted"]) == 0
+    assert main(["predict", image, "--model", str(tmp_path / "torch"), "--trusted"]) == 0

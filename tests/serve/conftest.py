@@ -103,7 +103,7 @@ def _served(trained, predictor, *, api_key=None, samples=None, explainable=True,
 
 
 def png(seed=0, size=(40, 36)):
-    """The file of a picture that no other seed gives."""
+    """The file of an image that no other seed gives."""
     coarse = np.random.default_rng(seed).integers(0, 256, (4, 4, 3), dtype=np.uint8)
     file = io.BytesIO()
     Image.fromarray(coarse).resize(size, Image.Resampling.BICUBIC).save(file, "PNG")
@@ -111,13 +111,13 @@ def png(seed=0, size=(40, 36)):
 
 
 @pytest.fixture
-def picture():
-    """picture(seed=0, size=(40, 36)): a PNG file's bytes."""
+def image():
+    """image(seed=0, size=(40, 36)): a PNG file's bytes."""
     return png
 
 
 @pytest.fixture
 def classify():
-    """classify(client, data, **params): the answer to one picture."""
+    """classify(client, data, **params): the answer to one image."""
     return lambda client, data, **params: client.post(
         "/v1/classify", content=data, params=params, headers={"content-type": "image/png"})

@@ -25,10 +25,10 @@ def error_of(answer):
     return error["code"], error["message"]
 
 
-def test_a_pictures_bytes_get_what_the_predictor_says(client, predictor, picture, classify):
-    answer = classify(client, picture())
+def test_an_images_bytes_get_what_the_predictor_says(client, predictor, image, classify):
+    answer = classify(client, image())
 
-    [expected] = predictor([picture()], 4)
+    [expected] = predictor([image()], 4)
     assert answer.status_code == 200
     body = answer.json()
     assert body["model"] == "tiny"
@@ -38,40 +38,40 @@ def test_a_pictures_bytes_get_what_the_predictor_says(client, predictor, picture
     assert [(c["name"], c["probability"]) for c in prediction["classes"]] == [
         (name, pytest.approx(p, abs=1e-6)) for name, p in expected.classes]
     assert sorted(c["index"] for c in prediction["classes"]) == [0, 1, 2, 3]
-    assert len(classify(client, picture(), top_k=2).json()["predictions"][0]["classes"]) == 2
+    assert len(classify(client, image(), top_k=2).json()["predictions"][0]["classes"]) == 2
 
 
-def test_the_files_of_a_form_are_answered_in_their_order(client, picture, classify):
-    files = [("images", (f"{i}.png", picture(i), "image/png")) for i in (3, 1, 2)]
+def test_the_files_of_a_form_are_answered_in_their_order(client, image, classify):
+    files = [("images", (f"{i}.png", image(i), "image/png")) for i in (3, 1, 2)]
 
     predictions = client.post("/v1/classify", files=files).json()["predictions"]
 
     assert [p["name"] for p in predictions] == ["3.png", "1.png", "2.png"]
     for prediction, seed in zip(predictions, (3, 1, 2), strict=True):
-        [alone] = classify(client, picture(seed)).json()["predictions"]
+        [alone] = classify(client, image(seed)).json()["predictions"]
         assert [c["probability"] for c in prediction["classes"]] == pytest.approx(
             [c["probability"] for c in alone["classes"]], abs=1e-6)
 
 
-def test_one_bad_picture_of_several_has_an_error_in_its_place(client, picture):
-    files = [("a", ("<img src=x>", b"no picture")), ("b", ("b.png", picture()))]
+def test_one_bad_image_of_several_has_an_error_in_its_place(client, image):
+    files = [("a", ("<img src=x>", b"no image")), ("b", ("b.png", image()))]
 
     bad, good = client.post("/v1/classify", files=files).json()["predictions"]
 
     assert bad["name"] == "<img src=x>"
     assert bad["error"]["code"] == "unreadable"
-    assert "not a picture" in bad["error"]["message"]
+    assert "not an image" in bad["error"]["message"]
     assert "classes" not in bad
     assert len(good["classes"]) == 4
 
 
 @pytest.mark.slow
-def test_no_answer_is_for_anothers_picture(client, predictor, picture, classify):
+def test_no_answer_is_for_anothers_image(client, predictor, image, classify):
     seeds = range(200)
-    expected = [p.classes for p in predictor([picture(i) for i in seeds], 4)]
+    expected = [p.classes for p in predictor([image(i) for i in seeds], 4)]
 
     with ThreadPoolExecutor(16) as pool:
-        answers = list(pool.map(lambda i: classify(client, picture(i)).json(), seeds))
+        answers = list(pool.map(lambda i: classify(client, image(i)).json(), seeds))
 
     for answer, wanted in zip(answers, expected, strict=True):
         got = {c["name"]: c["probability"] for c in answer["predictions"][0]["classes"]}
@@ -79,12 +79,12 @@ def test_no_answer_is_for_anothers_picture(client, predictor, picture, classify)
     assert client.server.batcher.inside == client.server.memory.held == 0
 
 
-def test_an_explanation_has_the_maps_of_cvt_explain(client, trained, picture):
-    answer = client.post("/v1/explain", content=picture(), params={"target": "bee"},
+def test_an_explanation_has_the_maps_of_cvt_explain(client, trained, image):
+    answer = client.post("/v1/explain", content=image(), params={"target": "bee"},
                          headers={"content-type": "image/png"})
 
     model, card = load_model(trained)
-    expected = explain(model, card, read_image(picture()), target="bee")
+    expected = explain(model, card, read_image(image()), target="bee")
     body = answer.json()
     assert body["target"] == "bee"
     assert {c["name"]: c["probability"] for c in body["classes"]} == pytest.approx(
@@ -101,10 +101,10 @@ def test_an_explanation_has_the_maps_of_cvt_explain(client, trained, picture):
     assert [t.tobytes() for t in tokens] == [token_colours(t).tobytes() for t in expected.tokens]
 
 
-def test_an_exported_model_says_that_it_cannot_be_explained(served, picture):
+def test_an_exported_model_says_that_it_cannot_be_explained(served, image):
     client = served(explainable=False)
 
-    answer = client.post("/v1/explain", content=picture(), headers={"content-type": "image/png"})
+    answer = client.post("/v1/explain", content=image(), headers={"content-type": "image/png"})
 
     assert answer.status_code == 501
     assert error_of(answer)[0] == "not_explainable"
@@ -116,7 +116,7 @@ def test_the_model_is_told_with_its_limits(client):
 
     assert body["classes"] == ["ant", "bee", "cat", "<b>dog</b>"]
     assert (body["name"], body["backend"], body["precision"]) == ("tiny", "eager", "fp32")
-    assert body["limits"]["max_pictures"] == 16
+    assert body["limits"]["max_images"] == 16
     assert body["image_size"] == 32
 
 
@@ -132,9 +132,9 @@ def test_health_and_readiness(client):
         client.server.draining = False
 
 
-def test_figures_count_requests_pictures_and_batches(served, picture, classify):
+def test_figures_count_requests_images_and_batches(served, image, classify):
     client = served()
-    classify(client, picture())
+    classify(client, image())
     classify(client, b"nothing")
     client.get("/anything")
 
@@ -144,10 +144,10 @@ def test_figures_count_requests_pictures_and_batches(served, picture, classify):
     assert lines['cvt_requests_total{path="/v1/classify",status="200"}'] == "1.0"
     assert lines['cvt_requests_total{path="/v1/classify",status="422"}'] == "1.0"
     assert lines['cvt_requests_total{path="other",status="404"}'] == "1.0"
-    assert lines['cvt_pictures_total{outcome="classified"}'] == "1.0"
-    assert lines['cvt_pictures_total{outcome="unreadable"}'] == "1.0"
-    assert lines["cvt_batch_pictures_count"] == "1.0"
-    assert lines["cvt_pictures_in_hand"] == lines["cvt_body_bytes_in_hand"] == "0.0"
+    assert lines['cvt_images_total{outcome="classified"}'] == "1.0"
+    assert lines['cvt_images_total{outcome="unreadable"}'] == "1.0"
+    assert lines["cvt_batch_images_count"] == "1.0"
+    assert lines["cvt_images_in_hand"] == lines["cvt_body_bytes_in_hand"] == "0.0"
 
 
 def test_the_documentation_names_every_address_and_answer(client):
@@ -178,7 +178,7 @@ def test_another_address_or_method_is_refused_in_the_same_form(client, method, p
     assert error_of(client.request(method, path))[0] == code
 
 
-def test_a_picture_is_never_fetched_from_an_address(client):
+def test_an_image_is_never_fetched_from_an_address(client):
     for kind in ("text/plain", "application/json", "application/x-www-form-urlencoded", ""):
         answer = client.post("/v1/classify", content=b"http://127.0.0.1/x.png",
                              headers={"content-type": kind})
@@ -186,17 +186,17 @@ def test_a_picture_is_never_fetched_from_an_address(client):
 
 
 @pytest.mark.parametrize(("content", "kind", "code", "message"), [
-    (b"", "image/png", "invalid", "no picture in the request"),
-    (b"--b--\r\n", "multipart/form-data; boundary=b", "invalid", "no picture in the request"),
+    (b"", "image/png", "invalid", "no image in the request"),
+    (b"--b--\r\n", "multipart/form-data; boundary=b", "invalid", "no image in the request"),
     (b"x", "multipart/form-data", "bad_request", "the form cannot be read"),
     (b"garbage", "multipart/form-data; boundary=b", "bad_request", "the form cannot be read"),
     (b'--b\r\nContent-Disposition: form-data; name="a"; filename="a"\r\n\r\nabc',
      "multipart/form-data; boundary=b", "bad_request", "cut off"),
     (b'--b\r\nContent-Disposition: form-data; name="a"\r\n\r\nabc\r\n--b--\r\n',
      "multipart/form-data; boundary=b", "invalid", "is not a file"),
-    (b"no picture", "application/octet-stream", "unreadable", "not a picture"),
+    (b"no image", "application/octet-stream", "unreadable", "not an image"),
     (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "image/x-eps", "unreadable",
-     "not a picture")])
+     "not an image")])
 def test_a_body_that_is_none_is_refused(client, content, kind, code, message):
     got, told = error_of(client.post("/v1/classify", content=content,
                                      headers={"content-type": kind}))
@@ -205,20 +205,20 @@ def test_a_body_that_is_none_is_refused(client, content, kind, code, message):
 
 
 @pytest.mark.parametrize("params", [{"top_k": 0}, {"top_k": 5}, {"top_k": "x"}])
-def test_a_parameter_out_of_range_is_refused(client, picture, classify, params):
-    code, message = error_of(classify(client, picture(), **params))
+def test_a_parameter_out_of_range_is_refused(client, image, classify, params):
+    code, message = error_of(classify(client, image(), **params))
     assert code == "invalid"
     assert message.startswith("top_k: ")
 
 
-def test_a_class_to_explain_that_is_not_there_is_refused(client, picture):
-    answer = client.post("/v1/explain", content=picture(), params={"target": "bea"},
+def test_a_class_to_explain_that_is_not_there_is_refused(client, image):
+    answer = client.post("/v1/explain", content=image(), params={"target": "bea"},
                          headers={"content-type": "image/png"})
     assert error_of(answer) == ("invalid", "there is no class 'bea'; did you mean bee?")
-    answer = client.post("/v1/explain", content=b"no picture", params={"target": "bee"},
+    answer = client.post("/v1/explain", content=b"no image", params={"target": "bee"},
                          headers={"content-type": "image/png"})
     assert error_of(answer)[0] == "unreadable"
-    answer = client.post("/v1/explain", content=b"no picture", params={"target": "bea"},
+    answer = client.post("/v1/explain", content=b"no image", params={"target": "bea"},
                          headers={"content-type": "image/png"})
     assert error_of(answer) == ("invalid", "there is no class 'bea'; did you mean bee?")
 
@@ -248,10 +248,10 @@ def test_a_name_that_is_not_local_is_refused_on_a_local_address(served):
     assert error_of(client.get("/healthz"))[0] == "wrong_host"
 
 
-def test_pages_of_other_sites_may_ask_only_if_they_are_named(served, picture):
+def test_pages_of_other_sites_may_ask_only_if_they_are_named(served, image):
     headers = {"origin": "https://example.org", "content-type": "image/png"}
     client = served()
-    answer = client.post("/v1/classify", content=picture(), headers=headers)
+    answer = client.post("/v1/classify", content=image(), headers=headers)
     assert error_of(answer)[0] == "foreign_origin"
     own = f"http://127.0.0.1:{client.port}"
     assert client.get("/healthz", headers={"origin": own}).status_code == 200
@@ -262,7 +262,7 @@ def test_pages_of_other_sites_may_ask_only_if_they_are_named(served, picture):
         "access-control-request-headers": "x-api-key"})
     assert asked.status_code == 200
     assert asked.headers["access-control-allow-origin"] == "https://example.org"
-    answer = client.post("/v1/classify", content=picture(),
+    answer = client.post("/v1/classify", content=image(),
                          headers={**headers, "x-api-key": "0123456789abcdef"})
     assert answer.status_code == 200
     assert answer.headers["access-control-allow-origin"] == "https://example.org"
@@ -276,7 +276,7 @@ def test_every_answer_keeps_pages_from_loading_or_framing_anything_else(client):
         assert "server" not in headers
 
 
-def test_a_fault_is_500_with_an_id_that_the_log_explains(served, predictor, picture, classify,
+def test_a_fault_is_500_with_an_id_that_the_log_explains(served, predictor, image, classify,
                                                          monkeypatch, caplog):
     client = served()
 
@@ -286,14 +286,14 @@ def test_a_fault_is_500_with_an_id_that_the_log_explains(served, predictor, pict
     LOG.setLevel(logging.ERROR)
     with monkeypatch.context() as patch:
         patch.setattr(predictor, "logits", broken)
-        answer = classify(client, picture())
+        answer = classify(client, image())
     code, message = error_of(answer)
     assert code == "failed"
     assert "broke" not in message  # what is inside stays inside
     [record] = caplog.records
     assert record.fields["id"] == answer.headers["x-request-id"]
     assert "the runtime broke" in record.exc_text
-    assert classify(client, picture()).status_code == 200
+    assert classify(client, image()).status_code == 200
 
 
 def test_the_log_is_json_that_cannot_steer_a_terminal(served, caplog):

@@ -17,7 +17,7 @@ def prepare(data):
 
 
 class Network:
-    """Says each picture's number, and keeps what it was given."""
+    """Says each image's number, and keeps what it was given."""
 
     def __init__(self, seconds=0.0):
         self.seconds, self.batches, self.threads = seconds, [], set()
@@ -30,7 +30,7 @@ class Network:
 
 
 def run(network, questions, **limits):
-    """What a batcher answers to lists of pictures that are asked at once."""
+    """What a batcher answers to lists of images that are asked at once."""
     told = []
 
     async def main():
@@ -63,13 +63,13 @@ def test_batches_grow_with_the_load_up_to_the_largest():
     assert sum(network.batches) == 40
 
 
-def test_a_lone_picture_does_not_wait_for_company():
+def test_a_lone_image_does_not_wait_for_company():
     start = time.perf_counter()
     run(Network(), [[1]], max_wait=5.0)
     assert time.perf_counter() - start < 2
 
 
-def test_a_picture_that_cannot_be_read_harms_no_other():
+def test_an_image_that_cannot_be_read_harms_no_other():
     [[good, bad, other]] = run(Network(), [[1, "bad", 2]])
     assert (good[0], other[0]) == (1, 2)
     assert isinstance(bad, ValueError)
@@ -101,5 +101,5 @@ def test_what_comes_too_late_is_refused_and_the_rest_goes_on():
 
 @pytest.mark.parametrize("more", [0, 1])
 def test_no_more_are_taken_than_agreed(more):
-    answers = run(Network(0.05), [[1, 2]] * (2 + more), max_queue=4, max_pictures=4)
+    answers = run(Network(0.05), [[1, 2]] * (2 + more), max_queue=4, max_images=4)
     assert sum(isinstance(a, Refusal) and a.code == "busy" for a in answers) == more

@@ -30,10 +30,10 @@ def test_its_commands_can_be_called(line, capsys):
     assert yaml.safe_load(capsys.readouterr().out)["port"] == 8000
 
 
-def test_its_requests_are_answered(client, picture, tmp_path, monkeypatch):
+def test_its_requests_are_answered(client, image, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for i, name in enumerate(("shirt.png", "dress.png")):
-        Path(name).write_bytes(picture(i))
+        Path(name).write_bytes(image(i))
     own = f"localhost:{client.port}"
     asked = [line for line in lines("sh") if line.startswith("curl ")]
     assert len(asked) == 4

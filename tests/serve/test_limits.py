@@ -33,8 +33,8 @@ HEAD = b"POST /v1/classify HTTP/1.1\r\nHost: localhost\r\nContent-Type: image/pn
 
 
 @pytest.mark.parametrize(("over", "status"), [(-1, 200), (0, 200), (1, 413)])
-def test_a_request_of_more_bytes_is_refused(served, picture, classify, over, status):
-    data = picture()
+def test_a_request_of_more_bytes_is_refused(served, image, classify, over, status):
+    data = image()
     client = served(max_body=len(data) - over)
 
     assert classify(client, data).status_code == status
@@ -46,9 +46,9 @@ def test_a_request_of_more_bytes_is_refused(served, picture, classify, over, sta
 
 
 @pytest.mark.parametrize(("count", "status"), [(1, 200), (2, 200), (3, 413)])
-def test_a_request_of_more_pictures_is_refused(served, picture, count, status):
-    client = served(max_pictures=2)
-    files = [("images", (f"{i}.png", picture(i))) for i in range(count)]
+def test_a_request_of_more_images_is_refused(served, image, count, status):
+    client = served(max_images=2)
+    files = [("images", (f"{i}.png", image(i))) for i in range(count)]
     answer = client.post("/v1/classify", files=files)
     assert answer.status_code == status
     if status == 413:
@@ -57,13 +57,13 @@ def test_a_request_of_more_pictures_is_refused(served, picture, count, status):
 
 @pytest.mark.parametrize(("size", "status"), [((40, 39), 200), ((40, 40), 200), ((41, 40), 422)])
 @pytest.mark.slow
-def test_a_picture_of_more_pixels_is_refused(served, picture, classify, size, status):
+def test_an_image_of_more_pixels_is_refused(served, image, classify, size, status):
     client = served(max_pixels=1600)
-    answer = classify(client, picture(size=size))
+    answer = classify(client, image(size=size))
     assert answer.status_code == status
     if status == 422:
         assert "has 41x40 pixels, more than 1,600" in answer.json()["error"]["message"]
-        explained = client.post("/v1/explain", content=picture(size=size),
+        explained = client.post("/v1/explain", content=image(size=size),
                                 headers={"content-type": "image/png"})
         assert explained.status_code == 422
 
@@ -78,32 +78,32 @@ def test_pixels_are_counted_before_they_are_unpacked(served, classify):
     assert time.perf_counter() - start < 1
 
 
-def test_one_picture_more_than_may_be_in_hand_is_refused_at_once(served, slow, picture, classify):
-    client = served(max_queue=4, max_pictures=4, max_batch=1)
+def test_one_image_more_than_may_be_in_hand_is_refused_at_once(served, slow, image, classify):
+    client = served(max_queue=4, max_images=4, max_batch=1)
     slow(0.3)
     with ThreadPoolExecutor(5) as pool:
-        held = [pool.submit(classify, client, picture(i)) for i in range(3)]
+        held = [pool.submit(classify, client, image(i)) for i in range(3)]
         while client.server.batcher.inside < 3:
             time.sleep(0.01)
-        last = pool.submit(classify, client, picture(3))  # the fourth is taken
+        last = pool.submit(classify, client, image(3))  # the fourth is taken
         while client.server.batcher.inside < 4:
             time.sleep(0.01)
         start = time.perf_counter()
-        refused = classify(client, picture(4))
+        refused = classify(client, image(4))
         assert time.perf_counter() - start < 0.25
         assert refused.status_code == 429
         assert refused.json()["error"]["code"] == "busy"
         assert 1 <= int(refused.headers["retry-after"]) <= 30
         assert [f.result().status_code for f in (*held, last)] == [200] * 4
-    assert classify(client, picture(5)).status_code == 200
+    assert classify(client, image(5)).status_code == 200
 
 
-def test_a_request_of_several_is_taken_whole_or_not_at_all(served, slow, picture, classify):
-    client = served(max_queue=3, max_pictures=3)
+def test_a_request_of_several_is_taken_whole_or_not_at_all(served, slow, image, classify):
+    client = served(max_queue=3, max_images=3)
     slow(0.3)
-    files = [("images", (f"{i}.png", picture(i))) for i in range(3)]
+    files = [("images", (f"{i}.png", image(i))) for i in range(3)]
     with ThreadPoolExecutor(1) as pool:
-        held = pool.submit(classify, client, picture())
+        held = pool.submit(classify, client, image())
         while client.server.batcher.inside < 1:
             time.sleep(0.01)
         assert client.post("/v1/classify", files=files).status_code == 429
@@ -111,8 +111,8 @@ def test_a_request_of_several_is_taken_whole_or_not_at_all(served, slow, picture
         assert held.result().status_code == 200
 
 
-def test_bytes_in_hand_count_as_they_come_and_are_given_back(served, picture, classify):
-    data = picture()
+def test_bytes_in_hand_count_as_they_come_and_are_given_back(served, image, classify):
+    data = image()
     client = served(max_body=len(data), max_bodies=len(data) + 50)
     head = HEAD + b"Content-Length: %d\r\n\r\n" % len(data)
     for already, status in ((49, 200), (50, 200), (51, 429)):
@@ -126,12 +126,12 @@ def test_bytes_in_hand_count_as_they_come_and_are_given_back(served, picture, cl
 
 
 @pytest.mark.parametrize(("seconds", "status"), [(0.1, 200), (0.9, 503)])
-def test_a_picture_that_the_network_comes_to_too_late_is_refused(served, slow, picture, classify,
+def test_an_image_that_the_network_comes_to_too_late_is_refused(served, slow, image, classify,
                                                                 seconds, status):
     client = served(max_batch=1, deadline=0.5)
     slow(seconds)
     with ThreadPoolExecutor(2) as pool:
-        first, second = [pool.submit(classify, client, picture(i)) for i in range(2)]
+        first, second = [pool.submit(classify, client, image(i)) for i in range(2)]
         answers = sorted(f.result().status_code for f in (first, second))
     assert answers == [200, status]
     if status == 503:
@@ -177,15 +177,15 @@ def test_who_says_nothing_is_let_go_without_a_word(served):
     assert raw(client.port, b"") == b""
 
 
-def test_a_request_that_arrives_in_time_is_answered_however_slowly(served, slow, picture, classify):
+def test_a_request_that_arrives_in_time_is_answered_however_slowly(served, slow, image, classify):
     client = served(read_timeout=0.3)
     slow(0.8)
-    assert classify(client, picture()).status_code == 200
+    assert classify(client, image()).status_code == 200
 
 
-def test_a_connection_serves_one_request_after_another(served, picture):
+def test_a_connection_serves_one_request_after_another(served, image):
     client = served(read_timeout=0.5)
-    data = picture()
+    data = image()
     request = HEAD + b"Content-Length: %d\r\n\r\n" % len(data) + data
     with socket.create_connection(("127.0.0.1", client.port), timeout=5) as connection:
         for _ in range(3):  # each has the whole time anew
@@ -251,7 +251,7 @@ def test_what_is_not_http_is_refused(served, data):
 
 
 @pytest.mark.parametrize(("values", "message"), [
-    ({"max_queue": 4}, "max_queue=4 is less than max_pictures=16"),
+    ({"max_queue": 4}, "max_queue=4 is less than max_images=16"),
     ({"max_bodies": 5}, "max_bodies=5 is less than max_body="),
     ({"max_batch": 0}, "max_batch=0 must be at least 1"),
     ({"deadline": 0.0}, "deadline=0.0 must be above 0"),

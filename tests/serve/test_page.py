@@ -33,9 +33,9 @@ def chrome():
 
 
 @pytest.fixture
-def samples(tmp_path, picture):
+def samples(tmp_path, image):
     for i in range(3):
-        (tmp_path / f"sample {i}.png").write_bytes(picture(i))
+        (tmp_path / f"sample {i}.png").write_bytes(image(i))
     return tmp_path
 
 
@@ -84,13 +84,13 @@ def label(page):
     return find(page, "#overlay").get_attribute("aria-label")
 
 
-def test_a_sample_shows_its_classes_and_where_the_network_looks(page, predictor, picture):
+def test_a_sample_shows_its_classes_and_where_the_network_looks(page, predictor, image):
     page = page()
     assert "tiny, 4 classes, eager fp32" in until(page, lambda: find(page, "#model").text)
     click(page, "#samples li:nth-child(2) button")
     until_seen(page)
 
-    [prediction] = predictor([picture(1)], 4)
+    [prediction] = predictor([image(1)], 4)
     assert bars(page) == [[name, f"{100 * p:.1f} %"] for name, p in prediction.classes]
     widths = [bar.size["width"] for bar in page.find_elements(By.CSS_SELECTOR, ".bar div")]
     assert widths == sorted(widths, reverse=True)
@@ -136,13 +136,13 @@ def test_names_are_text_and_never_markup(page):
     assert page.find_elements(By.TAG_NAME, "b") == []
 
 
-def test_a_file_that_is_no_picture_shows_an_error_and_the_next_goes_on(page, tmp_path, picture):
+def test_a_file_that_is_no_image_shows_an_error_and_the_next_goes_on(page, tmp_path, image):
     page = page()
     until(page, lambda: find(page, "#model").text)
-    (tmp_path / "text.txt").write_text("no picture")
-    (tmp_path / "good.png").write_bytes(picture(5))
+    (tmp_path / "text.txt").write_text("no image")
+    (tmp_path / "good.png").write_bytes(image(5))
     find(page, "#file").send_keys(str(tmp_path / "text.txt"))
-    until(page, lambda: "not a picture" in find(page, "#error").text)
+    until(page, lambda: "not an image" in find(page, "#error").text)
     assert not find(page, "#result").is_displayed()
     assert find(page, "#error").get_attribute("role") == "alert"
 
@@ -152,7 +152,7 @@ def test_a_file_that_is_no_picture_shows_an_error_and_the_next_goes_on(page, tmp
 
 
 @pytest.mark.parametrize("kind", ["drop", "paste"])
-def test_a_picture_may_be_dropped_or_pasted(page, picture, kind):
+def test_an_image_may_be_dropped_or_pasted(page, image, kind):
     page = page()
     until(page, lambda: find(page, "#model").text)
     page.execute_script("""
@@ -162,12 +162,12 @@ def test_a_picture_may_be_dropped_or_pasted(page, picture, kind):
         document.dispatchEvent(arguments[1] === "drop"
             ? new DragEvent("drop", {dataTransfer: data, bubbles: true})
             : new ClipboardEvent("paste", {clipboardData: data, bubbles: true}));
-        """, base64.b64encode(picture()).decode(), kind)
+        """, base64.b64encode(image()).decode(), kind)
     until_seen(page)
     assert len(bars(page)) == 4
 
 
-def test_the_camera_takes_a_picture(page):
+def test_the_camera_takes_an_image(page):
     page = page()
     until(page, lambda: find(page, "#model").text)
     click(page, "#camera")
@@ -213,7 +213,7 @@ def test_everything_one_can_act_on_has_a_name_for_a_screen_reader(page):
     assert [n["role"]["value"] for n in nodes if not n.get("name", {}).get("value")] == []
     headings = [n["name"]["value"] for n in tree if not n["ignored"]
                 and n["role"]["value"] == "heading"]
-    assert headings[:2] == ["CvT", "Picture"]
+    assert headings[:2] == ["CvT", "Image"]
 
 
 def test_a_phone_sees_it_without_scrolling_sideways(page):

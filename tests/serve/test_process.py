@@ -44,8 +44,8 @@ def process(*args, code="from cvt.cli import main; sys.exit(main())", env=None):
         server.stderr.close()
 
 
-def test_sigterm_answers_what_is_in_hand_and_ends_with_0(trained, picture):
-    data = picture()
+def test_sigterm_answers_what_is_in_hand_and_ends_with_0(trained, image):
+    data = image()
     head = (b"POST /v1/classify HTTP/1.1\r\nHost: localhost\r\nContent-Type: image/png\r\n"
             b"Content-Length: %d\r\n\r\n" % len(data))
     with process("--model", str(trained), "--backend", "eager") as (server, told, lines):
@@ -71,25 +71,25 @@ def test_sigterm_answers_what_is_in_hand_and_ends_with_0(trained, picture):
     assert events[-1]["event"] == "ended"
     requests = [e for e in events if e["event"] == "request" and e["path"] == "/v1/classify"]
     assert len(requests) == 100
-    assert all(e["status"] == 200 and e["pictures"] == 1 and e["bytes"] == len(data)
+    assert all(e["status"] == 200 and e["images"] == 1 and e["bytes"] == len(data)
                for e in requests)
     assert len({e["id"] for e in requests}) == 100
 
 
-def test_with_notice_requests_are_still_taken_while_it_is_not_ready(trained, picture):
+def test_with_notice_requests_are_still_taken_while_it_is_not_ready(trained, image):
     with process("--model", str(trained), "--backend", "eager", "--notice", "1.5") as (
             server, told, _), httpx.Client(base_url=told["url"]) as client:
         client.get("/healthz")
         server.send_signal(signal.SIGTERM)
         time.sleep(0.3)
         assert client.get("/readyz").status_code == 503
-        answer = client.post("/v1/classify", content=picture(),
+        answer = client.post("/v1/classify", content=image(),
                              headers={"content-type": "image/png"})
         assert answer.status_code == 200
         assert server.wait(20) == 0
 
 
-def test_an_exported_model_is_served_without_torch_and_with_a_key(trained, tmp_path, picture):
+def test_an_exported_model_is_served_without_torch_and_with_a_key(trained, tmp_path, image):
     export(trained, tmp_path / "exported", "openvino")
     (tmp_path / "key").write_text("0123456789abcdef\n")
     without = "sys.modules['torch'] = None; from cvt.cli import main; sys.exit(main())"
@@ -101,7 +101,7 @@ def test_an_exported_model_is_served_without_torch_and_with_a_key(trained, tmp_p
         model = client.get("/v1/model").json()
         assert model["explainable"] is False
         assert str(tmp_path) not in json.dumps(model)  # where it lies is nobody's business
-        answer = client.post("/v1/classify", content=picture(),
+        answer = client.post("/v1/classify", content=image(),
                              headers={"content-type": "image/png"})
         assert answer.status_code == 200
 
@@ -120,7 +120,7 @@ def test_a_port_that_is_taken_is_one_line(trained, capfd):
     (["--max_bach", "1"], 2, "did you mean max_batch?"),
     (["--model", "nowhere"], 1, "nowhere"),
     (["--api_key_file", "nowhere"], 1, "nowhere: No such file or directory"),
-    (["--samples", "empty"], 1, "--samples empty has no pictures")])
+    (["--samples", "empty"], 1, "--samples empty has no images")])
 def test_a_wrong_call_is_one_line(trained, tmp_path, monkeypatch, capfd, options, code, message):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "empty").mkdir()

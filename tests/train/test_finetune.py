@@ -10,7 +10,7 @@ import torch
 
 import cvt
 from cvt.config import CvTConfig, Preprocess, StageConfig
-from cvt.data.pictures import Dataset, Pictures
+from cvt.data.dataset import Dataset, LabeledImages
 from cvt.model import CvT
 from cvt.system.errors import InputError
 from cvt.train import loop
@@ -90,8 +90,8 @@ def test_a_resumed_run_needs_the_weights_no_more(recipe, trained, tmp_path):
 
 
 def begin(weights, *classes):
-    """The network that a run on pictures of `classes` starts from, and the report on it."""
-    half = Pictures(classes=classes, labels=(), names=(), fetch=str.encode)
+    """The network that a run on images of `classes` starts from, and the report on it."""
+    half = LabeledImages(classes=classes, labels=(), names=(), fetch=str.encode)
     card, checkpoint = starting_point(Recipe(weights=str(weights)), Dataset(
         train=half, val=half, preprocess=PREPROCESS))
     assert card.classes == classes
@@ -270,5 +270,5 @@ def test_a_teacher_may_be_timms(recipe, tmp_path):
 
 def test_a_teacher_of_other_classes_is_refused(recipe, trained, tmp_path):
     wrong = dataclasses.replace(recipe, distill=DistillConfig(teacher=str(trained)))
-    with pytest.raises(InputError, match="and the pictures have other classes, such as '0'"):
+    with pytest.raises(InputError, match="and the images have other classes, such as '0'"):
         loop.train(wrong, tmp_path / "run")

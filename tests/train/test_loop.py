@@ -341,12 +341,12 @@ def test_an_optimiser_without_memory_for_its_state_is_not_tried_again(recipe, tm
     assert len(calls) == 1
 
 
-def out_of_memory_above(pictures, monkeypatch):
-    """A network that finds no memory for more pictures at a time."""
+def out_of_memory_above(images, monkeypatch):
+    """A network that finds no memory for more images at a time."""
     forward = TrainingForm.forward
 
     def failing(self, x):
-        if len(x) > pictures:
+        if len(x) > images:
             raise torch.OutOfMemoryError("CUDA out of memory")
         return forward(self, x)
 
@@ -366,7 +366,7 @@ def test_where_memory_runs_out_the_batch_is_split(recipe, tmp_path, monkeypatch,
 
 def test_where_that_is_not_enough_it_says_what_to_do(recipe, tmp_path, monkeypatch):
     out_of_memory_above(10, monkeypatch)
-    with pytest.raises(InputError, match="out of memory with 64 pictures at a time; make"):
+    with pytest.raises(InputError, match="out of memory with 64 images at a time; make"):
         loop.train(recipe, tmp_path / "run", quiet=True)
 
 
@@ -394,7 +394,7 @@ def test_accumulation_keeps_the_gradient(recipe, tmp_path):
 
 
 @pytest.mark.parametrize("values", [{"precision": "bf16"}, {"in_chans": 1}])
-def test_a_run_may_be_of_half_precision_or_of_gray_pictures(recipe, tmp_path, values):
+def test_a_run_may_be_of_half_precision_or_of_gray_images(recipe, tmp_path, values):
     one = dataclasses.replace(recipe, epochs=1, **values)
     assert loop.train(one, tmp_path / "run", quiet=True).n == 360
 

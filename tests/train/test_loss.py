@@ -12,8 +12,8 @@ from cvt.config import CvTConfig, Preprocess, StageConfig
 from cvt.data.augment import training_transform
 from cvt.data.builtin import digits
 from cvt.data.config import AugmentConfig
+from cvt.data.dataset import LabeledImages
 from cvt.data.loader import TrainLoader
-from cvt.data.pictures import Pictures
 from cvt.data.randomness import seed_all
 from cvt.model import CvT
 from cvt.system.errors import InputError
@@ -49,7 +49,7 @@ def rare():
 @pytest.fixture
 def lopsided():
     """990 images of one class and 10 of another, which are told apart by their shades."""
-    return Pictures(classes=("often", "seldom"), labels=(0,) * 990 + (1,) * 10, fetch=_shade,
+    return LabeledImages(classes=("often", "seldom"), labels=(0,) * 990 + (1,) * 10, fetch=_shade,
                     names=[str(i) for i in range(1000)])
 
 
@@ -71,7 +71,7 @@ def test_balanced_class_weights_make_up_for_rare_classes(card, rare):
 def test_a_class_without_a_training_image_cannot_be_balanced(card, option):
     train = digits().train
     gone = train.choose([i for i, label in enumerate(train.labels) if label])
-    with pytest.raises(InputError, match="the class '0' has no training picture"):
+    with pytest.raises(InputError, match="the class '0' has no training image"):
         balanced_weights(gone)
     with pytest.raises(InputError, match=f"{option}=balanced, and the class '0' has no training"):
         Loss(Recipe(**{option: "balanced"}), card, gone)
@@ -239,7 +239,7 @@ def test_the_distance_to_a_teacher_is_hintons_or_deits():
     torch.testing.assert_close(hard, expected)
 
 
-def test_a_teacher_sees_the_pictures_as_it_was_trained_to(card, teacher):
+def test_a_teacher_sees_the_images_as_it_was_trained_to(card, teacher):
     loss = Loss(Recipe(distill=DistillConfig(teacher=str(teacher), share=1.0)), card,
                 digits().train)
     pixels = torch.rand(2, 3, 16, 16)
@@ -278,7 +278,7 @@ def test_the_classes_of_a_teacher_of_timm_are_matched_by_name(card, tmp_path, na
 @pytest.mark.parametrize(("names", "message"), [
     ({}, "does not name its classes, so they cannot be matched"),
     ({"label_names": list("987654321")}, "does not name its classes"),
-    ({"label_names": list("012345678a")}, "and the pictures have other classes, such as '9'"),
+    ({"label_names": list("012345678a")}, "and the images have other classes, such as '9'"),
 ])
 def test_a_teacher_of_timm_of_other_or_unknown_classes_is_refused(card, tmp_path, names, message):
     _, config = of_timm(tmp_path / "other", 10, **names)

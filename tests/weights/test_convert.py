@@ -177,7 +177,7 @@ def test_a_network_that_the_format_cannot_express_leaves_nothing(tmp_path, tiny,
     assert [p.name for p in tmp_path.iterdir()] == ["a"]
 
 
-def test_gray_pictures_have_no_processor_in_transformers(tmp_path, tiny):
+def test_gray_images_have_no_processor_in_transformers(tmp_path, tiny):
     model = CvT(tiny(depths=(1, 2, 3), in_chans=1, act="gelu"))
     save_model(tmp_path / "a", model, Preprocess(size=32, mean=(0.5,), std=(0.2,)), CLASSES)
 

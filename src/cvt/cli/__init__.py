@@ -11,10 +11,10 @@ from cvt import __version__
 from cvt.system.errors import DivergedError, InputError, StoppedError, did_you_mean
 
 COMMANDS = {
-    "train": "train or fine-tune a CvT on digits, Fashion-MNIST or your own pictures",
+    "train": "train or fine-tune a CvT on digits, Fashion-MNIST or your own images",
     "search": "the best CvT under a budget of multiply-adds, by evolution over a supernet",
-    "evaluate": "score a trained model on labelled pictures and write a report",
-    "predict": "classify pictures: files, folders, patterns or the standard input",
+    "evaluate": "score a trained model on labelled images and write a report",
+    "predict": "classify images: files, folders, patterns or the standard input",
     "ablate": "the paper's claims put to the test: Tables 5 to 8, and learning from less data",
     "explain": "where the network looks: attention, rollout, Grad-CAM, tokens",
     "serve": "classification and explanation over HTTP, with a page to try it",

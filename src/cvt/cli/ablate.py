@@ -15,7 +15,7 @@ from cvt.train.recipe import Recipe
 
 _DESCRIPTION = """Put claims of the paper to the test on data at hand: position (Table 5), embedding
 (Table 6), stride (Table 7), projection (Table 8), and data, accuracy against the number of training
-pictures for CvT, ViT and ResNet. Every configuration is trained with every seed under one recipe,
+images for CvT, ViT and ResNet. Every configuration is trained with every seed under one recipe,
 whose options are those of cvt train. The same command again trains only what is missing."""
 _SIZES = [100, 300, 1000, 3000, 10000]
 
@@ -30,7 +30,7 @@ def main(args: Sequence[str]) -> int:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2],
                         help="one run each, of every configuration")
     parser.add_argument("--sizes", type=int, nargs="+", default=_SIZES,
-                        help="numbers of training pictures, for data")
+                        help="numbers of training images, for data")
     parser.add_argument("--jobs", type=int, help="runs at a time (default: one a core, or a GPU)")
     parser.add_argument("--output", metavar="DIR", help="where results and runs go (default: "
                         "ablations/MODEL_DATASET)")
@@ -76,13 +76,13 @@ def _print(study: dict[str, Any]) -> None:
     for name in ("configuration", "top-1 here", "paper"):
         table.add_column(name, justify="left" if name == "configuration" else "right")
     for row in study["rows"]:
-        label = row["label"] + (f", {row['pictures']:,} pictures" if row["pictures"] else "")
+        label = row["label"] + (f", {row['images']:,} images" if row["images"] else "")
         here = "diverged" if row["mean"] is None else f"{row['mean']:.2f}" + (
             "" if row["sd"] is None else f" +- {row['sd']:.2f}")
         table.add_row(label, here, "" if row["paper_top1"] is None else f"{row['paper_top1']:.1f}")
     console.print(table)
     for c in study["comparisons"]:
-        size = f", {c['pictures']:,} pictures" if c["pictures"] else ""
+        size = f", {c['images']:,} images" if c["images"] else ""
         figure = "no two runs" if c["low"] is None else (
             f"{c['mean']:+.2f} [{c['low']:+.2f}, {c['high']:+.2f}]")
         console.print(f"{c['claim']} ({c['one']}, {c['other']}{size}): {figure}, {verdict_of(c)}",

@@ -19,7 +19,7 @@ from cvt.data.config import DataConfig
 from cvt.data.sources import guess_source
 from cvt.system.errors import did_you_mean
 
-_ROOT = ("the pictures: a directory with train/ and val/ or with one sub-directory for each class, "
+_ROOT = ("the images: a directory with train/ and val/ or with one sub-directory for each class, "
          "a table (.csv, .tsv, .parquet), or a directory of .tar archives; with --data.name also "
          "what that takes")
 
@@ -29,7 +29,7 @@ def main(args: Sequence[str]) -> int:
     actions = {"check": _check, "copy": _copy}
     if not args or args[0] in ("-h", "--help"):
         print("usage: cvt data ACTION [OPTIONS]\n\n"
-              "  check     what is wrong with a dataset: unreadable pictures, duplicates, leaks\n"
+              "  check     what is wrong with a dataset: unreadable images, duplicates, leaks\n"
               "  copy      a dataset made small, which later epochs read faster\n\n"
               "cvt data ACTION --help tells an action's options.",
               file=sys.stdout if args else sys.stderr)
@@ -42,16 +42,16 @@ def main(args: Sequence[str]) -> int:
 
 
 def _check(args: Sequence[str]) -> int:
-    parser = Parser(prog="cvt data check", description="Read every picture of a dataset: counts, "
-                    "unreadable files, sizes, exact and near duplicates, and validation pictures "
-                    "that training has too. The exit code is 1 where a picture cannot be read or "
-                    "training has a validation picture.")
+    parser = Parser(prog="cvt data check", description="Read every image of a dataset: counts, "
+                    "unreadable files, sizes, exact and near duplicates, and validation images "
+                    "that training has too. The exit code is 1 where an image cannot be read or "
+                    "training has a validation image.")
     parser.add_argument("root", nargs="?", metavar="ROOT", help=_ROOT)
     _add_data(parser)
     parser.add_argument("--image_size", type=int, help="pixels, side of the network's input "
-                        "(default: the dataset's own, 224 for your pictures)")
+                        "(default: the dataset's own, 224 for your images)")
     parser.add_argument("--output", metavar="DIR", help="write check.json, contact_sheet.png and, "
-                        "for pictures that are files, manifest.csv there")
+                        "for images that are files, manifest.csv there")
     parser.add_argument("--json", action="store_true", help="print all that was found as JSON")
     add_quiet(parser)
     data, chosen = _read(parser, args)
@@ -80,25 +80,25 @@ def _check(args: Sequence[str]) -> int:
         written = save_findings(report, dataset, output, data.root or data.name)
         print("cvt data: wrote " + ", ".join(map(str, written)), file=sys.stderr)
         if output / MANIFEST not in written:
-            print(f"cvt data: no {MANIFEST}, for the pictures of {data.name} are not files of "
+            print(f"cvt data: no {MANIFEST}, for the images of {data.name} are not files of "
                   "their own", file=sys.stderr)
     return 1 if report.faulty else 0
 
 
 def _copy(args: Sequence[str]) -> int:
-    parser = Parser(prog="cvt data copy", description="Copy a dataset with every picture made "
+    parser = Parser(prog="cvt data copy", description="Copy a dataset with every image made "
                     "small enough, as JPEG files in folders or in tar archives; with its classes, "
                     "labels and split. Called again it goes on where it was stopped. The exit code "
-                    "is 1 where a picture cannot be read.")
+                    "is 1 where an image cannot be read.")
     parser.add_argument("root", nargs="?", metavar="ROOT", help=_ROOT)
     parser.add_argument("out", metavar="OUT", help="the directory to write")
     _add_data(parser)
-    parser.add_argument("--short", type=int, default=320, help="pixels, the short side of a "
-                        "picture at most (default: 320)")
+    parser.add_argument("--short", type=int, default=320, help="pixels, the short side of an "
+                        "image at most (default: 320)")
     parser.add_argument("--to", choices=["folder", "shards"], default="folder",
                         help="OUT/train/CLASS/ and OUT/val/CLASS/, or WebDataset's archives")
     parser.add_argument("--quality", type=int, default=92, help="of JPEG, 1 to 95 (default: 92)")
-    parser.add_argument("--shard_size", type=int, default=10_000, help="pictures in an archive")
+    parser.add_argument("--shard_size", type=int, default=10_000, help="images in an archive")
     parser.add_argument("--overwrite", action="store_true", help="replace a copy that is there")
     add_quiet(parser)
     data, chosen = _read(parser, args)
@@ -113,10 +113,10 @@ def _copy(args: Sequence[str]) -> int:
         done = copy(data, Path(chosen.out), to=chosen.to, short=chosen.short,
                     quality=chosen.quality, shard_size=chosen.shard_size,
                     overwrite=chosen.overwrite, progress=advance)
-    print(f"{chosen.out}: {done.train:,} training and {done.val:,} validation pictures"
+    print(f"{chosen.out}: {done.train:,} training and {done.val:,} validation images"
           + (f", {done.before:,} of them there before" if done.before else ""))
     if done.unreadable:
-        print(f"cvt data: {len(done.unreadable):,} pictures could not be read: left out of train, "
+        print(f"cvt data: {len(done.unreadable):,} images could not be read: left out of train, "
               f"kept as they are in val; {Path(chosen.out) / UNREADABLE} lists them",
               file=sys.stderr)
     return 1 if done.unreadable else 0
@@ -124,7 +124,7 @@ def _copy(args: Sequence[str]) -> int:
 
 def _add_data(parser: Parser) -> None:
     parser.add_argument("--data", type=DataConfig | None, default=None,
-                        help="the pictures; with ROOT its kind is guessed, and these say otherwise")
+                        help="the images; with ROOT its kind is guessed, and these say otherwise")
 
 
 def _read(parser: Parser, args: Sequence[str]) -> tuple[DataConfig, Namespace]:
@@ -141,15 +141,15 @@ def _read(parser: Parser, args: Sequence[str]) -> tuple[DataConfig, Namespace]:
     for name in ("workers", "max_unreadable"):
         if getattr(chosen.data, name) != getattr(DataConfig(), name):
             parser.error(f"--data.{name} would be ignored: it is for training; here threads read "
-                         "every picture")
+                         "every image")
     return chosen.data, chosen
 
 
 @contextlib.contextmanager
 def _progress(quiet: bool) -> Iterator[Callable[[int, int], None]]:
-    """What shows how many pictures of how many are done, on a terminal."""
+    """What shows how many images of how many are done, on a terminal."""
     console = Console(stderr=True, quiet=quiet)
-    bar = bars.Progress(bars.TextColumn("pictures"), bars.BarColumn(), bars.MofNCompleteColumn(),
+    bar = bars.Progress(bars.TextColumn("images"), bars.BarColumn(), bars.MofNCompleteColumn(),
                         bars.TimeRemainingColumn(), console=console, transient=True,
                         disable=quiet or not console.is_terminal)
     task = bar.add_task("", total=None)

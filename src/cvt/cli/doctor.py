@@ -40,7 +40,7 @@ def main(args: Sequence[str]) -> int:
         packages.add_row(package.name, package.version or Text("missing", style="red"),
                          Text("everything" if package.extra is None else f"[{package.extra}]"))
     console.print(packages)
-    trials = Table("backend", "precision", "on", "one picture", "difference", "")
+    trials = Table("backend", "precision", "on", "one image", "difference", "")
     for trial in found.trials:
         trials.add_row(
             trial.backend, trial.precision, trial.device,

@@ -10,7 +10,7 @@ from cvt.cli.options import add_act, add_device
 from cvt.cli.parser import Parser
 from cvt.data.config import DataConfig
 
-_DESCRIPTION = """Score a trained model on labelled pictures: top-1 and top-5 with a 95 % interval,
+_DESCRIPTION = """Score a trained model on labelled images: top-1 and top-5 with a 95 % interval,
 precision, recall and F1 of every class, confusion matrix and calibration. Writes metrics.json and
 report.html."""
 
@@ -25,10 +25,10 @@ def main(args: Sequence[str]) -> int:
     parser.add_argument("--output", metavar="DIR", help="where metrics.json and report.html go "
                         "(default: evaluation/ in the model's directory)")
     parser.add_argument("--data", type=DataConfig | None, default=None,
-                        help="the pictures; by default those that the model was trained with")
+                        help="the images; by default those that the model was trained with")
     parser.add_argument("--split", choices=["val", "train", "all"], default="val",
-                        help="the held-out pictures, those for training, or both together")
-    parser.add_argument("--batch_size", type=int, default=64, help="pictures at a time")
+                        help="the held-out images, those for training, or both together")
+    parser.add_argument("--batch_size", type=int, default=64, help="images at a time")
     parser.add_argument("--precision", choices=["fp32", "bf16"], default="fp32",
                         help="bf16 runs under autocast")
     add_device(parser)

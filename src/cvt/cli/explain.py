@@ -14,11 +14,11 @@ STDIN = "-"
 
 
 def main(args: Sequence[str]) -> int:
-    """Write what the network looks at; prints the classes and where the pictures are."""
-    parser = Parser(prog="cvt explain", description="Show where a network looks in a picture: "
+    """Write what the network looks at; prints the classes and where the images are."""
+    parser = Parser(prog="cvt explain", description="Show where a network looks in an image: "
                     "attention of the class token by block and head, attention rollout, Grad-CAM "
                     "and the tokens of every stage, as one sheet and as a file each.")
-    parser.add_argument("image", help="a picture file, or - for the standard input")
+    parser.add_argument("image", help="an image file, or - for the standard input")
     add_model(parser)
     parser.add_argument("--target", metavar="CLASS", help="the class that Grad-CAM is of (default: "
                         "the most probable)")
@@ -26,7 +26,7 @@ def main(args: Sequence[str]) -> int:
                         "counted from 1 (default: all)")
     add_act(parser)
     add_device(parser)
-    parser.add_argument("--output", metavar="DIR", help="where the pictures go (default: "
+    parser.add_argument("--output", metavar="DIR", help="where the images go (default: "
                         "explained/NAME)")
     parser.add_argument("--json", action="store_true", help="write the maps as numbers besides, to "
                         "explanation.json")

@@ -11,7 +11,7 @@ from cvt.data.config import DataConfig
 
 _DESCRIPTION = """Write a trained model for another runtime: a directory with the graph and a
 manifest.json of preprocessing, classes and checksums. Before it is written, the graph is run by
-its own runtime and compared with the PyTorch model on your pictures, or on noise where there are
+its own runtime and compared with the PyTorch model on your images, or on noise where there are
 none."""
 _MAX_DROP = 1.0
 
@@ -27,13 +27,13 @@ def main(args: Sequence[str]) -> int:
     parser.add_argument("--precision", choices=["fp32", "bf16", "int8"], default="fp32",
                         help="what it computes in: onnx has fp32 and int8, openvino all three, "
                         "torch fp32 and bf16")
-    parser.add_argument("--images", nargs="+", metavar="PATH", help="pictures, or folders of them, "
+    parser.add_argument("--images", nargs="+", metavar="PATH", help="images, or folders of them, "
                         "to compare on and to calibrate int8 on")
     parser.add_argument("--data", type=DataConfig | None, default=None,
-                        help="labelled pictures to measure the accuracy on before and after; its "
-                        "training pictures calibrate int8 where no --images are given")
+                        help="labelled images to measure the accuracy on before and after; its "
+                        "training images calibrate int8 where no --images are given")
     parser.add_argument("--split", choices=["val", "train", "all"], default="val",
-                        help="the pictures of --data that accuracy is measured on")
+                        help="the images of --data that accuracy is measured on")
     parser.add_argument("--max_drop", type=float, default=_MAX_DROP, help="the most points of "
                         "top-1 that bf16 and int8 may lose on --data")
     add_act(parser)
@@ -41,7 +41,7 @@ def main(args: Sequence[str]) -> int:
     chosen = parser.read(args)
 
     if chosen.data is None and (chosen.split, chosen.max_drop) != ("val", _MAX_DROP):
-        parser.error("--split and --max_drop are about the pictures of --data, which is not given")
+        parser.error("--split and --max_drop are about the images of --data, which is not given")
 
     from cvt.deploy.export import export
 
@@ -55,14 +55,14 @@ def main(args: Sequence[str]) -> int:
 
 
 def _parity(parity: Mapping[str, float]) -> str:
-    on = (f"{parity['images']:.0f} pictures" if parity["images"] else
-          f"{parity['noise']:.0f} pictures of noise (name real ones with --images)")
+    on = (f"{parity['images']:.0f} images" if parity["images"] else
+          f"{parity['noise']:.0f} images of noise (name real ones with --images)")
     lines = [f"parity: differs by {parity['difference']:.1e} of the largest logit; the same class "
              f"in {parity['agreement']:.2%} of {on}"]
     if "labelled" in parity:
         lines.append(f"top-1: {parity['accuracy_before']:.2f} % before, "
                      f"{parity['accuracy_after']:.2f} % after, on {parity['labelled']:.0f} "
-                     "labelled pictures")
+                     "labelled images")
     if "calibrated" in parity:
-        lines.append(f"calibrated on {parity['calibrated']:.0f} pictures")
+        lines.append(f"calibrated on {parity['calibrated']:.0f} images")
     return "\n".join(lines)

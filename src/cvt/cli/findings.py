@@ -8,10 +8,10 @@ from rich.console import Console
 from rich.table import Column, Table
 from rich.text import Text
 
-from cvt.data.check import ClassCount, DatasetReport, Group, Picture, Sides
+from cvt.data.check import ClassCount, DatasetReport, Group, ImageSource, Sides
 from cvt.system.text import printable
 
-# Of longer lists the first are printed; --json has them all. Unreadable pictures are all printed.
+# Of longer lists the first are printed; --json has them all. Unreadable images are all printed.
 _MOST = 10
 _MOST_CLASSES = 30
 _SAME = {"file": "same file", "pixels": "same pixels", "near": "look alike"}
@@ -51,7 +51,7 @@ def _facts(report: DatasetReport) -> Iterable[str]:
     yield f"balance: the largest class has {report.imbalance:.3g} times the smallest, in train"
     for split, what in (("train", "training"), ("val", "validation")):
         if names := report.without(split):  # type: ignore[arg-type]
-            yield f"classes without {what} pictures: {_some(list(map(printable, names)))}"
+            yield f"classes without {what} images: {_some(list(map(printable, names)))}"
     if report.width and report.height:
         yield f"width {_span(report.width)}, height {_span(report.height)}"
         yield (f"smaller than the network's input of {report.size} pixels, so enlarged: "
@@ -77,7 +77,7 @@ def _lists(report: DatasetReport) -> Iterable[str]:
         ranked = sorted(groups, key=lambda g: not g.conflicting)
         yield from (f"  {_group(g)}" for g in ranked[:_MOST])
         yield from _rest(len(groups))
-    yield f"validation pictures that training has too: {report.leaked:,}"
+    yield f"validation images that training has too: {report.leaked:,}"
     for leak in report.leaks[:_MOST]:
         yield f"  {_SAME[leak.kind]}: {_name(leak.val)} and {_name(leak.train)}"
     yield from _rest(len(report.leaks))
@@ -90,12 +90,12 @@ def _rest(count: int) -> Iterable[str]:
 
 def _group(group: Group) -> str:
     labels = " DIFFERENT LABELS:" if group.conflicting else ""
-    return (f"{_SAME[group.kind]}, {len(group.members):,} pictures:{labels} "
+    return (f"{_SAME[group.kind]}, {len(group.members):,} images:{labels} "
             f"{_some([_name(p, group.conflicting) for p in group.members], 4)}")
 
 
-def _name(picture: Picture, labelled: bool = False) -> str:
-    return printable(picture.name) + (f" ({printable(picture.label)})" if labelled else "")
+def _name(image: ImageSource, labelled: bool = False) -> str:
+    return printable(image.name) + (f" ({printable(image.label)})" if labelled else "")
 
 
 def _some(names: Sequence[str], most: int = _MOST) -> str:

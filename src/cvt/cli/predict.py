@@ -27,32 +27,32 @@ _TABLE, _PART = "csv", 10_000  # of --output
 
 
 def main(args: Sequence[str]) -> int:
-    """Classify and print a table, or a line of JSON a picture; 1 where a picture failed."""
-    parser = Parser(prog="cvt predict", description="Classify pictures with a trained or an "
-                    "exported model. An unreadable picture is reported, the others are "
+    """Classify and print a table, or a line of JSON an image; 1 where an image failed."""
+    parser = Parser(prog="cvt predict", description="Classify images with a trained or an "
+                    "exported model. An unreadable image is reported, the others are "
                     "classified, and the exit code is 1. With --output results go to files, part "
                     "by part: a job that was killed goes on when it is started again, and torchrun "
                     "shares it among processes.")
-    parser.add_argument("images", nargs="*", help="picture files, folders (searched with their "
+    parser.add_argument("images", nargs="*", help="image files, folders (searched with their "
                         "sub-folders), tar archives, patterns such as 'photos/*.jpg', or - for "
-                        "one picture on the standard input")
+                        "one image on the standard input")
     parser.add_argument("--list", metavar="FILE", help="a text file with a path on each line")
     add_model(parser, also="the directory that `cvt export` wrote, ")
     add_runtime(parser, "eager")
     parser.add_argument("--top_k", type=int, default=3, help="how many classes to name")
-    parser.add_argument("--batch_size", type=int, default=32, help="pictures at a time")
+    parser.add_argument("--batch_size", type=int, default=32, help="images at a time")
     parser.add_argument("--json", action="store_true", help="print one JSON object a line")
-    parser.add_argument("--output", metavar="DIR", help="write files of --part_size pictures each "
+    parser.add_argument("--output", metavar="DIR", help="write files of --part_size images each "
                         "here, and unreadable.csv; exit code 0 though some could not be read")
     parser.add_argument("--table", default=_TABLE, choices=["csv", "jsonl", "parquet"],
                         help="what --output writes")
-    parser.add_argument("--part_size", type=int, default=_PART, help="pictures in a file of "
+    parser.add_argument("--part_size", type=int, default=_PART, help="images in a file of "
                         "--output")
     chosen = parser.read(args)
     world = int(os.environ.get("WORLD_SIZE", "1"))
     parser.at_least_one(chosen, "top_k", "batch_size", "part_size")
     if not chosen.images and chosen.list is None:
-        parser.error("give pictures, folders or --list FILE")
+        parser.error("give images, folders or --list FILE")
     if chosen.json and chosen.output is not None:
         parser.error("--json prints; for files of JSON say --output DIR --table jsonl")
     if chosen.output is None and (chosen.table, chosen.part_size) != (_TABLE, _PART):
@@ -90,16 +90,16 @@ def main(args: Sequence[str]) -> int:
             rows.append(prediction)
         if live and (now := time.perf_counter()) - shown >= _EVERY:
             shown = now
-            print(f"{_erased(live)}{done} of {len(sources)} pictures, {done / (now - start):.3g} "
+            print(f"{_erased(live)}{done} of {len(sources)} images, {done / (now - start):.3g} "
                   "img/s", end="", file=sys.stderr, flush=True)
     seconds = time.perf_counter() - start
     if len(sources) > 1:
-        print(f"{_erased(live)}{len(sources)} pictures, {len(sources) / seconds:.3g} img/s",
+        print(f"{_erased(live)}{len(sources)} images, {len(sources) / seconds:.3g} img/s",
               file=sys.stderr)
     if rows:
         _print(rows)
     if failed:
-        print(f"cvt predict: {failed} of {len(sources)} pictures could not be read",
+        print(f"cvt predict: {failed} of {len(sources)} images could not be read",
               file=sys.stderr)
     return 1 if failed else 0
 
@@ -114,14 +114,14 @@ def _job(chosen: Namespace, predictor: Predictor, sources: Sequence[str | Member
 
     def tell(now: Progress) -> None:
         pace = now.done / now.seconds
-        print(f"{who}part {now.part + 1} of {now.parts}: {now.pictures:,} pictures, "
+        print(f"{who}part {now.part + 1} of {now.parts}: {now.images:,} images, "
               f"{now.unreadable:,} unreadable; {pace:.3g} img/s, "
               f"{timedelta(seconds=round(now.left / pace))} left", file=sys.stderr, flush=True)
 
     outcome = classify_into(chosen.output, predictor, sources, table=chosen.table,
                             top_k=chosen.top_k, part_size=chosen.part_size, rank=rank, world=world,
                             progress=tell)
-    print(f"{who}{outcome.pictures:,} pictures in {chosen.output}"
+    print(f"{who}{outcome.images:,} images in {chosen.output}"
           + (f", {outcome.found:,} were there" if outcome.found else "")
           + ("; other processes are not done" if outcome.unreadable is None else
              f"; {outcome.unreadable:,} could not be read, see {UNREADABLE}" if outcome.unreadable
@@ -134,11 +134,11 @@ def _print(rows: Sequence[Prediction]) -> None:
     from rich.table import Table
     from rich.text import Text
 
-    table = Table("picture", "class", "probability", "then")
+    table = Table("image", "class", "probability", "then")
     for prediction in rows:
         (label, probability), *rest = prediction.classes
         # As Text, for names may look like the console's markup.
-        table.add_row(Text(printable(prediction.picture)), Text(printable(label)),
+        table.add_row(Text(printable(prediction.image)), Text(printable(label)),
                       f"{probability:.1%}",
                       Text(", ".join(f"{printable(name)} {p:.1%}" for name, p in rest)))
     Console().print(table)

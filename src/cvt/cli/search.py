@@ -30,7 +30,7 @@ def main(args: Sequence[str]) -> int:
     """Search; prints what was found and where it is."""
     parser = Parser(prog="cvt search", description=_DESCRIPTION)
     parser.add_argument("--config", action="config", help="a YAML file with any of the options")
-    parser.add_argument("--budget", required=True, metavar="N", help="multiply-adds of one picture "
+    parser.add_argument("--budget", required=True, metavar="N", help="multiply-adds of one image "
                         "that a network may take at most, such as 22M or 4.1G")
     parser.add_class_arguments(SearchConfig, skip={"budget"})
     parser.add_class_arguments(Recipe, skip={"network"})
@@ -58,7 +58,7 @@ def _print(result: Result) -> None:
                   title=Text(f"{result.networks:,} networks of at most {result.budget:,} "
                              "multiply-adds"),
                   caption=f"top-1 with the supernet's weights on {result.held_out:,} training "
-                          "pictures that it was not trained on")
+                          "images that it was not trained on")
     for name, scored in (("evolution", result.found), ("random search", result.found_at_random),
                          ("as the recipe has it", result.base)):
         if scored:

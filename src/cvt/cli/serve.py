@@ -19,15 +19,15 @@ _KEY = "CVT_API_KEY"
 
 def main(args: Sequence[str]) -> int:
     """Serve a model over HTTP until SIGTERM or Ctrl+C; every request in hand is answered first."""
-    parser = Parser(prog="cvt serve", description="Classify and explain pictures over HTTP, with a "
+    parser = Parser(prog="cvt serve", description="Classify and explain images over HTTP, with a "
                     "page at / to try it. It listens on this machine alone unless --host says "
-                    "otherwise; pictures come as bytes, never by address.")
+                    "otherwise; images come as bytes, never by address.")
     parser.add_argument("--config", action="config", help="a YAML file with any of the options")
     add_model(parser, also="the directory that `cvt export` wrote, ")
     parser.add_class_arguments(ServeConfig)
     add_runtime(parser, "the fastest that is installed")
     parser.add_argument("--threads", type=int, help="cores that the network may use (default: all)")
-    parser.add_argument("--samples", metavar="DIR", help="pictures that the page offers to try")
+    parser.add_argument("--samples", metavar="DIR", help="images that the page offers to try")
     parser.add_argument("--api_key_file", metavar="FILE", help="a file with the key that requests "
                         f"must have (default: what {_KEY} holds, if it is set)")
     parser.add_argument("--log_level", default="info", choices=["info", "warning", "error"],
@@ -83,7 +83,7 @@ def _key(file: str | None) -> str | None:
 
 
 def _own_samples(name: str) -> Path | None:
-    """The pictures that lie beside a model in this package."""
+    """The images that lie beside a model in this package."""
     from cvt.zoo import shipped
 
     own = shipped(name)

@@ -110,18 +110,18 @@ def _print_plan(recipe: Recipe, run: Path, as_json: bool) -> None:
         "device": f"{p.device}, {p.processes} process{'es' * (p.processes > 1)}",
         "network": f"{recipe.name}, {p.parameters:,} parameters"
                    + (f", {p.trained:,} trained" if p.trained < p.parameters else ""),
-        "pictures": f"{p.train_pictures:,} to train, {p.val_pictures:,} to validate",
+        "images": f"{p.train_images:,} to train, {p.val_images:,} to validate",
         "steps": f"{p.steps:,}: {p.epochs} epochs of {p.steps_per_epoch:,}",
-        "a step": f"{p.step_seconds:.3g} s, of which {p.waiting_seconds:.2g} s wait for pictures"
+        "a step": f"{p.step_seconds:.3g} s, of which {p.waiting_seconds:.2g} s wait for images"
                   + (f" and at most {p.exchange_seconds:.2g} s exchange gradients"
                      if p.exchange_seconds else ""),
         "an epoch": f"{_duration(p.epoch_seconds)}, of which {_duration(p.validation_seconds)} "
                     "validate",
         "the run": _duration(p.total_seconds),
-        "memory": f"{p.memory / 1e9:.2f} GB at its peak with {p.at_a_time} pictures at a time, of "
+        "memory": f"{p.memory / 1e9:.2f} GB at its peak with {p.at_a_time} images at a time, of "
                   f"{p.memory_limit / 1e9:.1f} GB",
         "what fits": "could not be told" if p.most_at_a_time is None else
-                     f"{p.most_at_a_time} pictures at a time: --optim.accumulate {p.accumulate}",
+                     f"{p.most_at_a_time} images at a time: --optim.accumulate {p.accumulate}",
         "disk": f"at most {p.disk / 1e9:.2f} GB ({p.checkpoint / 1e9:.2f} a checkpoint), of "
                 f"{p.disk_free / 1e9:.0f} GB free",
         **{f"on {s.processes} device{'s' * (s.processes > 1)}": f"{_duration(s.seconds)}, "

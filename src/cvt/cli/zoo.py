@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 def main(args: Sequence[str]) -> int:
     """Print all weights that have a name, where they are and what they reach."""
     parser = Parser(prog="cvt zoo", description="The published weights: the names that every "
-                    "command takes as a model, where they are, how pictures are prepared, and "
+                    "command takes as a model, where they are, how images are prepared, and "
                     "their accuracy; microsoft's as the paper says and as others measured.")
     parser.add_argument("pattern", nargs="?", default="*", help="only names that match, such as "
                         "'cvt_13*'")
@@ -57,12 +57,12 @@ def _on_the_hub(rows: Mapping[str, Pretrained]) -> tuple[Table, str]:
                       f"{row.paper_top1:.1f}", f"{row.measured_top1:.2f} / {row.measured_top5:.2f}")
     shared = sorted({f"{row.act}, revision {row.revision}, {row.licence}" for row in rows.values()})
     return table, (f"{'; '.join(shared)}. ImageNet top-1 as in Table 3 of the paper, top-1 / top-5 "
-                   "as measured by others; pictures of 224 pixels are cut from the centre (0.875), "
+                   "as measured by others; images of 224 pixels are cut from the centre (0.875), "
                    "of 384 squashed.")
 
 
 def _in_here(rows: Mapping[str, Pretrained]) -> tuple[Table, str]:
-    table = _table("tested on", "pictures", "pixels", "measured")
+    table = _table("tested on", "images", "pixels", "measured")
     for tag, row in rows.items():
         table.add_row(tag, row.tested_on, f"{row.n:,}", str(row.size),
                       f"{row.measured_top1:.2f} / {row.measured_top5:.2f}")

@@ -1,1 +1,1 @@
-"""Pictures in: reading, datasets, preprocessing, augmentation and the loader."""
+"""Images in: reading, datasets, preprocessing, augmentation and the loader."""

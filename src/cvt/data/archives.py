@@ -52,9 +52,9 @@ def members(path: Path) -> Iterator[Member]:
                          ) from None
 
 
-def pictures_of(path: Path) -> list[Member]:
-    """The pictures of an archive, by suffix. Raises InputError as `members`, and for none."""
+def images_of(path: Path) -> list[Member]:
+    """The images of an archive, by suffix. Raises InputError as `members`, and for none."""
     found = [m for m in members(path) if PurePosixPath(m.name).suffix.lower() in SUFFIXES]
     if not found:
-        raise InputError(f"{path} has no pictures in it")
+        raise InputError(f"{path} has no images in it")
     return found

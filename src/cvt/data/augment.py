@@ -1,4 +1,4 @@
-"""From a picture to the network's input, varied at random for training.
+"""From an image to the network's input, varied at random for training.
 
 Without augmentation it is what evaluation does, piece by piece the same functions.
 """

@@ -15,7 +15,7 @@ from sklearn.datasets import load_digits
 from torchvision.datasets import FashionMNIST
 
 from cvt.config import Preprocess
-from cvt.data.pictures import Dataset, Pictures, split
+from cvt.data.dataset import Dataset, LabeledImages, split
 from cvt.system.errors import InputError
 
 FASHION_MNIST_CLASSES = ("T-shirt", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt",
@@ -32,7 +32,7 @@ def digits(val_fraction: float = 0.2, seed: int = 0) -> Dataset:
     classes = tuple(str(name) for name in data.target_names)
     return replace(
         split(_arrays(pixels, data.target, classes, "digit"), val_fraction, seed, "digits"),
-        # Mean and deviation of the training pictures' samples, as fractions of full scale.
+        # Mean and deviation of the training images' samples, as fractions of full scale.
         preprocess=Preprocess(size=32, crop=1.0, mean=(0.305,) * 3, std=(0.376,) * 3))
 
 
@@ -56,28 +56,28 @@ def fashion_mnist(root: Path | None = None) -> Dataset:
     return Dataset(
         train=_arrays(*train, FASHION_MNIST_CLASSES, "train"),
         val=_arrays(*val, FASHION_MNIST_CLASSES, "test"),
-        # Mean and deviation of the training pictures' samples.
+        # Mean and deviation of the training images' samples.
         preprocess=Preprocess(size=28, crop=1.0, mean=(0.2860,) * 3, std=(0.3530,) * 3))
 
 
 def _arrays(pixels: np.ndarray, labels: np.ndarray, classes: tuple[str, ...], word: str
-            ) -> Pictures:
-    return Pictures(classes=classes, labels=tuple(labels.tolist()),
+            ) -> LabeledImages:
+    return LabeledImages(classes=classes, labels=tuple(labels.tolist()),
                     names=[f"{word} {i}" for i in range(len(labels))],
                     fetch=partial(_fetch, pixels))
 
 
-# A module function, not a closure: pictures travel to worker processes, which pickle them.
+# A module function, not a closure: images travel to worker processes, which pickle them.
 def _fetch(pixels: np.ndarray, index: int) -> Image.Image:
     return Image.fromarray(pixels[index]).convert("RGB")
 
 
 def _idx_pair(home: Path, name: str) -> tuple[np.ndarray, np.ndarray]:
-    """Pictures (n, H, W) and labels (n,), uint8, of one half of a dataset in IDX format."""
+    """Images (n, H, W) and labels (n,), uint8, of one half of a dataset in IDX format."""
     images = _idx(home / f"{name}-images-idx3-ubyte", 3)
     labels = _idx(home / f"{name}-labels-idx1-ubyte", 1)
     if len(images) != len(labels):
-        raise InputError(f"{home} has {len(images)} {name} pictures but {len(labels)} labels; copy "
+        raise InputError(f"{home} has {len(images)} {name} images but {len(labels)} labels; copy "
                          "its IDX files again")
     if labels.max(initial=0) >= len(FASHION_MNIST_CLASSES):
         raise InputError(f"{home} has the {name} label {labels.max()}, and Fashion-MNIST has "

@@ -15,25 +15,25 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
 from cvt.config import Preprocess
+from cvt.data.dataset import Dataset, LabeledImages
 from cvt.data.duplicates import SIDE, Fingerprint, Pairs, blank, fingerprint, near_pairs
 from cvt.data.header import Header, header_of
 from cvt.data.images import fault, rgb_of
 from cvt.data.parallel import in_threads
-from cvt.data.pictures import Dataset, Pictures
 from cvt.data.prepare import check_shape
 from cvt.system.errors import InputError
 
 Kind = Literal["file", "pixels", "near"]
 
-# Training pictures that are named for one validation picture which they give away.
+# Training images that are named for one validation image which they give away.
 MOST_LEAKS = 10
-# Links between near pictures that are held before they are joined to groups.
+# Links between near images that are held before they are joined to groups.
 _MOST_LINKS = 1 << 22
 
 
 @dataclass(frozen=True, kw_only=True)
-class Picture:
-    """Where a picture is to be found."""
+class ImageSource:
+    """Where an image is to be found."""
 
     split: Literal["train", "val"]
     name: str
@@ -43,16 +43,16 @@ class Picture:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Unreadable(Picture):
-    """A picture that training and evaluation cannot use."""
+class Unreadable(ImageSource):
+    """An image that training and evaluation cannot use."""
 
     reason: str
-    """One line, with the picture's name."""
+    """One line, with the image's name."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ClassCount:
-    """The pictures of a class, unreadable ones included."""
+    """The images of a class, unreadable ones included."""
 
     name: str
     train: int
@@ -71,25 +71,25 @@ class Sides:
 
 @dataclass(frozen=True, kw_only=True)
 class Group:
-    """Pictures that are one, in the dataset's order."""
+    """Images that are one, in the dataset's order."""
 
     kind: Kind
     """file: byte for byte. pixels: the same pixels in other files. near: look alike."""
-    members: tuple[Picture, ...]
+    members: tuple[ImageSource, ...]
 
     @property
     def conflicting(self) -> bool:
         """Whether they have more than one label."""
-        return len({picture.label for picture in self.members}) > 1
+        return len({image.label for image in self.members}) > 1
 
 
 @dataclass(frozen=True, kw_only=True)
 class Leak:
-    """A validation picture that is trained on."""
+    """A validation image that is trained on."""
 
     kind: Kind
-    val: Picture
-    train: Picture
+    val: ImageSource
+    train: ImageSource
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,55 +97,55 @@ class DatasetReport:
     """What `check` found."""
 
     train: int
-    """Training pictures."""
+    """Training images."""
     val: int
-    """Validation pictures."""
+    """Validation images."""
     classes: tuple[ClassCount, ...]
     """In the order of the labels."""
     unreadable: tuple[Unreadable, ...]
     """All of them, in the dataset's order; what follows is about the others."""
     width: Sides | None
-    """None where no picture can be read."""
+    """None where no image can be read."""
     height: Sides | None
     small: int
-    """Pictures whose short side is less than `size`."""
+    """Images whose short side is less than `size`."""
     size: int
     """Pixels, side of the network's input."""
     modes: dict[str, int]
-    """Pictures stored in each of Pillow's modes: L is gray, P a palette, ..."""
+    """Images stored in each of Pillow's modes: L is gray, P a palette, ..."""
     formats: dict[str, int]
-    """Pictures in each file format; none for a source of arrays."""
+    """Images in each file format; none for a source of arrays."""
     frames: int
-    """Pictures of several frames, of which the first is used."""
+    """Images of several frames, of which the first is used."""
     turned: int
-    """Pictures that their EXIF data turns or mirrors."""
+    """Images that their EXIF data turns or mirrors."""
     blank: int
-    """Pictures of one colour, or nearly; not searched for near duplicates."""
+    """Images of one colour, or nearly; not searched for near duplicates."""
     exact: tuple[Group, ...]
-    """Groups of equal pictures, of the kinds file and pixels."""
+    """Groups of equal images, of the kinds file and pixels."""
     near: tuple[Group, ...]
     """Groups that near duplicates link, their equal ones included."""
     leaks: tuple[Leak, ...]
-    """Validation pictures that training has too, with at most MOST_LEAKS training pictures each."""
+    """Validation images that training has too, with at most MOST_LEAKS training images each."""
 
     @property
     def leaked(self) -> int:
-        """Validation pictures that training has too."""
+        """Validation images that training has too."""
         return len({leak.val.name for leak in self.leaks})
 
     @property
     def faulty(self) -> bool:
-        """Whether a picture cannot be read or training has a validation picture."""
+        """Whether an image cannot be read or training has a validation image."""
         return bool(self.unreadable or self.leaks)
 
     @property
     def imbalance(self) -> float:
-        """Training pictures of the largest class for one of the smallest that has any."""
+        """Training images of the largest class for one of the smallest that has any."""
         counts = [c.train for c in self.classes if c.train]
         return max(counts) / min(counts) if counts else 1.0
 
     def without(self, split: Literal["train", "val"]) -> tuple[str, ...]:
-        """Classes that have no picture in that half."""
+        """Classes that have no image in that half."""
         return tuple(c.name for c in self.classes if not getattr(c, split))
 
     def to_dict(self) -> dict[str, Any]:
@@ -159,20 +159,20 @@ class DatasetReport:
 
 def check(dataset: Dataset, preprocess: Preprocess | None = None,
           progress: Callable[[int, int], object] | None = None) -> DatasetReport:
-    """Read every picture of `dataset` and compare each with all others.
+    """Read every image of `dataset` and compare each with all others.
 
     `preprocess` is the network's, by default the dataset's own; `progress` is called with how many
-    pictures are done and how many there are. Of a picture a hash and a thumbnail of 16x16 pixels
-    are kept, and no more. Pictures are near duplicates as `cvt.data.duplicates` says: copies that
+    images are done and how many there are. Of an image a hash and a thumbnail of 16x16 pixels
+    are kept, and no more. Images are near duplicates as `cvt.data.duplicates` says: copies that
     were resized, recompressed or brightened a little, but not those cut or mirrored.
     """
-    pictures, seen = dataset.all, _Seen(len(dataset.all))
+    images, seen = dataset.all, _Seen(len(dataset.all))
     preprocess = preprocess or dataset.preprocess
-    for i, look in enumerate(in_threads(partial(_look, pictures, preprocess),
-                                        range(len(pictures)))):
+    for i, look in enumerate(in_threads(partial(_look, images, preprocess),
+                                        range(len(images)))):
         seen.add(i, look)
         if progress:
-            progress(i + 1, len(pictures))
+            progress(i + 1, len(images))
     found = _Duplicates(seen, len(dataset.train))
     where = partial(_where, dataset)
     readable = seen.group >= 0
@@ -194,7 +194,7 @@ def check(dataset: Dataset, preprocess: Preprocess | None = None,
 
 
 class _Look(NamedTuple):
-    """What is kept of a picture."""
+    """What is kept of an image."""
 
     file: bytes  # SHA-256 of its file, empty where it never was one
     pixels: bytes  # SHA-256 of its size and pixels
@@ -203,11 +203,11 @@ class _Look(NamedTuple):
     header: Header
 
 
-def _look(pictures: Pictures, preprocess: Preprocess, index: int) -> _Look | str:
-    """What is kept of a picture, or why it cannot be read."""
-    name = pictures.names[index]
+def _look(images: LabeledImages, preprocess: Preprocess, index: int) -> _Look | str:
+    """What is kept of an image, or why it cannot be read."""
+    name = images.names[index]
     try:
-        found = pictures.fetch(index)
+        found = images.fetch(index)
         image = rgb_of(found, name)
         check_shape(preprocess, *image.size)
         return _Look(file=hashlib.sha256(found).digest() if isinstance(found, bytes) else b"",
@@ -218,7 +218,7 @@ def _look(pictures: Pictures, preprocess: Preprocess, index: int) -> _Look | str
 
 
 class _Seen:
-    """What is kept of n pictures, in arrays, for there may be millions."""
+    """What is kept of n images, in arrays, for there may be millions."""
 
     def __init__(self, n: int) -> None:
         self.reasons: dict[int, str] = {}
@@ -247,13 +247,13 @@ class _Seen:
         self.turned += look.header.turned
 
     def kind(self, members: Sequence[int]) -> Kind:
-        """Of pictures with equal pixels."""
+        """Of images with equal pixels."""
         files = {int(self.file[i]) for i in members}
         return "file" if len(files) == 1 and -1 not in files else "pixels"
 
 
 class _Duplicates:
-    """Pictures of equal pixels are a group, and groups that look alike are linked."""
+    """Images of equal pixels are a group, and groups that look alike are linked."""
 
     def __init__(self, seen: _Seen, train: int) -> None:
         self.seen, self.train = seen, train
@@ -261,12 +261,12 @@ class _Duplicates:
         order = readable[seen.group[readable].argsort(kind="stable")]
         number, first = np.unique(seen.group[order], return_index=True)
         self.members = np.split(order, first[1:]) if len(order) else []
-        heads = order[first]  # the first picture of each group
+        heads = order[first]  # the first image of each group
         self.trained = heads < train
         self.held_out = np.array([group[-1] >= train for group in self.members], bool)
         thumbnails = seen.thumbnails[heads]
         empty = blank(thumbnails)
-        self.blank = sum(len(self.members[g]) for g in np.flatnonzero(empty))  # pictures
+        self.blank = sum(len(self.members[g]) for g in np.flatnonzero(empty))  # images
         self.label = np.arange(len(number))  # equal for linked groups
         self._leaks: dict[int, list[tuple[int, Kind]]] = {}
         self._equal_leaks()
@@ -281,11 +281,11 @@ class _Duplicates:
         self._join(links)
 
     def exact(self) -> Iterator[list[int]]:
-        """Places of equal pictures, two or more; groups in the order of their first."""
+        """Places of equal images, two or more; groups in the order of their first."""
         yield from (group.tolist() for group in self.members if len(group) > 1)
 
     def near(self) -> Iterator[list[int]]:
-        """Places of the pictures of linked groups, in the order of their first."""
+        """Places of the images of linked groups, in the order of their first."""
         order = self.label.argsort(kind="stable")
         _, first = np.unique(self.label[order], return_index=True)
         found = (sorted(int(i) for g in groups for i in self.members[g])
@@ -293,7 +293,7 @@ class _Duplicates:
         yield from sorted(found)
 
     def leaks(self) -> Iterator[tuple[int, int, Kind]]:
-        """Validation picture, training picture and how they are one."""
+        """Validation image, training image and how they are one."""
         for val in sorted(self._leaks):
             yield from ((val, train, kind) for train, kind in self._leaks[val])
 
@@ -316,7 +316,7 @@ class _Duplicates:
             self._leak(self.members[b], self.members[a], "near")
 
     def _leak(self, one: NDArray[np.int64], other: NDArray[np.int64], kind: Kind | None) -> None:
-        """The validation pictures of one group are as the training pictures of the other."""
+        """The validation images of one group are as the training images of the other."""
         cut, end = one.searchsorted(self.train), min(MOST_LEAKS, other.searchsorted(self.train))
         for val in one[cut:].tolist() if end else ():
             named = self._leaks.setdefault(val, [])
@@ -324,10 +324,10 @@ class _Duplicates:
                 named.append((train, kind or self.seen.kind((val, train))))
 
 
-def _where(dataset: Dataset, index: int) -> Picture:
+def _where(dataset: Dataset, index: int) -> ImageSource:
     n = len(dataset.train)
     half, i = (dataset.train, index) if index < n else (dataset.val, index - n)
-    return Picture(split="train" if index < n else "val", name=half.names[i],
+    return ImageSource(split="train" if index < n else "val", name=half.names[i],
                    label=half.classes[half.labels[i]])
 
 

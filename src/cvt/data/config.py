@@ -1,4 +1,4 @@
-"""Which pictures, and how they are varied in training, as data. No torch."""
+"""Which images, and how they are varied in training, as data. No torch."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from cvt.system.schema import check, check_default, check_types
 
 @dataclass(frozen=True, kw_only=True)
 class DataConfig:
-    """A dataset and its split into training and validation pictures."""
+    """A dataset and its split into training and validation images."""
 
     name: Literal["digits", "fashion_mnist", "folder", "manifest", "huggingface",
                   "shards"] = "digits"
     """digits: 1,797 handwritten digits inside scikit-learn, no download. fashion_mnist: 60,000
-    training and 10,000 test pictures of clothes. Your own, see root: folder, manifest (a table),
+    training and 10,000 test images of clothes. Your own, see root: folder, manifest (a table),
     huggingface (the library `datasets`), shards (tar archives)."""
     root: str | None = None
     """folder: a directory with train/ and val/, or with one sub-directory for each class, split by
@@ -34,16 +34,16 @@ class DataConfig:
     subset: str | None = None
     """huggingface: which configuration of the dataset, where it has several."""
     image_column: str | None = None
-    """huggingface: the column of pictures, where it has several."""
+    """huggingface: the column of images, where it has several."""
     label_column: str | None = None
     """huggingface: the column of class labels, where it has several."""
     val_split: str | None = None
     """huggingface: the split to validate on; by default validation, else test."""
     max_unreadable: float = 0.05
-    """Fraction of the pictures that may be unreadable, in [0, 1]. They are listed; in training
+    """Fraction of the images that may be unreadable, in [0, 1]. They are listed; in training
     others take their places, in validation they count as wrong. With more the run ends."""
     workers: int = 0
-    """Processes that read and augment pictures beside the training process; 0 for none."""
+    """Processes that read and augment images beside the training process; 0 for none."""
 
     def __post_init__(self) -> None:
         check_types(self)
@@ -52,10 +52,10 @@ class DataConfig:
               f"max_unreadable={self.max_unreadable} must be in [0, 1]")
         check(self.workers >= 0, f"workers={self.workers} must not be negative")
         if self.name not in ("digits", "fashion_mnist") and self.root is None:
-            raise InputError(f"data.name={self.name} needs data.root, where the pictures are")
+            raise InputError(f"data.name={self.name} needs data.root, where the images are")
         if self.name == "digits" and self.root is not None:
             raise InputError(f"data.root={self.root} means nothing to digits, which are part of "
-                             "scikit-learn; for your own pictures set data.name=folder")
+                             "scikit-learn; for your own images set data.name=folder")
         for name in ("subset", "image_column", "label_column", "val_split"):
             if self.name != "huggingface" and getattr(self, name) is not None:
                 raise InputError(f"data.{name}={getattr(self, name)} is for "
@@ -69,7 +69,7 @@ class DataConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class AugmentConfig:
-    """How training pictures are varied; the defaults vary nothing.
+    """How training images are varied; the defaults vary nothing.
 
     The paper's recipe is crop="resized", hflip=0.5, color_jitter=0.4,
     rand_augment="rand-m9-mstd0.5-inc1", erasing=0.25, mixup=0.8, cutmix=1.0 with label smoothing
@@ -99,8 +99,8 @@ class AugmentConfig:
     mix_prob: float = 1.0
     """Probability that a batch is mixed at all, by mixup or CutMix."""
     repeats: int = 1
-    """Times that a picture comes in a row, each time varied anew (Hoffer et al., 2020); an epoch
-    then has as many fewer pictures."""
+    """Times that an image comes in a row, each time varied anew (Hoffer et al., 2020); an epoch
+    then has as many fewer images."""
     label_smoothing: float = 0.0
     """Share of the target spread evenly over all classes, in [0, 1); of a mixed image's target,
     once. A teacher's answers are not smoothed."""

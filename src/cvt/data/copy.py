@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from cvt.data.config import DataConfig
+from cvt.data.dataset import Dataset
 from cvt.data.datasets import load_dataset
-from cvt.data.pictures import Dataset
 from cvt.data.shards import CLASSES, INDEX
 from cvt.data.small import small
 from cvt.data.unreadable import UNREADABLE, Row, read_unreadable, write_unreadable
@@ -32,11 +32,11 @@ class Copied:
     """What a copy holds."""
 
     train: int
-    """Training pictures."""
+    """Training images."""
     val: int
-    """Validation pictures, unreadable ones included."""
+    """Validation images, unreadable ones included."""
     before: int
-    """Pictures of them that were there before."""
+    """Images of them that were there before."""
     unreadable: tuple[Row, ...]
     """Split, name and reason of each; those of train are left out."""
 
@@ -44,15 +44,15 @@ class Copied:
 def copy(data: DataConfig, out: Path, *, to: Literal["folder", "shards"] = "folder",
          short: int = 320, quality: int = 92, shard_size: int = 10_000, overwrite: bool = False,
          progress: Callable[[int, int], object] | None = None) -> Copied:
-    """Write the dataset `data`, with its split, to `out`, each picture as `small` has it: with a
+    """Write the dataset `data`, with its split, to `out`, each image as `small` has it: with a
     short side of at most `short` pixels, as JPEG of `quality` where that took a resize.
 
     to: folder makes `out`/train/CLASS/ and `out`/val/CLASS/, which the source folder reads; shards
-    makes train-000000.tar and so on, of `shard_size` pictures each, and classes.txt. An unreadable
-    picture is left out of train; in val it stays as it is, for validation to count it; and
-    unreadable.csv lists both. Called again with the same pictures and options, a folder is
+    makes train-000000.tar and so on, of `shard_size` images each, and classes.txt. An unreadable
+    image is left out of train; in val it stays as it is, for validation to count it; and
+    unreadable.csv lists both. Called again with the same images and options, a folder is
     completed, archives that were not completed are written anew. `progress` is called with how many
-    pictures are done and how many there are to do.
+    images are done and how many there are to do.
 
     Raises InputError where `out` holds anything else, unless `overwrite`; where it lies inside the
     dataset or around it; and for class names that the layout cannot hold.
@@ -61,13 +61,13 @@ def copy(data: DataConfig, out: Path, *, to: Literal["folder", "shards"] = "fold
     _check_apart(out, data.path, dataset)
     classes = dataset.train.classes
     (check_directories if to == "folder" else check_lines)(classes)
-    plan = {"to": to, "short": short, "quality": quality, "pictures": _digest(dataset),
+    plan = {"to": to, "short": short, "quality": quality, "images": _digest(dataset),
             **({"shard_size": shard_size} if to == "shards" else {})}
     done = _open(out, plan, overwrite)
     look = partial(small, dataset.all, short, quality)
     earlier = read_unreadable(out / UNREADABLE)
     if to == "folder":
-        # A validation picture that is there is on record, if it cannot be read; others are new.
+        # A validation image that is there is on record, if it cannot be read; others are new.
         found = write_folder(out, dataset, look, lambda todo, reasons: write_unreadable(
             out / UNREADABLE, _rows(dataset, todo, reasons, earlier)), progress)
         unreadable = _rows(dataset, *found, earlier)
@@ -85,14 +85,14 @@ def copy(data: DataConfig, out: Path, *, to: Literal["folder", "shards"] = "fold
 
 
 def _check_apart(out: Path, root: Path | None, dataset: Dataset) -> None:
-    """Refuse to write among the pictures that are read, or around them."""
+    """Refuse to write among the images that are read, or around them."""
     home = out.resolve()
     apart = root is None or not root.exists() or not (
         home in (root.resolve(), *root.resolve().parents) or root.resolve() in home.parents)
     inside = f"{home}{os.sep}"
     if not apart or (dataset.all.files and any(
             os.path.abspath(name).startswith(inside) for name in dataset.all.names)):
-        raise InputError(f"{out} is not apart from the pictures that are copied; give a directory "
+        raise InputError(f"{out} is not apart from the images that are copied; give a directory "
                          "beside them")
 
 
@@ -104,7 +104,7 @@ def _open(out: Path, plan: Mapping[str, Any], overwrite: bool) -> bool:
     if saved and not overwrite:
         if {key: value for key, value in saved.items() if key != _DONE} == plan:
             return bool(saved.get(_DONE))
-        raise InputError(f"{out} holds a copy of other pictures, or with other options; replace it "
+        raise InputError(f"{out} holds a copy of other images, or with other options; replace it "
                          "with --overwrite, or give another directory")
     there = sorted(out.iterdir()) if out.is_dir() else []
     if there and not overwrite:
@@ -127,7 +127,7 @@ def _open(out: Path, plan: Mapping[str, Any], overwrite: bool) -> bool:
 
 
 def _digest(dataset: Dataset) -> str:
-    """Of the names, classes and split, for a copy must not be completed with other pictures."""
+    """Of the names, classes and split, for a copy must not be completed with other images."""
     sha = hashlib.sha256()
     for half in (dataset.train, dataset.val):
         names = map(os.path.abspath, half.names) if half.files else half.names
@@ -142,7 +142,7 @@ def _left_out(rows: Iterable[Row]) -> int:
 
 def _rows(dataset: Dataset, looked_at: Iterable[int], reasons: Mapping[int, str],
           earlier: Iterable[Row]) -> tuple[Row, ...]:
-    """The unreadable pictures among those looked at now, and the others on record."""
+    """The unreadable images among those looked at now, and the others on record."""
     n, names = len(dataset.train), dataset.all.names
     now = {("train" if i < n else "val", names[i]): reasons.get(i) for i in looked_at}
     kept = {(split, name): reason for split, name, reason in earlier if (split, name) not in now}

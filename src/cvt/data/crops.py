@@ -1,4 +1,4 @@
-"""A random part of a picture, at the size the network sees, decoded no larger than that needs."""
+"""A random part of an image, at the size the network sees, decoded no larger than that needs."""
 
 from __future__ import annotations
 
@@ -33,13 +33,13 @@ class ResizedCrop:
     scale: tuple[float, float]
 
     def __call__(self, found: bytes | Image.Image, name: str) -> Image.Image:
-        """From an RGB picture, or the file of any, called `name` in errors; see `read_image`."""
+        """From an RGB image, or the file of any, called `name` in errors; see `read_image`."""
         part = found.crop(self.draw(found.size)) if isinstance(found, Image.Image) else (
             read_part(found, name, self.draw, self.preprocess.size))
         return resized(part, self.preprocess.size, self.preprocess.interpolation)
 
     def draw(self, size: Size) -> Box:
-        """Which part of a picture; the most of its middle where ten draws do not fit into it."""
+        """Which part of an image; the most of its middle where ten draws do not fit into it."""
         width, height = size
         for _ in range(10):
             area = random.uniform(*self.scale) * width * height
@@ -54,11 +54,11 @@ class ResizedCrop:
 
 
 def read_part(data: bytes, name: str, draw: Callable[[Size], Box], side: int) -> Image.Image:
-    """The part that `draw` chooses of the picture in a file's bytes, as `read_image` shows it.
+    """The part that `draw` chooses of the image in a file's bytes, as `read_image` shows it.
 
     A JPEG is decoded at a half, a quarter or an eighth of its size, as small as leaves the part
     `side` pixels a side; the part then moves by less than a decoded pixel. `draw` sees a JPEG's
-    size before it is turned upright, any other picture's after.
+    size before it is turned upright, any other image's after.
     """
     with opened(data, name) as file:
         if file.format not in ("JPEG", "MPO"):
@@ -73,7 +73,7 @@ def read_part(data: bytes, name: str, draw: Callable[[Size], Box], side: int) ->
 
 
 def resized(image: Image.Image, size: int, interpolation: str) -> Image.Image:
-    """An RGB picture as a square of `size` pixels."""
+    """An RGB image as a square of `size` pixels."""
     if interpolation not in ("bicubic", "bilinear"):
         return image.resize((size, size), FILTERS[interpolation])
     # PyTorch's filter for bytes takes a fifth of the time of Pillow's, from which it differs by
@@ -86,14 +86,14 @@ def resized(image: Image.Image, size: int, interpolation: str) -> Image.Image:
 
 
 def _shrink(box: Box, side: int) -> int:
-    """By how much a decoder may shrink the picture for the box to keep `side` pixels a side."""
+    """By how much a decoder may shrink the image for the box to keep `side` pixels a side."""
     left, top, right, bottom = box
     short = min(right - left, bottom - top)
     return next((times for times in (8, 4, 2) if short >= times * side), 1)
 
 
 def _shrunk(box: Box, shrink: int, size: Size) -> Box:
-    """The box in a picture that was shrunk to `size`, none of its sides less than it should be."""
+    """The box in an image that was shrunk to `size`, none of its sides less than it should be."""
     left, top, right, bottom = box
     wide, high = round((right - left) / shrink), round((bottom - top) / shrink)
     left = min(round(left / shrink), size[0] - wide)

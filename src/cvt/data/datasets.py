@@ -6,24 +6,24 @@ from pathlib import Path
 
 from cvt.data.builtin import digits, fashion_mnist
 from cvt.data.config import DataConfig
+from cvt.data.dataset import Dataset
 from cvt.data.folder import folder
 from cvt.data.huggingface import huggingface
 from cvt.data.manifest import manifest
-from cvt.data.pictures import Dataset
 from cvt.data.shards import shards
 from cvt.system.errors import InputError
 
 
 def load_dataset(config: DataConfig) -> Dataset:
-    """The dataset that `config` names, split into training and validation pictures.
+    """The dataset that `config` names, split into training and validation images.
 
-    Raises InputError where it is not there, is damaged, has fewer than two classes or no pictures
+    Raises InputError where it is not there, is damaged, has fewer than two classes or no images
     to train on or to hold out.
     """
     dataset = _load(config)
-    for split, pictures in (("train on", dataset.train), ("validate with", dataset.val)):
-        if not len(pictures):
-            raise InputError(f"{config.root or config.name} has no pictures to {split}")
+    for split, images in (("train on", dataset.train), ("validate with", dataset.val)):
+        if not len(images):
+            raise InputError(f"{config.root or config.name} has no images to {split}")
     return dataset
 
 

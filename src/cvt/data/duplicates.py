@@ -1,9 +1,9 @@
-"""Pictures that are the same, or nearly: resized, recompressed, brightened.
+"""Images that are the same, or nearly: resized, recompressed, brightened.
 
-A fingerprint is 64 bits from the lowest frequencies of the picture's cosine transform (the
-perceptual hash of Zauner, 2010) and a gray thumbnail. Pictures are near when their hashes differ in
+A fingerprint is 64 bits from the lowest frequencies of the image's cosine transform (the
+perceptual hash of Zauner, 2010) and a gray thumbnail. Images are near when their hashes differ in
 at most DISTANCE bits and their thumbnails, brightness and contrast aside, agree. Letters: n
-pictures, m pairs.
+images, m pairs.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ from numpy.typing import NDArray
 from PIL import Image
 from scipy.fft import dctn
 
-DISTANCE = 6  # bits of 64 in which the hashes of near pictures may differ
+DISTANCE = 6  # bits of 64 in which the hashes of near images may differ
 SIDE = 16  # pixels, of a thumbnail
-# Correlation of the thumbnails from which pictures are near.
+# Correlation of the thumbnails from which images are near.
 AGREEMENT = 0.995
-# Gray levels, deviation of a thumbnail, below which a picture is blank: its hash is noise.
+# Gray levels, deviation of a thumbnail, below which an image is blank: its hash is noise.
 BLANK = 2.0
 
-Pairs = tuple[NDArray[np.int64], NDArray[np.int64]]  # (m,), (m,) places of pictures
+Pairs = tuple[NDArray[np.int64], NDArray[np.int64]]  # (m,), (m,) places of images
 
 _GRID = 32  # pixels, side of what the cosine transform sees
 # The 64 lowest frequencies but the mean, which is brightness.
@@ -36,7 +36,7 @@ _AT_ONCE = 1 << 16  # pairs whose thumbnails are compared together
 
 
 class Fingerprint(NamedTuple):
-    """What is kept of a picture to find those that look like it."""
+    """What is kept of an image to find those that look like it."""
 
     hash: int
     """64 bits."""
@@ -45,7 +45,7 @@ class Fingerprint(NamedTuple):
 
 
 def fingerprint(image: Image.Image) -> Fingerprint:
-    """That of an RGB picture of any size."""
+    """That of an RGB image of any size."""
     small = image.resize((_GRID, _GRID), Image.Resampling.BILINEAR, reducing_gap=3.0).convert("L")
     gray = np.asarray(small, np.float32)  # (32, 32)
     low = dctn(gray, norm="ortho")[_LOWEST]  # (64,)
@@ -63,11 +63,11 @@ def blank(thumbnails: NDArray[np.uint8]) -> NDArray[np.bool_]:
 
 
 def near_pairs(hashes: NDArray[np.uint64], thumbnails: NDArray[np.uint8]) -> Iterator[Pairs]:
-    """Every pair of near pictures once, a part at a time.
+    """Every pair of near images once, a part at a time.
 
     hashes (n,); thumbnails (n, SIDE, SIDE), none of them blank. All pairs within DISTANCE bits are
     found: with at most six bits changed, two of the eight bytes at least are as they were, so only
-    pictures that share two bytes are compared, for each of the 28 choices of two.
+    images that share two bytes are compared, for each of the 28 choices of two.
     """
     parts = np.ascontiguousarray(hashes).view(np.uint8).reshape(-1, _BYTES)  # (n, 8)
     for one, other in combinations(range(_BYTES), _BYTES - DISTANCE):

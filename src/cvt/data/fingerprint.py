@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from cvt.data.pictures import Dataset, Pictures
+from cvt.data.dataset import Dataset, LabeledImages
 
 HASHED = 512_000_000
 """Bytes of images up to which their contents are hashed; of more, their sizes are."""
@@ -67,7 +67,7 @@ def _classes(before: Sequence[str], now: Sequence[str]) -> str:
     return f"the classes were {', '.join(before)} and are {', '.join(now)}"
 
 
-def _half(images: Pictures, home: int) -> dict[str, Any]:
+def _half(images: LabeledImages, home: int) -> dict[str, Any]:
     counts = np.bincount(np.asarray(images.labels, np.int64), minlength=len(images.classes))
     return {"counts": counts.tolist(),
             "names": hash_of(name[home:].encode(errors="surrogateescape") for name in images.names),
@@ -83,14 +83,14 @@ def _home(names: Sequence[str]) -> int:
     return os.path.commonprefix([min(names), max(names)]).rfind(os.sep) + 1  # noqa: RUF071
 
 
-def _contents(images: Pictures) -> str:
+def _contents(images: LabeledImages) -> str:
     sizes = None if images.size is None else [_size(images, i) for i in range(len(images))]
     if sizes is None or sum(sizes) <= HASHED:
         return hash_of(_content(images, i) for i in range(len(images)))
     return hash_of([np.asarray(sizes, np.int64).tobytes()])
 
 
-def _size(images: Pictures, index: int) -> int:
+def _size(images: LabeledImages, index: int) -> int:
     assert images.size is not None
     try:
         return images.size(index)
@@ -98,7 +98,7 @@ def _size(images: Pictures, index: int) -> int:
         return -1
 
 
-def _content(images: Pictures, index: int) -> bytes:
+def _content(images: LabeledImages, index: int) -> bytes:
     try:
         image = images.fetch(index)
     except OSError:

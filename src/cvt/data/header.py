@@ -1,4 +1,4 @@
-"""What a picture's file says of itself, before its pixels."""
+"""What an image's file says of itself, before its pixels."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from cvt.data.images import opened
 
 @dataclass(frozen=True, kw_only=True)
 class Header:
-    """How a picture is stored."""
+    """How an image is stored."""
 
     format: str
-    """As Pillow names it: JPEG, PNG, ...; empty for a picture that never was a file."""
+    """As Pillow names it: JPEG, PNG, ...; empty for an image that never was a file."""
     mode: str
     """As Pillow names it: L (gray), RGB, RGBA, P (palette), CMYK, I;16, ..."""
     frames: bool = False
-    """Whether it has more than one picture, of which the first is used."""
+    """Whether it has more than one image, of which the first is used."""
     turned: bool = False
     """Whether its EXIF data asks to turn or mirror it."""
     transparent: bool = False
@@ -32,10 +32,10 @@ class Header:
 
 
 def header_of(found: bytes | Image.Image) -> Header:
-    """That of a picture which `read_image` can read."""
+    """That of an image which `read_image` can read."""
     if isinstance(found, Image.Image):
         return Header(format="", mode=found.mode)
-    with opened(found, "the picture") as file:
+    with opened(found, "the image") as file:
         return Header(format=file.format or "", mode=file.mode, frames=_frames(file),
                       turned=_turned(file), transparent=file.has_transparency_data)
 

@@ -1,4 +1,4 @@
-"""Pictures from a dataset of the library `datasets`: a name on the hub, or a directory."""
+"""Images from a dataset of the library `datasets`: a name on the hub, or a directory."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cvt.data.classes import check_names
-from cvt.data.pictures import AS_IMAGENET, Dataset, Pictures, relabel, split
+from cvt.data.dataset import AS_IMAGENET, Dataset, LabeledImages, relabel, split
 from cvt.system.errors import InputError, did_you_mean, one_line
 from cvt.system.extras import require
 
@@ -25,7 +25,7 @@ def huggingface(root: str, *, subset: str | None = None, image_column: str | Non
 
     Its split train is trained on; validation, or else test, is held out, or `val_split`; where
     there is no such split, a `val_fraction` of each class is. The columns are by default the one
-    of pictures and the one of class labels. The classes are those of train, in its order; those of
+    of images and the one of class labels. The classes are those of train, in its order; those of
     the other split are matched by name. Raises InputError where there is no such column or more
     than one, for a class that train lacks, and where the dataset cannot be had. No code of a
     dataset is run.
@@ -49,15 +49,15 @@ def huggingface(root: str, *, subset: str | None = None, image_column: str | Non
     features = halves["train"].features
     image = _column(root, features, datasets.Image, image_column, "image_column")
     label = _column(root, features, datasets.ClassLabel, label_column, "label_column")
-    train = _pictures(halves["train"], "train", image, label)
+    train = _images(halves["train"], "train", image, label)
     check_names(train.classes, root)
     if held_out is None:
         return split(train, val_fraction, seed, root)
     where, features = f"the split {held_out} of {root}", halves[held_out].features
     _column(where, features, datasets.Image, image, "image_column")
     _column(where, features, datasets.ClassLabel, label, "label_column")
-    val = relabel(_pictures(halves[held_out], held_out, image, label), train.classes,
-                  f"{where} has", "the split train lacks", "add training pictures of it, or choose "
+    val = relabel(_images(halves[held_out], held_out, image, label), train.classes,
+                  f"{where} has", "the split train lacks", "add training images of it, or choose "
                   "another split with data.val_split")
     return Dataset(train=train, val=val, preprocess=AS_IMAGENET)
 
@@ -75,18 +75,18 @@ def _column(root: str, features: Any, kind: type, chosen: str | None, option: st
     return chosen or fitting[0]
 
 
-def _pictures(part: Any, name: str, image: str, label: str) -> Pictures:
+def _images(part: Any, name: str, image: str, label: str) -> LabeledImages:
     part = part.select_columns([image, label])
     labels = list(part[label])
     if any(label is None or label < 0 for label in labels):  # -1: how a test set is kept secret
-        raise InputError(f"the split {name} has pictures without a label; choose another with "
+        raise InputError(f"the split {name} has images without a label; choose another with "
                          "data.val_split")
     classes = tuple(part.features[label].names)
     if (most := max(labels, default=0)) >= len(classes):
         raise InputError(f"the split {name} has the label {most}, and its column {label!r} names "
                          f"{len(classes)} classes; make the dataset again")
     undecoded = part.cast_column(image, type(part.features[image])(decode=False))
-    return Pictures(classes=classes, labels=tuple(labels),
+    return LabeledImages(classes=classes, labels=tuple(labels),
                     names=[f"{name} {i}" for i in range(len(part))],
                     fetch=partial(_fetch, undecoded, image),
                     size=partial(_size, _sizes(undecoded, image), undecoded, image))
@@ -104,9 +104,9 @@ def _size(sizes: NDArray[np.int64], part: Any, image: str, index: int) -> int:
     return int(sizes[index]) if sizes[index] >= 0 else len(_fetch(part, image, index))
 
 
-# A module function, not a closure: pictures travel to worker processes, which pickle them.
+# A module function, not a closure: images travel to worker processes, which pickle them.
 def _fetch(part: Any, image: str, index: int) -> bytes:
     cell = part[index][image]
     if cell is None:
-        raise OSError("its row has no picture")
+        raise OSError("its row has no image")
     return cell["bytes"] if cell["bytes"] is not None else Path(cell["path"]).read_bytes()

@@ -1,4 +1,4 @@
-"""One picture, from a file or from bytes, as everyone sees it: upright, opaque, 8-bit RGB."""
+"""One image, from a file or from bytes, as everyone sees it: upright, opaque, 8-bit RGB."""
 
 from __future__ import annotations
 
@@ -37,9 +37,9 @@ _DAMAGE = (OSError, SyntaxError, ValueError, EOFError, LookupError, TypeError, O
 
 def read_image(source: str | Path | bytes, name: str | None = None, *,
                most: int | None = None) -> Image.Image:
-    """The first frame of a picture as RGB, turned as its EXIF data says.
+    """The first frame of an image as RGB, turned as its EXIF data says.
 
-    Gray, palette, CMYK and 16-bit pictures are converted; what is transparent lies on white.
+    Gray, palette, CMYK and 16-bit images are converted; what is transparent lies on white.
     `source` is a path or the file's bytes, `name` what to call it in errors. Raises InputError,
     with that name, for an empty, truncated or foreign file, for a decompression bomb and for more
     than `most` pixels, OSError for a path that cannot be read.
@@ -57,7 +57,7 @@ def read_image(source: str | Path | bytes, name: str | None = None, *,
 
 @contextlib.contextmanager
 def opened(data: bytes, name: str) -> Iterator[Image.Image]:
-    """The picture in a file's bytes, of which only the header is read so far.
+    """The image in a file's bytes, of which only the header is read so far.
 
     Raises InputError as `read_image` does, for what goes wrong within the block too.
     """
@@ -73,7 +73,7 @@ def opened(data: bytes, name: str) -> Iterator[Image.Image]:
     except InputError:
         raise
     except UnidentifiedImageError:
-        raise InputError(f"{name} is not a picture that Pillow can read; remove it or convert it "
+        raise InputError(f"{name} is not an image that Pillow can read; remove it or convert it "
                          "to JPEG or PNG") from None
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
         raise InputError(f"{name} unpacks to more than {Image.MAX_IMAGE_PIXELS:,} pixels; it may "
@@ -84,7 +84,7 @@ def opened(data: bytes, name: str) -> Iterator[Image.Image]:
 
 
 def rgb_of(found: bytes | Image.Image, name: str) -> Image.Image:
-    """A picture, or the file of one, as `read_image` gives it."""
+    """An image, or the file of one, as `read_image` gives it."""
     return found if isinstance(found, Image.Image) else read_image(found, name)
 
 
@@ -128,7 +128,7 @@ def read_file(path: Path) -> bytes:
 
 
 def as_rgb(image: Image.Image, name: str) -> Image.Image:
-    """An opened picture as 8-bit RGB, turned as its EXIF data says; see `read_image`.
+    """An opened image as 8-bit RGB, turned as its EXIF data says; see `read_image`.
 
     Raises InputError for one of floating-point samples.
     """
@@ -140,7 +140,7 @@ def as_rgb(image: Image.Image, name: str) -> Image.Image:
 
 
 def fault(error: InputError | OSError, name: str) -> str:
-    """Why the picture `name` cannot be used, in words that name it."""
+    """Why the image `name` cannot be used, in words that name it."""
     reason = str(getattr(error, "strerror", None) or error)
     return reason if name in reason else f"{name}: {reason}"
 
@@ -168,9 +168,9 @@ def _rgb(image: Image.Image) -> Image.Image:
 
 
 def list_images(directory: Path) -> list[Path]:
-    """Every picture file below `directory`, by suffix, hidden ones left out, in a fixed order.
+    """Every image file below `directory`, by suffix, hidden ones left out, in a fixed order.
 
-    A link that leads nowhere is among them, so that a picture does not go missing unseen.
+    A link that leads nowhere is among them, so that an image does not go missing unseen.
     """
     return sorted(path for path in directory.rglob("*")
                   if path.suffix.lower() in SUFFIXES

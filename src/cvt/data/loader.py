@@ -16,8 +16,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from cvt.config import Preprocess
+from cvt.data.dataset import LabeledImages
 from cvt.data.images import fault
-from cvt.data.pictures import Pictures
 from cvt.data.prepare import check_channels, frame
 from cvt.data.randomness import randomness_restored, seed_all
 from cvt.data.samples import Pipeline, Sample, Stack, stacked
@@ -25,60 +25,60 @@ from cvt.system.errors import InputError
 
 Batch = tuple[Tensor, Tensor]  # images (B, C, size, size) float32, labels (B,) int64
 _Key = tuple[int, ...]  # epoch, index, how often it came before, how often the epoch was redrawn
-_Sample = tuple[Sample | None, int, list[tuple[int, str]]]  # sample, label, unreadable pictures
+_Sample = tuple[Sample | None, int, list[tuple[int, str]]]  # sample, label, unreadable images
 
-# Draws of another picture for one that cannot be read, before it is given up.
+# Draws of another image for one that cannot be read, before it is given up.
 _DRAWS = 100
 
 
 class Faults(UserDict[int, str]):
-    """Why pictures could not be read, by their index.
+    """Why images could not be read, by their index.
 
-    At most `fraction` of the pictures, in [0, 1], may be; one more is refused with InputError.
+    At most `fraction` of the images, in [0, 1], may be; one more is refused with InputError.
     """
 
-    def __init__(self, pictures: Pictures, fraction: float) -> None:
+    def __init__(self, images: LabeledImages, fraction: float) -> None:
         super().__init__()
-        self._pictures, self._fraction = pictures, fraction
+        self._images, self._fraction = images, fraction
 
     def __setitem__(self, index: int, reason: str) -> None:
         super().__setitem__(index, reason)
-        n = len(self._pictures)
+        n = len(self._images)
         if len(self) > self._fraction * n:
             raise InputError(reason if self._fraction == 0 else
-                             f"{len(self)} of {n:,} pictures cannot be read, more than "
+                             f"{len(self)} of {n:,} images cannot be read, more than "
                              f"data.max_unreadable={self._fraction:g} allows; the last: {reason}")
 
     def rows(self) -> list[tuple[str, str]]:
         """Name and reason of each, in the dataset's order."""
-        return [(self._pictures.names[i], self[i]) for i in sorted(self)]
+        return [(self._images.names[i], self[i]) for i in sorted(self)]
 
 
 class TrainLoader:
     """Shuffled, augmented batches of full size; what does not fill one waits for another epoch.
 
-    batch_size: pictures of an optimiser step. Each of `world` processes gets its share of every
-    batch, that of number `rank`; which pictures a batch has does not depend on either. passes: how
-    many times an epoch passes over the pictures. repeats: how many times in a row a picture comes,
+    batch_size: images of an optimiser step. Each of `world` processes gets its share of every
+    batch, that of number `rank`; which images a batch has does not depend on either. passes: how
+    many times an epoch passes over the images. repeats: how many times in a row an image comes,
     each time varied anew; a pass, which keeps its length, then has as many fewer of them. balanced:
-    every picture of an epoch is drawn with replacement, each class as often as any other. Of a
-    picture that cannot be read another takes the place, drawn from (seed, epoch, index) too;
+    every image of an epoch is drawn with replacement, each class as often as any other. Of an
+    image that cannot be read another takes the place, drawn from (seed, epoch, index) too;
     `unreadable` has them.
     """
 
-    def __init__(self, pictures: Pictures, pipeline: Pipeline, *, batch_size: int, seed: int,
+    def __init__(self, images: LabeledImages, pipeline: Pipeline, *, batch_size: int, seed: int,
                  workers: int = 0, rank: int = 0, world: int = 1, passes: int = 1,
                  repeats: int = 1, balanced: bool = False, max_unreadable: float = 0.0) -> None:
-        if passes * len(pictures) < batch_size:
-            raise InputError(f"batch_size={batch_size} is more than the {len(pictures)} training "
-                             "pictures; make it smaller"
+        if passes * len(images) < batch_size:
+            raise InputError(f"batch_size={batch_size} is more than the {len(images)} training "
+                             "images; make it smaller"
                              + (f", or passes={passes} larger" if passes > 1 else ""))
-        self.unreadable = Faults(pictures, max_unreadable)
-        self._order = _EpochOrder(pictures, batch_size, seed, rank, world, passes, repeats,
+        self.unreadable = Faults(images, max_unreadable)
+        self._order = _EpochOrder(images, batch_size, seed, rank, world, passes, repeats,
                                   balanced)
         # A generator of its own keeps DataLoader from drawing from the global one.
         self._batches: DataLoader[_Loaded] = DataLoader(
-            _Samples(pictures, pipeline, seed, others=True, share=self._order.share),
+            _Samples(images, pipeline, seed, others=True, share=self._order.share),
             batch_sampler=self._order,
             num_workers=workers, collate_fn=partial(_collate, pipeline.preprocess),
             persistent_workers=workers > 0, worker_init_fn=_on_their_own,
@@ -100,23 +100,23 @@ class TrainLoader:
         yield from _checked(self._batches, self.unreadable)
 
 
-def evaluation_batches(pictures: Pictures, preprocess: Preprocess, *, batch_size: int,
+def evaluation_batches(images: LabeledImages, preprocess: Preprocess, *, batch_size: int,
                        workers: int = 0, rank: int = 0, world: int = 1,
                        unreadable: Faults | None = None) -> Iterator[Batch]:
-    """Every picture once, in order, prepared by `preprocess`; the last batch may be smaller.
+    """Every image once, in order, prepared by `preprocess`; the last batch may be smaller.
 
-    Of `world` processes each gets every world-th picture, from that of number `rank`. Pictures that
+    Of `world` processes each gets every world-th image, from that of number `rank`. Images that
     cannot be read are left out and put into `unreadable`; without it, the first is an InputError.
     """
     check_channels(preprocess)
     pipeline = Pipeline(preprocess=preprocess, steps=(partial(frame, preprocess),))
-    keys = [(0, i, 0, 0) for i in range(rank, len(pictures), world)]
+    keys = [(0, i, 0, 0) for i in range(rank, len(images), world)]
     chunks = [keys[i:i + batch_size] for i in range(0, len(keys), batch_size)]
     yield from _checked(DataLoader(
-        _Samples(pictures, pipeline, 0, others=False), batch_sampler=chunks,
+        _Samples(images, pipeline, 0, others=False), batch_sampler=chunks,
         num_workers=workers, collate_fn=partial(_collate, preprocess),
         pin_memory=torch.cuda.is_available(), worker_init_fn=_on_their_own,
-        generator=torch.Generator()), Faults(pictures, 0) if unreadable is None else unreadable)
+        generator=torch.Generator()), Faults(images, 0) if unreadable is None else unreadable)
 
 
 class _EpochOrder(Sampler[list[_Key]]):
@@ -128,15 +128,15 @@ class _EpochOrder(Sampler[list[_Key]]):
     first with last, are the same for any number of processes.
     """
 
-    def __init__(self, pictures: Pictures, batch_size: int, seed: int, rank: int, world: int,
+    def __init__(self, images: LabeledImages, batch_size: int, seed: int, rank: int, world: int,
                  passes: int, repeats: int, balanced: bool) -> None:
-        self.n, self.batch_size, self.seed = len(pictures), batch_size, seed
+        self.n, self.batch_size, self.seed = len(images), batch_size, seed
         self.passes, self.repeats = passes, repeats
         self.epoch = self.start = 0
         self.redraws: tuple[int, ...] = ()
-        self.share: np.ndarray | None = None  # of all draws, for each picture
+        self.share: np.ndarray | None = None  # of all draws, for each image
         if balanced:
-            labels = np.array(pictures.labels)
+            labels = np.array(images.labels)
             share = 1 / np.bincount(labels)[labels]
             self.share = share / share.sum()
         places = np.arange(batch_size)[rank::world]
@@ -178,15 +178,15 @@ def _times_before(order: np.ndarray) -> np.ndarray:
 
 
 class _Samples(Dataset[Any]):
-    """Pictures as samples, each drawn from (seed, epoch, index).
+    """Images as samples, each drawn from (seed, epoch, index).
 
     others: whether another takes the place of one that cannot be read. share: with which
     probability each does, (n,); by default all alike.
     """
 
-    def __init__(self, pictures: Pictures, pipeline: Pipeline, seed: int, *, others: bool,
+    def __init__(self, images: LabeledImages, pipeline: Pipeline, seed: int, *, others: bool,
                  share: np.ndarray | None = None) -> None:
-        self.pictures, self.pipeline, self.seed, self.share = pictures, pipeline, seed, share
+        self.images, self.pipeline, self.seed, self.share = images, pipeline, seed, share
         self.draws = _DRAWS if others else 0
 
     def __getitems__(self, keys: list[_Key]) -> list[_Sample | InputError]:
@@ -202,19 +202,19 @@ class _Samples(Dataset[Any]):
         for draw in range(1 + self.draws):
             if draw:
                 rng = np.random.default_rng((self.seed, epoch, key[1], again, draw))
-                n = len(self.pictures)
+                n = len(self.images)
                 index = int(rng.integers(n) if self.share is None else rng.choice(n, p=self.share))
             try:
-                found = self.pictures.fetch(index)
+                found = self.images.fetch(index)
                 seed_all(*place)
-                sample = self.pipeline.sample(found, self.pictures.names[index])
-                return sample, self.pictures.labels[index], faults
+                sample = self.pipeline.sample(found, self.images.names[index])
+                return sample, self.images.labels[index], faults
             except (InputError, OSError) as error:
-                faults.append((index, fault(error, self.pictures.names[index])))
+                faults.append((index, fault(error, self.images.names[index])))
         if self.draws:  # raised by the reader of the batch: a worker would wrap it in a traceback
-            return InputError(f"{len(faults)} pictures in a row cannot be read; the last: "
+            return InputError(f"{len(faults)} images in a row cannot be read; the last: "
                               f"{faults[-1][1]}")
-        return None, self.pictures.labels[index], faults
+        return None, self.images.labels[index], faults
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -266,7 +266,7 @@ def _checked(batches: DataLoader[_Loaded], unreadable: Faults) -> Iterator[Batch
             if "exited unexpectedly" not in str(error):
                 raise
             raise InputError(f"{str(error).splitlines()[0]}: the system ended a process that loads "
-                             "pictures, most likely for want of memory; take fewer data.workers"
+                             "images, most likely for want of memory; take fewer data.workers"
                              ) from None
         if isinstance(batch, InputError):
             raise batch

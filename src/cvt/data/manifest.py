@@ -1,4 +1,4 @@
-"""Pictures that a table lists: CSV or Parquet with the columns path, label and maybe split."""
+"""Images that a table lists: CSV or Parquet with the columns path, label and maybe split."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from cvt.data.classes import natural_order
+from cvt.data.dataset import AS_IMAGENET, SPLITS, Dataset, check_trained, split
 from cvt.data.folder import files
-from cvt.data.pictures import AS_IMAGENET, SPLITS, Dataset, check_trained, split
 from cvt.system.errors import InputError, did_you_mean
 from cvt.system.extras import require
 from cvt.system.files import replace_file
@@ -24,14 +24,14 @@ _EMPTY = frozenset(("nan", "NaN", "NaT", "<NA>"))
 
 
 def manifest(path: Path, val_fraction: float = 0.2, seed: int = 0) -> Dataset:
-    """Pictures that the table `path` lists, a row each; its paths are relative to its directory.
+    """Images that the table `path` lists, a row each; its paths are relative to its directory.
 
-    split is train, val or test, whose pictures are left out; without the column a `val_fraction` of
-    each class is held out. A training picture with anything in the column unreadable, which `cvt
+    split is train, val or test, whose images are left out; without the column a `val_fraction` of
+    each class is held out. A training image with anything in the column unreadable, which `cvt
     data check` writes, is left out. Classes are in natural order. NaN, in a number's column or as
-    pandas writes it, is an empty cell. Raises InputError for a table without pictures, with empty
+    pandas writes it, is an empty cell. Raises InputError for a table without images, with empty
     cells, other columns, other splits, fewer than two classes, names that do not tell classes
-    apart, or a class that has validation pictures alone.
+    apart, or a class that has validation images alone.
     """
     if not path.is_file():
         raise InputError(f"data.root={path} is not a file; give a CSV or Parquet file with the "
@@ -48,15 +48,15 @@ def manifest(path: Path, val_fraction: float = 0.2, seed: int = 0) -> Dataset:
         splits = [half for half in splits if half != "test"]
     names = natural_order((row["label"] for row in rows), str(path))
     if len(names) < 2:
-        raise InputError(f"{path} has {len(rows)} pictures of {len(names)} classes; classifying "
+        raise InputError(f"{path} has {len(rows)} images of {len(names)} classes; classifying "
                          "takes at least two")
     number = {name: i for i, name in enumerate(names)}
-    pictures = files(names, [path.parent / row["path"] for row in rows],
+    images = files(names, [path.parent / row["path"] for row in rows],
                      [number[row["label"]] for row in rows])
     bad = [bool(row.get("unreadable")) for row in rows]
     if not divided:
-        halves = split(pictures, val_fraction, seed, str(path))
-        gone = {p for p, why in zip(pictures.names, bad, strict=True) if why}
+        halves = split(images, val_fraction, seed, str(path))
+        gone = {p for p, why in zip(images.names, bad, strict=True) if why}
         readable = [i for i, name in enumerate(halves.train.names) if name not in gone]
         dataset = replace(halves, train=halves.train.choose(readable))
     else:
@@ -64,9 +64,9 @@ def manifest(path: Path, val_fraction: float = 0.2, seed: int = 0) -> Dataset:
         val = [i for i, half in enumerate(splits) if half == "val"]
         for half, chosen in (("train", train), ("val", val)):
             if not chosen:
-                raise InputError(f"{path} has no picture whose split is {half}; add some, or leave "
+                raise InputError(f"{path} has no image whose split is {half}; add some, or leave "
                                  "the column out, and data.val_fraction of each class is held out")
-        dataset = Dataset(train=pictures.choose(train), val=pictures.choose(val),
+        dataset = Dataset(train=images.choose(train), val=images.choose(val),
                           preprocess=AS_IMAGENET)
     check_trained(dataset.train, dataset.val, str(path))
     return dataset
@@ -145,9 +145,9 @@ def _split(path: Path, row: int, text: str) -> str:
 
 
 def save_manifest(path: Path, dataset: Dataset, unreadable: Mapping[str, str]) -> None:
-    """Write `dataset`, whose pictures are files, as a table that `manifest` reads.
+    """Write `dataset`, whose images are files, as a table that `manifest` reads.
 
-    `unreadable` has, by name, why a picture cannot be read. Paths are relative to the table's
+    `unreadable` has, by name, why an image cannot be read. Paths are relative to the table's
     directory where they share more than the root with it, else absolute.
     """
     home = path.parent.resolve()

@@ -1,4 +1,4 @@
-"""Work on every picture, by threads: Pillow, hashes and files all let others run meanwhile."""
+"""Work on every image, by threads: Pillow, hashes and files all let others run meanwhile."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""From a picture to the network's input as evaluation and prediction do it. No torch.
+"""From an image to the network's input as evaluation and prediction do it. No torch.
 
 Everyone who feeds a network, with PyTorch or without it, comes through here, so that what is
 trained, evaluated and deployed sees the same numbers bit for bit.
@@ -16,14 +16,14 @@ from cvt.system.errors import InputError
 FILTERS = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR,
             "nearest": Image.Resampling.NEAREST, "lanczos": Image.Resampling.LANCZOS}
 
-# Pixels of a picture whose short side is resized, before it is cut: a panorama has a tenth.
+# Pixels of an image whose short side is resized, before it is cut: a panorama has a tenth.
 _MOST_RESIZED = 16_000_000
 
 
 def prepare(preprocess: Preprocess, image: Image.Image) -> NDArray[np.float32]:
-    """An RGB picture of any size to the network's input (channels, size, size), normalised.
+    """An RGB image of any size to the network's input (channels, size, size), normalised.
 
-    Raises InputError for a picture so thin that resizing its short side would fill the memory.
+    Raises InputError for an image so thin that resizing its short side would fill the memory.
     """
     return normalised(preprocess, frame(preprocess, image))
 
@@ -44,16 +44,16 @@ def frame(preprocess: Preprocess, image: Image.Image) -> Image.Image:
 
 
 def check_shape(preprocess: Preprocess, width: int, height: int) -> None:
-    """Raise InputError for a picture so thin that resizing its short side would fill the memory."""
+    """Raise InputError for an image so thin that resizing its short side would fill the memory."""
     short, long, side = min(width, height), max(width, height), preprocess.resize
     if (preprocess.mode == "crop"
             and long * side * side > short * _MOST_RESIZED):
-        raise InputError(f"a picture of {width}x{height} pixels is too thin to resize its short "
+        raise InputError(f"an image of {width}x{height} pixels is too thin to resize its short "
                          f"side to {side}; cut it first")
 
 
 def normalised(preprocess: Preprocess, image: Image.Image) -> NDArray[np.float32]:
-    """An 8-bit RGB picture as float32 (channels, H, W) with `mean` and `std` taken out."""
+    """An 8-bit RGB image as float32 (channels, H, W) with `mean` and `std` taken out."""
     pixels = pixels_of(preprocess, image)
     out = np.empty((preprocess.channels, *pixels.shape[:2]), np.float32)
     normalise(preprocess, pixels, out)
@@ -61,7 +61,7 @@ def normalised(preprocess: Preprocess, image: Image.Image) -> NDArray[np.float32
 
 
 def pixels_of(preprocess: Preprocess, image: Image.Image) -> NDArray[np.uint8]:
-    """An 8-bit RGB picture as (H, W, channels)."""
+    """An 8-bit RGB image as (H, W, channels)."""
     pixels = np.asarray(image.convert("L") if preprocess.channels == 1 else image)
     return pixels.reshape(*pixels.shape[:2], -1)
 
@@ -78,7 +78,7 @@ def normalise(preprocess: Preprocess, pixels: NDArray[np.uint8], out: NDArray[np
 
 
 def check_channels(preprocess: Preprocess) -> None:
-    """Raise InputError where no picture has the channels that `preprocess` asks for."""
+    """Raise InputError where no image has the channels that `preprocess` asks for."""
     if preprocess.channels not in (1, 3):
-        raise InputError(f"the model takes {preprocess.channels} channels, a picture has 1 (gray) "
+        raise InputError(f"the model takes {preprocess.channels} channels, an image has 1 (gray) "
                          "or 3 (RGB); give the model tensors of your own")

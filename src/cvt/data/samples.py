@@ -1,6 +1,6 @@
-"""A picture between its file and the network: bytes while it travels, floats where it arrives.
+"""An image between its file and the network: bytes while it travels, floats where it arrives.
 
-Processes that load pictures send them as bytes, a quarter of the floats' size.
+Processes that load images send them as bytes, a quarter of the floats' size.
 """
 
 from __future__ import annotations
@@ -23,26 +23,26 @@ from cvt.data.prepare import normalise, pixels_of
 
 
 class Sample(NamedTuple):
-    """What the network sees of one picture, before it is normalised."""
+    """What the network sees of one image, before it is normalised."""
 
     pixels: Tensor  # (H, W, channels) uint8
-    patch: Patch | None  # lies on the normalised picture
+    patch: Patch | None  # lies on the normalised image
 
 
 @dataclass(frozen=True, kw_only=True)
 class Pipeline:
-    """From what `Pictures.fetch` gives to a sample of `preprocess.size` pixels a side."""
+    """From what `LabeledImages.fetch` gives to a sample of `preprocess.size` pixels a side."""
 
     preprocess: Preprocess
     read: Callable[[bytes | Image.Image, str], Image.Image] = rgb_of
-    """From a picture, or the file of one, and its name to RGB."""
+    """From an image, or the file of one, and its name to RGB."""
     steps: tuple[Callable[[Image.Image], Image.Image], ...]
     """What is done with it in turn."""
     erase: Erasing | None = None
     """Draws the patch, if any."""
 
     def sample(self, found: bytes | Image.Image, name: str) -> Sample:
-        """Raises InputError, with `name`, where the file holds no picture."""
+        """Raises InputError, with `name`, where the file holds no image."""
         image = self.read(found, name)
         for step in self.steps:
             image = step(image)

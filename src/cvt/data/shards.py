@@ -1,8 +1,8 @@
-"""Pictures in tar archives, as WebDataset lays them out, each to be reached alone.
+"""Images in tar archives, as WebDataset lays them out, each to be reached alone.
 
 Members of one name are one sample: 000017.jpg and 000017.cls, whose text is the class (its name, or
 the number of its line in classes.txt, from 0), or 000017.json with a "label", where a text is a
-name before it is a number. An index of where each picture lies is built once and kept beside the
+name before it is a number. An index of where each image lies is built once and kept beside the
 archives.
 """
 
@@ -21,8 +21,8 @@ from numpy.typing import NDArray
 
 from cvt.data.archives import Member, members
 from cvt.data.classes import check_names, natural_order, spelling
+from cvt.data.dataset import AS_IMAGENET, Dataset, LabeledImages, check_trained, split
 from cvt.data.images import SUFFIXES
-from cvt.data.pictures import AS_IMAGENET, Dataset, Pictures, check_trained, split
 from cvt.system.errors import InputError
 from cvt.system.files import replace_file
 
@@ -36,7 +36,7 @@ def shards(root: Path, val_fraction: float = 0.2, seed: int = 0) -> Dataset:
 
     `root`/classes.txt has the name of each class, a line each, in their order; without it the
     classes are what the archives say, in natural order. Raises InputError for archives that are
-    compressed or damaged, for pictures without a class, where there are fewer than two classes, for
+    compressed or damaged, for images without a class, where there are fewer than two classes, for
     names that do not tell classes apart, and for numbers that could be names as well as lines.
     """
     if not root.is_dir():
@@ -50,11 +50,11 @@ def shards(root: Path, val_fraction: float = 0.2, seed: int = 0) -> Dataset:
                          "each class is held out")
     archives = {"all": sorted(root.glob("*.tar"))} if not halves["train"] else halves
     if not any(archives.values()):
-        raise InputError(f"{root} has no .tar archives; compressed ones must be unpacked, for a "
-                         "picture in them cannot be reached alone")
+        raise InputError(f"{root} has no .tar archives; compressed ones must be unpacked, for an "
+                         "image in them cannot be reached alone")
     index = _index(root, [path for paths in archives.values() for path in paths])
     classes, place = _classes(root, index)
-    found = {half: _pictures(index, classes, place, paths) for half, paths in archives.items()}
+    found = {half: _images(index, classes, place, paths) for half, paths in archives.items()}
     if "all" in found:
         return split(found["all"], val_fraction, seed, str(root))
     if not (root / CLASSES).is_file():
@@ -64,11 +64,11 @@ def shards(root: Path, val_fraction: float = 0.2, seed: int = 0) -> Dataset:
 
 @dataclass(frozen=True, kw_only=True)
 class _Index:
-    """Where the pictures are: arrays of equal length but for `archives`."""
+    """Where the images are: arrays of equal length but for `archives`."""
 
     archives: tuple[str, ...]  # paths relative to the root, with size and time of change
     root: Path
-    archive: NDArray[np.int32]  # of each picture, a place in archives
+    archive: NDArray[np.int32]  # of each image, a place in archives
     offset: NDArray[np.int64]  # bytes
     size: NDArray[np.int64]
     name: NDArray[np.str_]
@@ -84,7 +84,7 @@ def _index(root: Path, archives: Sequence[Path]) -> _Index:
         return kept
     rows = [(number, *row) for number, path in enumerate(archives) for row in _members(path)]
     if not rows:
-        raise InputError(f"the archives in {root} hold no pictures; a sample is a picture and a "
+        raise InputError(f"the archives in {root} hold no images; a sample is an image and a "
                          "file of the same name that ends in .cls or .json")
     archive, name, offset, size, label, text = zip(*rows, strict=True)
     index = _Index(archives=stamps, root=root, archive=np.array(archive, np.int32),
@@ -121,21 +121,21 @@ def _load(root: Path, stamps: tuple[str, ...]) -> _Index | None:
 
 
 def _members(path: Path) -> Iterator[tuple[str, int, int, str, bool]]:
-    """Name, offset, size, class and kind of class of each picture of an archive, in its order."""
-    pictures: dict[str, Member] = {}
+    """Name, offset, size, class and kind of class of each image of an archive, in its order."""
+    images: dict[str, Member] = {}
     labels: dict[str, tuple[str, bool]] = {}
     for member in members(path):
         stem = PurePosixPath(member.name)
         key = str(stem.with_name(stem.name.split(".")[0]))
         if stem.suffix.lower() in SUFFIXES:
-            if key in pictures:
-                raise InputError(f"{path} has two pictures called {key}")
-            pictures[key] = member
+            if key in images:
+                raise InputError(f"{path} has two images called {key}")
+            images[key] = member
         elif (stem.suffix in (".cls", ".json") and member.size <= _MOST_LABEL
               and (label := _label(member.read(), stem.suffix)) is not None
               and (key not in labels or stem.suffix == ".cls")):  # which decides, of the two
             labels[key] = label
-    for key, member in pictures.items():
+    for key, member in images.items():
         if key not in labels:
             raise InputError(f"{path}: {member.name} has no class; it takes {key}.cls, or "
                              f'{key}.json with a "label"')
@@ -201,7 +201,7 @@ def _lookup(names: tuple[str, ...], written: Sequence[tuple[str, bool]], root: P
     as_numbers = None not in counted.values()
     for (label, _), i in counted.items() if as_names and as_numbers else ():
         if i != spelled[spelling(label)]:
-            raise InputError(f"{root} has pictures of the class {label!r}, which may be the name "
+            raise InputError(f"{root} has images of the class {label!r}, which may be the name "
                              f"or the number of a line in {CLASSES}; write names as text in "
                              f'.json files, {{"label": "{label}"}}, or let no name be a number')
     lines = counted if as_numbers and not as_names else {}
@@ -210,27 +210,27 @@ def _lookup(names: tuple[str, ...], written: Sequence[tuple[str, bool]], root: P
         # A number without a line first: it is what keeps the others from being numbers.
         label, _ = min(lost, key=lambda key: counted.get(key) is not None)
         near = spelled.get(spelling(label))
-        raise InputError(f"{root} has pictures of the class {label!r}, and {CLASSES} has "
+        raise InputError(f"{root} has images of the class {label!r}, and {CLASSES} has "
                          f"{len(names)} names, which lack it; "
                          + ("add it at the end, or write another class" if near is None else
                             f"write {names[near]!r}, as {CLASSES} spells it"))
     return {key: i for key, i in found.items() if i is not None}
 
 
-def _pictures(index: _Index, classes: tuple[str, ...], place: Mapping[tuple[str, bool], int],
-              archives: Sequence[Path]) -> Pictures:
+def _images(index: _Index, classes: tuple[str, ...], place: Mapping[tuple[str, bool], int],
+              archives: Sequence[Path]) -> LabeledImages:
     paths = [index.root / stamp.rsplit(" ", 2)[0] for stamp in index.archives]
     mine = np.isin(index.archive, [i for i, path in enumerate(paths) if path in archives])
     where = (index.archive[mine], index.offset[mine], index.size[mine])
     keys = zip(index.label[mine].tolist(), index.text[mine].tolist(), strict=True)
-    return Pictures(
+    return LabeledImages(
         classes=classes, labels=tuple(place[key] for key in keys),
         names=[f"{paths[a]}:{name}" for a, name in zip(where[0], index.name[mine].tolist(),
                                                        strict=True)],
         fetch=partial(_fetch, paths, *where), size=where[2].item)
 
 
-# A module function, not a closure: pictures travel to worker processes, which pickle them.
+# A module function, not a closure: images travel to worker processes, which pickle them.
 def _fetch(paths: Sequence[Path], archive: NDArray[np.int32], offset: NDArray[np.int64],
            size: NDArray[np.int64], index: int) -> bytes:
     with paths[archive[index]].open("rb") as file:

@@ -1,4 +1,4 @@
-"""One picture, small enough: the bytes of a file."""
+"""One image, small enough: the bytes of a file."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from pathlib import PurePath
 
 from PIL import Image
 
+from cvt.data.dataset import LabeledImages
 from cvt.data.header import header_of
 from cvt.data.images import SUFFIXES, fault, read_image
-from cvt.data.pictures import Pictures
 from cvt.system.errors import InputError
 
 _SUFFIX = {"JPEG": ".jpg", "PNG": ".png"}
@@ -26,19 +26,19 @@ class Small:
     suffix: str
     """With its dot."""
     reason: str | None = None
-    """Why the picture cannot be read."""
+    """Why the image cannot be read."""
 
 
-def small(pictures: Pictures, short: int, quality: int, index: int) -> Small:
-    """The picture at `index` with a short side of at most `short` pixels, upright RGB.
+def small(images: LabeledImages, short: int, quality: int, index: int) -> Small:
+    """The image at `index` with a short side of at most `short` pixels, upright RGB.
 
     One that is resized becomes JPEG of `quality`, without metadata. One that is small enough is
     taken byte for byte if it is an upright gray or RGB JPEG or PNG, and becomes PNG if it never was
     a file.
     """
-    name, found = pictures.names[index], b""
+    name, found = images.names[index], b""
     try:
-        fetched = pictures.fetch(index)
+        fetched = images.fetch(index)
         if isinstance(fetched, Image.Image):
             return _encoded(fetched, short, quality, lossless=True)
         found = fetched

@@ -1,4 +1,4 @@
-"""The list of pictures that could not be read, a table in the directory of a run or of a copy."""
+"""The list of images that could not be read, a table in the directory of a run or of a copy."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from cvt.system.files import replace_file
 
 UNREADABLE = "unreadable.csv"
 
-Row = tuple[str, str, str]  # split, picture, reason
+Row = tuple[str, str, str]  # split, image, reason
 
 
 def write_unreadable(path: Path, rows: Iterable[Row]) -> None:
@@ -21,9 +21,9 @@ def write_unreadable(path: Path, rows: Iterable[Row]) -> None:
         return
 
     def write(part: Path) -> None:
-        # A picture's name may be any bytes, which this keeps.
+        # An image's name may be any bytes, which this keeps.
         with part.open("w", encoding="utf-8", errors="surrogateescape", newline="") as file:
-            csv.writer(file, lineterminator="\n").writerows([("split", "picture", "reason"), *rows])
+            csv.writer(file, lineterminator="\n").writerows([("split", "image", "reason"), *rows])
 
     replace_file(path, write)
 

@@ -8,13 +8,13 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path, PurePath
 
+from cvt.data.dataset import Dataset, LabeledImages
 from cvt.data.parallel import in_threads
-from cvt.data.pictures import Dataset, Pictures
 from cvt.data.small import Small
 from cvt.system.errors import InputError
 from cvt.system.files import replace_file
 
-_LONGEST = 80  # characters of a picture's name that its copy keeps
+_LONGEST = 80  # characters of an image's name that its copy keeps
 
 
 def check_directories(classes: tuple[str, ...]) -> None:
@@ -30,14 +30,14 @@ def write_folder(out: Path, dataset: Dataset, small: Callable[[int], Small],
                  record: Callable[[list[int], dict[int, str]], object],
                  progress: Callable[[int, int], object] | None
                  ) -> tuple[list[int], dict[int, str]]:
-    """Write the pictures of `dataset.all`, as `small` gives them, but those that are there.
+    """Write the images of `dataset.all`, as `small` gives them, but those that are there.
 
-    Files appear whole. Unreadable training pictures are left out; those of validation are written
+    Files appear whole. Unreadable training images are left out; those of validation are written
     last, as they are, after `record` was given what is returned: so what is there is on record.
     Returns the indices that were looked at, and why some of them cannot be read.
     """
-    pictures, train = dataset.all, len(dataset.train)
-    places = _places(out, pictures, train)
+    images, train = dataset.all, len(dataset.train)
+    places = _places(out, images, train)
     _make_directories({place.parent for place in places})
     there = _stems({place.parent for place in places})
     todo = [i for i, place in enumerate(places) if place not in there]
@@ -57,7 +57,7 @@ def write_folder(out: Path, dataset: Dataset, small: Callable[[int], Small],
 
 
 def _put(places: list[Path], small: Callable[[int], Small], index: int) -> str | None:
-    """Write a picture, or say why it cannot be read."""
+    """Write an image, or say why it cannot be read."""
     found = small(index)
     if found.reason is None:
         _write(places[index], found)
@@ -69,16 +69,16 @@ def _write(place: Path, found: Small) -> None:
                  lambda part: part.write_bytes(found.data))
 
 
-def _places(out: Path, pictures: Pictures, train: int) -> list[Path]:
-    """Where each picture goes, without the suffix: its own name, numbered where two have one."""
-    homes = [out / half / name for half in ("train", "val") for name in pictures.classes]
+def _places(out: Path, images: LabeledImages, train: int) -> list[Path]:
+    """Where each image goes, without the suffix: its own name, numbered where two have one."""
+    homes = [out / half / name for half in ("train", "val") for name in images.classes]
     taken: set[tuple[int, str]] = set()
     times: Counter[tuple[int, str]] = Counter()
     places = []
-    for i, (label, name) in enumerate(zip(pictures.labels, pictures.names, strict=True)):
-        home = label + (i >= train) * len(pictures.classes)
+    for i, (label, name) in enumerate(zip(images.labels, images.names, strict=True)):
+        home = label + (i >= train) * len(images.classes)
         # No dots, so that the stem is what stands before the one dot of the copy's name.
-        stem = re.sub(r"[^\w-]+", "_", PurePath(name).stem)[:_LONGEST] or "picture"
+        stem = re.sub(r"[^\w-]+", "_", PurePath(name).stem)[:_LONGEST] or "image"
         new = stem
         # Some systems take A and a for the same.
         while (home, new.casefold()) in taken:
@@ -98,7 +98,7 @@ def _make_directories(homes: set[Path]) -> None:
 
 
 def _stems(homes: set[Path]) -> set[Path]:
-    """The pictures that are there, without their suffixes; what a kill left half is removed."""
+    """The images that are there, without their suffixes; what a kill left half is removed."""
     there = set()
     for home in homes:
         for path in home.iterdir():

@@ -12,14 +12,14 @@ from itertools import chain, count, islice
 from pathlib import Path
 
 from cvt.data.classes import spelling
+from cvt.data.dataset import Dataset
 from cvt.data.parallel import in_threads
-from cvt.data.pictures import Dataset
 from cvt.data.shards import CLASSES
 from cvt.data.small import Small
 from cvt.system.errors import InputError
 from cvt.system.files import replace_file
 
-_Sample = tuple[str, Small, str, str]  # both members' name, the picture, the class and its suffix
+_Sample = tuple[str, Small, str, str]  # both members' name, the image, the class and its suffix
 
 
 def check_lines(classes: tuple[str, ...]) -> None:
@@ -39,14 +39,14 @@ def check_lines(classes: tuple[str, ...]) -> None:
 
 def write_shards(out: Path, dataset: Dataset, small: Callable[[int], Small], shard_size: int,
                  progress: Callable[[int, int], object] | None) -> dict[int, str]:
-    """Write the pictures of `dataset.all`, as `small` gives them; why some cannot be read, by
+    """Write the images of `dataset.all`, as `small` gives them; why some cannot be read, by
     index.
 
-    Unreadable training pictures are left out, those of validation are written as they are.
+    Unreadable training images are left out, those of validation are written as they are.
     """
-    pictures, train = dataset.all, len(dataset.train)
+    images, train = dataset.all, len(dataset.train)
     # Where a name is a number, the number of a class could be taken for a name.
-    by_name = any(isinstance(spelling(name), Decimal) for name in pictures.classes)
+    by_name = any(isinstance(spelling(name), Decimal) for name in images.classes)
     reasons: dict[int, str] = {}
 
     def samples(half: range) -> Iterator[_Sample]:
@@ -54,15 +54,15 @@ def write_shards(out: Path, dataset: Dataset, small: Callable[[int], Small], sha
             if found.reason is not None:
                 reasons[i] = found.reason
             if found.reason is None or i >= train:
-                label = pictures.labels[i]
-                text = json.dumps({"label": pictures.classes[label]}) if by_name else str(label)
+                label = images.labels[i]
+                text = json.dumps({"label": images.classes[label]}) if by_name else str(label)
                 yield f"{i:08}", found, text, ".json" if by_name else ".cls"
             if progress:
-                progress(i + 1, len(pictures))
+                progress(i + 1, len(images))
 
-    lines = "".join(f"{name}\n" for name in pictures.classes)
+    lines = "".join(f"{name}\n" for name in images.classes)
     replace_file(out / CLASSES, lambda part: part.write_text(lines, encoding="utf-8", newline=""))
-    for name, half in (("train", range(train)), ("val", range(train, len(pictures)))):
+    for name, half in (("train", range(train)), ("val", range(train, len(images)))):
         rest = samples(half)
         for number in count():
             if (first := next(rest, None)) is None:
@@ -74,8 +74,8 @@ def write_shards(out: Path, dataset: Dataset, small: Callable[[int], Small], sha
 
 def _pack(samples: Iterator[_Sample], path: Path) -> None:
     with tarfile.open(path, "w", format=tarfile.USTAR_FORMAT) as archive:
-        for key, picture, label, kind in samples:
-            for suffix, data in ((picture.suffix, picture.data), (kind, label.encode())):
+        for key, image, label, kind in samples:
+            for suffix, data in ((image.suffix, image.data), (kind, label.encode())):
                 member = tarfile.TarInfo(key + suffix)
                 member.size = len(data)
                 archive.addfile(member, io.BytesIO(data))

@@ -70,8 +70,8 @@ def optimize(model: CvT, backend: Backend = "eager", precision: Precision = "fp3
     backend: "auto" takes the best that is installed and has the precision. batch_size: what it will
     mostly be called with, for which it is tuned; it takes any. threads: how many cores it may use;
     by default all; for eager and compile that is PyTorch's setting for the whole process.
-    calibration: for int8, normalised batches (B, C, H, W) of pictures like those to come, of which
-    the first 300 pictures are taken. tolerance: the largest difference of a logit that is accepted,
+    calibration: for int8, normalised batches (B, C, H, W) of images like those to come, of which
+    the first 300 images are taken. tolerance: the largest difference of a logit that is accepted,
     in units of the largest logit; by default 2e-5 in fp32, 0.1 in bf16 and 0.5 in int8. Raises
     InputError for a precision that the backend lacks, for a package or a compiler that is missing,
     for a graph's backend and a model on a GPU, and above the tolerance.
@@ -85,7 +85,7 @@ def optimize(model: CvT, backend: Backend = "eager", precision: Precision = "fp3
     if precision not in PRECISIONS[chosen]:
         raise InputError(f"{chosen} has no {precision}; it has {', '.join(PRECISIONS[chosen])}")
     if precision == "int8" and calibration is None:
-        raise InputError("int8 needs calibration=, batches of normalised pictures like those that "
+        raise InputError("int8 needs calibration=, batches of normalised images like those that "
                          "the model will see")
     device = next(model.parameters()).device
     if chosen == "compile" and device.type == "cpu" and not any(map(shutil.which, (
@@ -104,7 +104,7 @@ def optimize(model: CvT, backend: Backend = "eager", precision: Precision = "fp3
                          "it with model.cpu(), or take backend='eager'")
     else:
         run = _graph_run(folded, chosen, precision, images, batch_size, threads,
-                         _pictures(calibration or ()))
+                         _images(calibration or ()))
     agreement = verify(model, run, images, precision, tolerance)
     return Optimized(backend=chosen, precision=precision, agreement=agreement, run=run)
 
@@ -163,12 +163,12 @@ def _frozen(network: nn.Module) -> Callable[[Tensor], Tensor]:
 
 
 def _graph_run(folded: Folded, backend: str, precision: Precision, example: Tensor,
-               batch_size: int, threads: int | None, pictures: Sequence[Images]
+               batch_size: int, threads: int | None, calibration: Sequence[Images]
                ) -> Callable[[Tensor], Tensor]:
     if backend == "openvino":
         graph = openvino_graph(folded, example=example)
         if precision == "int8":
-            graph = quantise(graph, pictures)
+            graph = quantise(graph, calibration)
         session = openvino_session(graph, precision=precision, threads=threads,
                                    latency=batch_size == 1)
     else:
@@ -177,13 +177,13 @@ def _graph_run(folded: Folded, backend: str, precision: Precision, example: Tens
             onnx_graph(folded, path, example=example)
             if precision == "int8":
                 small = path.with_stem("int8")
-                quantise_onnx(path, small, pictures)
+                quantise_onnx(path, small, calibration)
                 path = small
             session = onnx_session(path, threads=threads)
     return lambda images: torch.from_numpy(session(images.numpy()))
 
 
-def _pictures(batches: Iterable[Tensor]) -> list[Images]:
+def _images(batches: Iterable[Tensor]) -> list[Images]:
     """No more of the batches than int8 needs: a loader of a whole dataset may be given."""
     taken: list[Images] = []
     for batch in batches:

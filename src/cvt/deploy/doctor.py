@@ -37,7 +37,7 @@ class Trial:
     precision: str
     device: str
     milliseconds: float | None = None
-    """Of a picture alone, 28x28, through `cvt_nano`, the median of 20; None where it failed."""
+    """Of an image alone, 28x28, through `cvt_nano`, the median of 20; None where it failed."""
     difference: float | None = None
     """Of the logits from those of PyTorch in fp32, in units of the largest."""
     reason: str | None = None
@@ -153,14 +153,14 @@ def _try(backend: str, precision: str, device: str) -> Trial:
 
     model = create_model(TRIED).eval().to(device)
     generator = torch.Generator().manual_seed(0)
-    pictures = [torch.randn(8, 3, 28, 28, generator=generator).to(device) for _ in range(4)]
+    images = [torch.randn(8, 3, 28, 28, generator=generator).to(device) for _ in range(4)]
     try:
         fast = optimize(model, backend, precision,  # type: ignore[arg-type]
-                        calibration=pictures if precision == "int8" else None)
+                        calibration=images if precision == "int8" else None)
         seconds = []
         for _ in range(25):
             start = time.perf_counter()
-            fast(pictures[0][:1]).cpu()  # a GPU has not computed before it is asked
+            fast(images[0][:1]).cpu()  # a GPU has not computed before it is asked
             seconds.append(time.perf_counter() - start)
     except InputError as error:
         return Trial(backend=backend, precision=precision, device=device, reason=str(error))

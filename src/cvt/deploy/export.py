@@ -18,11 +18,11 @@ from torch import Tensor, nn
 
 from cvt.config import Act
 from cvt.data.config import DataConfig
+from cvt.data.dataset import Dataset, LabeledImages, relabel
 from cvt.data.datasets import load_dataset
 from cvt.data.folder import files
 from cvt.data.images import list_images
 from cvt.data.loader import Batch, evaluation_batches
-from cvt.data.pictures import Dataset, Pictures, relabel
 from cvt.deploy.graphs import (
     GRAPHS,
     Run,
@@ -44,7 +44,7 @@ from cvt.weights.models import load_model
 
 # Of the largest logit. Rounding measures 1e-7 to 2e-6 in every format; a wrong graph, 1e-3 and up.
 TOLERANCE = 2e-5
-NOISE = (1, 3, 4)  # batches, where no picture is given
+NOISE = (1, 3, 4)  # batches, where no image is given
 BATCH = 16
 
 
@@ -55,15 +55,15 @@ def export(source: str | Path, destination: str | Path, to: Format, precision: P
     """Write the model `source` as the directory `destination`, once its graph is proved right.
 
     The graph is run by its own runtime on the CPU and its logits are compared with the PyTorch
-    model's: on the labelled pictures of `data` and `split` if given, else on `images` (files and
+    model's: on the labelled images of `data` and `split` if given, else on `images` (files and
     folders), else on noise of a fixed seed; what was found is the manifest's `parity`. With `data`
     the accuracy before and after is in it too. int8 is calibrated on up to 300 of `images`, else
-    of the training pictures of `data`. `source` and `act` are as for `cvt.load_model`.
+    of the training images of `data`. `source` and `act` are as for `cvt.load_model`.
 
-    A torch graph of a network that sees pictures too small to trace (`traceable_side`) takes that
+    A torch graph of a network that sees images too small to trace (`traceable_side`) takes that
     size alone; every other graph takes any. Raises InputError where the format lacks the precision
     or a package is missing, where `destination` is there (unless it is an exported model and
-    `overwrite` is set), where pictures cannot be used, where float32 logits differ by more than
+    `overwrite` is set), where images cannot be used, where float32 logits differ by more than
     2e-5 of the largest, and where bf16 or int8 lose more than `max_drop` points of top-1. It then
     leaves nothing.
     """
@@ -73,15 +73,15 @@ def export(source: str | Path, destination: str | Path, to: Format, precision: P
     destination = Path(os.path.abspath(destination))
     _check_place(destination, overwrite)
     if precision == "int8" and not images and data is None:
-        raise InputError("int8 is calibrated on pictures like those that the model will see; give "
+        raise InputError("int8 is calibrated on images like those that the model will see; give "
                          f"some {MOST} with --images, or a dataset with --data.name")
     network, card = load_model(source, act=act)
     if card.model.num_classes == 0:
         raise InputError(f"{source} has no classifier, so it has no logits to export; train one "
                          "first")
     dataset = load_dataset(data) if data else None
-    labelled: Pictures | None = getattr(dataset, split) if dataset else None
-    own = _pictures(images) if images else None
+    labelled: LabeledImages | None = getattr(dataset, split) if dataset else None
+    own = _images(images) if images else None
     calibration = _calibration(card, own, dataset) if precision == "int8" else []
 
     destination.parent.mkdir(parents=True, exist_ok=True)
@@ -117,33 +117,33 @@ def _check_place(destination: Path, overwrite: bool) -> None:
                          "not be replaced; give another place")
 
 
-def _pictures(names: Sequence[str | Path]) -> Pictures:
-    """Every picture of files and folders, all of one nameless class."""
+def _images(names: Sequence[str | Path]) -> LabeledImages:
+    """Every image of files and folders, all of one nameless class."""
     paths: list[Path] = []
     for path in map(Path, names):
         found = list_images(path) if path.is_dir() else [path]
         if not found:
-            raise InputError(f"{path} has no pictures in it or below it")
+            raise InputError(f"{path} has no images in it or below it")
         paths += found
     return files(("",), paths, (0,) * len(paths))
 
 
-def _some(pictures: Pictures, most: int) -> Pictures:
-    """At most `most` of the pictures, evenly spread, for folders are sorted by class."""
-    n = min(most, len(pictures))
-    return pictures.choose([i * len(pictures) // n for i in range(n)])
+def _some(images: LabeledImages, most: int) -> LabeledImages:
+    """At most `most` of the images, evenly spread, for folders are sorted by class."""
+    n = min(most, len(images))
+    return images.choose([i * len(images) // n for i in range(n)])
 
 
-def _calibration(card: ModelCard, own: Pictures | None, dataset: Dataset | None
+def _calibration(card: ModelCard, own: LabeledImages | None, dataset: Dataset | None
                  ) -> list[np.ndarray]:
-    pictures = own if own is not None else dataset.train if dataset else None
-    assert pictures is not None
-    check_enough(len(pictures))  # before they are read
-    return [images.numpy() for images, _ in _batches(_some(pictures, MOST), card)]
+    source = own if own is not None else dataset.train if dataset else None
+    assert source is not None
+    check_enough(len(source))  # before they are read
+    return [images.numpy() for images, _ in _batches(_some(source, MOST), card)]
 
 
-def _batches(pictures: Pictures, card: ModelCard) -> Iterable[Batch]:
-    return evaluation_batches(pictures, card.preprocess, batch_size=BATCH)
+def _batches(images: LabeledImages, card: ModelCard) -> Iterable[Batch]:
+    return evaluation_batches(images, card.preprocess, batch_size=BATCH)
 
 
 def _write_graph(path: Path, network: nn.Module, card: ModelCard, to: Format,
@@ -171,24 +171,24 @@ def _write_graph(path: Path, network: nn.Module, card: ModelCard, to: Format,
 
 
 def _noise(n: int, card: ModelCard, height: int, width: int) -> Tensor:
-    """Pictures of white noise, of the statistics that the preprocessing gives."""
+    """Images of white noise, of the statistics that the preprocessing gives."""
     generator = torch.Generator().manual_seed(0)
     return torch.randn(n, card.model.in_chans, height, width, generator=generator)
 
 
-def _compare(network: nn.Module, run: Run, card: ModelCard, labelled: Pictures | None,
-             own: Pictures | None) -> dict[str, float]:
+def _compare(network: nn.Module, run: Run, card: ModelCard, labelled: LabeledImages | None,
+             own: LabeledImages | None) -> dict[str, float]:
     """The manifest's `parity` of the graph that `run` runs."""
     if labelled is not None:
         labelled = relabel(labelled, card.classes)
-    pictures = labelled if labelled is not None else _some(own, MOST) if own is not None else None
+    source = labelled if labelled is not None else _some(own, MOST) if own is not None else None
     size = card.preprocess.size
     batches: Iterable[Batch]
-    if pictures is None:
+    if source is None:
         batches = [(x, torch.zeros(len(x))) for x in
                    _noise(sum(NOISE), card, size, size).split(NOISE)]
     else:
-        batches = _batches(pictures, card)
+        batches = _batches(source, card)
     largest = difference = 0.0
     n = same = before = after = 0
     with torch.inference_mode():
@@ -203,7 +203,7 @@ def _compare(network: nn.Module, run: Run, card: ModelCard, labelled: Pictures |
                 before += int((one == labels).sum())
                 after += int((other == labels).sum())
     parity = {"difference": difference / (largest or 1.0), "agreement": same / n,
-              "images": n if pictures is not None else 0, "noise": 0 if pictures is not None else n}
+              "images": n if source is not None else 0, "noise": 0 if source is not None else n}
     if labelled is not None:
         parity |= {"accuracy_before": 100 * before / n, "accuracy_after": 100 * after / n,
                    "labelled": n}
@@ -226,7 +226,7 @@ def _check_parity(parity: dict[str, float], precision: Precision, max_drop: floa
         raise InputError(f"{precision} loses {drop:.2f} points of top-1 "
                          f"({parity['accuracy_before']:.2f} to {parity['accuracy_after']:.2f} %), "
                          f"more than max_drop={max_drop}; nothing was written, use fp32 or bf16, "
-                         "or more pictures to calibrate on")
+                         "or more images to calibrate on")
 
 
 def _into_place(part: Path, destination: Path) -> None:

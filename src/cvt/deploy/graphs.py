@@ -114,7 +114,7 @@ def torch_graph(network: nn.Module, path: str | Path, *, example: Tensor, bf16: 
     """Write `network` as a program of torch.export (.pt2); loading it needs no code of this one.
 
     bf16: weights and arithmetic in bfloat16, images and logits in float32. fixed_size: height and
-    width are those of `example`, for networks that see pictures below `traceable_side`.
+    width are those of `example`, for networks that see images below `traceable_side`.
     """
     free = torch.export.Dim.DYNAMIC
     with _quiet():

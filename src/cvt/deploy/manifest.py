@@ -36,9 +36,9 @@ class Manifest:
     """Network, preprocessing and classes."""
     parity: Mapping[str, float]
     """Against the PyTorch model in float32: `difference` (largest of logits, over the largest
-    logit), `agreement` (fraction of equal top-1 in [0, 1]), on `images` pictures and `noise`
-    pictures of noise; `accuracy_before` and `accuracy_after` (top-1 in percent) on `labelled`
-    pictures, where they were given; `calibrated` pictures behind int8."""
+    logit), `agreement` (fraction of equal top-1 in [0, 1]), on `images` images and `noise`
+    images of noise; `accuracy_before` and `accuracy_after` (top-1 in percent) on `labelled`
+    images, where they were given; `calibrated` images behind int8."""
     versions: Mapping[str, str]
     """What wrote it: package name to version."""
     schema: int = SCHEMA

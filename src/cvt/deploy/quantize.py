@@ -1,4 +1,4 @@
-"""Weights and activations in 8 bits, calibrated on the user's own pictures."""
+"""Weights and activations in 8 bits, calibrated on the user's own images."""
 
 from __future__ import annotations
 
@@ -21,24 +21,24 @@ if TYPE_CHECKING:
 
 Images = NDArray[np.float32]  # (B, C, H, W), prepared
 
-# Ranges that a handful of pictures show are not those of the next one; NNCF's own default is 300.
+# Ranges that a handful of images show are not those of the next one; NNCF's own default is 300.
 LEAST, MOST = 8, 300
 
 
 def quantise(model: openvino.Model, batches: Sequence[Images]) -> openvino.Model:
-    """`model` with 8-bit arithmetic, calibrated on the pictures in `batches`; `model` stays.
+    """`model` with 8-bit arithmetic, calibrated on the images in `batches`; `model` stays.
 
     Post-training quantisation of NNCF for Transformers: weights by channel, activations by tensor,
     both symmetric, with SmoothQuant and bias correction; softmax and norms stay in floating point.
-    Raises InputError for fewer than 8 pictures and where nncf is not installed.
+    Raises InputError for fewer than 8 images and where nncf is not installed.
     """
-    pictures = _pictures(batches)
+    images = _images(batches)
     nncf = require("nncf", "openvino")
     openvino_core()  # before NNCF compiles graphs of its own
     # It draws progress bars, and makes torch look for a CUDA compiler.
     with (_silent("nncf"), _silent("torch.utils.cpp_extension"),
           contextlib.redirect_stdout(io.StringIO())):
-        return nncf.quantize(model.clone(), nncf.Dataset(pictures), subset_size=len(pictures),
+        return nncf.quantize(model.clone(), nncf.Dataset(images), subset_size=len(images),
                              model_type=nncf.ModelType.TRANSFORMER,
                              preset=nncf.QuantizationPreset.PERFORMANCE)
 
@@ -48,20 +48,20 @@ def quantise_onnx(source: str | Path, destination: str | Path, batches: Sequence
 
     Static quantisation of ONNX Runtime in QDQ form: convolutions and matrix products, weights by
     channel. Softmax, norms, activations and additions stay in floating point, for exactness.
-    Raises InputError for fewer than 8 pictures and where onnxruntime is not installed.
+    Raises InputError for fewer than 8 images and where onnxruntime is not installed.
     """
-    pictures = _pictures(batches)
+    images = _images(batches)
     require("onnx", "onnx")
     ort = require("onnxruntime.quantization", "onnx")
 
     class Reader(ort.CalibrationDataReader):  # type: ignore[misc, name-defined]
-        """The pictures one by one, as ONNX Runtime asks for them."""
+        """The images one by one, as ONNX Runtime asks for them."""
 
         def __init__(self) -> None:
-            self.feeds = iter([{"images": picture} for picture in pictures])
+            self.feeds = iter([{"images": image} for image in images])
 
         def get_next(self) -> dict[str, Images] | None:
-            """The next picture, None after the last."""
+            """The next image, None after the last."""
             return next(self.feeds, None)
 
     with _silent(None):  # it advises a preprocessing that the exporter has done
@@ -72,17 +72,17 @@ def quantise_onnx(source: str | Path, destination: str | Path, batches: Sequence
                             weight_type=ort.QuantType.QInt8)
 
 
-def _pictures(batches: Sequence[Images]) -> list[Images]:
+def _images(batches: Sequence[Images]) -> list[Images]:
     """Batches of one: a batch counts as one sample to the calibrators, however large it is."""
-    pictures = [batch[i:i + 1] for batch in batches for i in range(len(batch))][:MOST]
-    check_enough(len(pictures))
-    return pictures
+    images = [batch[i:i + 1] for batch in batches for i in range(len(batch))][:MOST]
+    check_enough(len(images))
+    return images
 
 
 def check_enough(n: int) -> None:
-    """Raise InputError where `n` pictures are too few to calibrate on."""
+    """Raise InputError where `n` images are too few to calibrate on."""
     if n < LEAST:
-        raise InputError(f"int8 is calibrated on at least {LEAST} pictures, {n} given; give some "
+        raise InputError(f"int8 is calibrated on at least {LEAST} images, {n} given; give some "
                          f"{MOST} like those that the model will see")
 
 

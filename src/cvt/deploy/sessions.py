@@ -33,7 +33,7 @@ Session = Callable[[NDArray[np.float32]], NDArray[np.float32]]
 # when the next one reads it, and takes memory in proportion.
 _PART = 4
 
-# Shapes that a graph is compiled for by themselves: the parts of batches of one size of picture.
+# Shapes that a graph is compiled for by themselves: the parts of batches of one size of image.
 _SHAPES = _PART
 
 _ISA = "ONEDNN_MAX_CPU_ISA"

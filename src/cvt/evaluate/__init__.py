@@ -1,1 +1,1 @@
-"""How good a model is: figures on labelled pictures, and the page that shows them."""
+"""How good a model is: figures on labelled images, and the page that shows them."""

@@ -46,7 +46,7 @@ def loss_chart(history: Sequence[Row]) -> str:
 
 
 def top1_chart(history: Sequence[Row]) -> str:
-    """Top-1 on the validation pictures by epoch, the best marked, as SVG."""
+    """Top-1 on the validation images by epoch, the best marked, as SVG."""
     with mpl.rc_context(STYLE):
         figure, axes = _epochs(history, height=2.5)
         axes.plot(*_series(history, "val_top1"), color=ACCENT)
@@ -83,7 +83,7 @@ def reliability_chart(reliability: Sequence[Bin]) -> str:
         top.set(xlim=(0, 1.015), ylim=(0, 1.015), ylabel="accuracy")
         low.bar([(i + 0.5) / BINS for i in range(BINS)], [b.n for b in reliability],
                 width=0.86 / BINS, color=ACCENT)
-        low.set(xlabel="confidence", ylabel="pictures")
+        low.set(xlabel="confidence", ylabel="images")
         low.grid(axis="x", visible=False)
         low.yaxis.set_major_locator(MaxNLocator(2, integer=True))
         for axis in (top.xaxis, top.yaxis):

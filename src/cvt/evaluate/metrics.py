@@ -1,6 +1,6 @@
 """Figures from probabilities and labels; no model, no files.
 
-Letters: n pictures, K classes. Fractions are in [0, 1]; the loss is in nats.
+Letters: n images, K classes. Fractions are in [0, 1]; the loss is in nats.
 """
 
 from __future__ import annotations
@@ -47,11 +47,11 @@ class ClassScore:
 
     name: str
     n: int
-    """Pictures of the class."""
+    """Images of the class."""
     precision: float
-    """Of the pictures said to be of the class, the fraction that are."""
+    """Of the images said to be of the class, the fraction that are."""
     recall: float
-    """Of the pictures of the class, the fraction said to be."""
+    """Of the images of the class, the fraction said to be."""
     f1: float
     """Harmonic mean of precision and recall."""
 
@@ -69,7 +69,7 @@ class Bin(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class Mistake:
-    """A wrongly classified picture."""
+    """A wrongly classified image."""
 
     index: int
     """Its place in the dataset."""
@@ -83,7 +83,7 @@ class Mistake:
 
 
 class Unreadable(NamedTuple):
-    """A picture that could not be read."""
+    """An image that could not be read."""
 
     name: str
     reason: str
@@ -95,13 +95,13 @@ class Evaluation:
 
     classes: tuple[str, ...]
     n: int
-    """Pictures scored, those that could not be read among them."""
+    """Images scored, those that could not be read among them."""
     loss: float
     """Mean cross entropy, nats."""
     top1: Proportion
-    """Pictures whose most probable class is right; one that could not be read is not."""
+    """Images whose most probable class is right; one that could not be read is not."""
     top5: Proportion | None
-    """Pictures whose class is among the five most probable; None where that says nothing, with
+    """Images whose class is among the five most probable; None where that says nothing, with
     five classes or fewer."""
     ece: float
     """Expected calibration error in [0, 1] (Guo et al., 2017), 15 bins of equal width."""
@@ -109,13 +109,13 @@ class Evaluation:
     """Mean F1 of the classes that occur as label or as prediction, each counting the same."""
     per_class: tuple[ClassScore, ...]
     confusion: tuple[tuple[int, ...], ...]
-    """Pictures of each true class (row) by predicted class (column), (K, K)."""
+    """Images of each true class (row) by predicted class (column), (K, K)."""
     reliability: tuple[Bin, ...]
     """The bins of the calibration error, from confidence (0, 1/15] to (14/15, 1]."""
     mistakes: tuple[Mistake, ...]
     """The most confident first, at most 48."""
     unreadable: tuple[Unreadable, ...]
-    """Pictures that count as wrong in top-1 and top-5, and nowhere else."""
+    """Images that count as wrong in top-1 and top-5, and nowhere else."""
 
     def headline(self) -> str:
         """The main figures in one line."""
@@ -141,12 +141,12 @@ def score(probs: Tensor, labels: Tensor, names: Sequence[str], classes: tuple[st
           loss: float, unreadable: Mapping[int, str] = {}) -> Evaluation:
     """Compare `probs` (n, K), rows that sum to 1, with `labels` (n,) int64, both on the CPU.
 
-    `names` are the pictures' names, `classes` the K classes', `loss` the mean cross entropy in
+    `names` are the images' names, `classes` the K classes', `loss` the mean cross entropy in
     nats, which is more exact from logits than from probabilities and so is handed through.
-    `unreadable` has the places in `names` of pictures that are not among the n, and why: they count
+    `unreadable` has the places in `names` of images that are not among the n, and why: they count
     as wrong in top-1 and top-5. Where two classes are equally probable, the first counts as
     predicted. Raises InputError for no
-    pictures, fewer than two classes, sizes that do not match, labels outside [0, K) and rows that
+    images, fewer than two classes, sizes that do not match, labels outside [0, K) and rows that
     are no probabilities. Precision, recall, F1 and the confusion matrix are torchmetrics'.
     """
     k = len(classes)
@@ -175,7 +175,7 @@ def score(probs: Tensor, labels: Tensor, names: Sequence[str], classes: tuple[st
 
 def _check(probs: Tensor, labels: Tensor, names: int, k: int, loss: float) -> None:
     check(k >= 2, f"{k} class names; classifying takes at least two classes")
-    check(labels.numel() > 0, "there are no pictures to score; give at least one")
+    check(labels.numel() > 0, "there are no images to score; give at least one")
     n = len(labels)
     check(probs.shape == (n, k) and labels.shape == (n,) and names == n,
           f"probabilities {tuple(probs.shape)}, labels {tuple(labels.shape)} and {names} "

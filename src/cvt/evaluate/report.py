@@ -16,12 +16,12 @@ from PIL import Image
 
 from cvt.evaluate.charts import loss_chart, lr_chart, reliability_chart, top1_chart
 from cvt.evaluate.metrics import Evaluation, Mistake
-from cvt.evaluate.pictures import heat_image, thumbnail
+from cvt.evaluate.thumbnails import heat_image, thumbnail
 from cvt.system.errors import InputError
 from cvt.system.files import replace_file
 
-TABLE_CLASSES = 20  # with more, the confusion matrix is a picture and the class table folds
-TINY = 64  # pixels; smaller pictures are enlarged with hard edges
+TABLE_CLASSES = 20  # with more, the confusion matrix is an image and the class table folds
+TINY = 64  # pixels; smaller images are enlarged with hard edges
 BLUE, ORANGE = (47, 111, 176), (222, 104, 48)  # seen on white and on near-black
 
 
@@ -30,8 +30,8 @@ def write_report(path: str | Path, *, title: str, evaluation: Evaluation,
                  facts: Mapping[str, str] = {}, config: Mapping[str, Any] = {}) -> None:
     """Write `evaluation` to `path` as one HTML file without external references.
 
-    `read` gives the picture at an index of the dataset; where it raises InputError or OSError, the
-    message stands in the picture's place. `history` has a row an epoch with epoch, train_loss and
+    `read` gives the image at an index of the dataset; where it raises InputError or OSError, the
+    message stands in the image's place. `history` has a row an epoch with epoch, train_loss and
     val_loss (nats), val_top1 in [0, 1], lr and seconds; `facts` are lines on machine and time,
     `config` is whatever made the model. What is empty is left out. Whoever reads `path` sees the
     old file or the whole new one.
@@ -48,7 +48,7 @@ def write_report(path: str | Path, *, title: str, evaluation: Evaluation,
 
 @dataclass(frozen=True, kw_only=True)
 class _Pair:
-    """A true class, the class it was taken for, how often, and in what share of its pictures."""
+    """A true class, the class it was taken for, how often, and in what share of its images."""
 
     label: str
     predicted: str
@@ -78,7 +78,7 @@ def percent(fraction: float, digits: int = 1) -> Markup:
 def short(name: str) -> Markup:
     """The end of a long path, which may break after a slash.
 
-    >>> short("/a/long/way/to/the/pictures/cat/0001.jpeg")
+    >>> short("/a/long/way/to/the/images/cat/0001.jpeg")
     Markup('&hellip;/<wbr>cat/<wbr>0001.jpeg')
     """
     parts = Path(name).parts
@@ -115,7 +115,7 @@ def _curves(history: Sequence[Mapping[str, float]]) -> dict[str, Any] | None:
 
 
 def _matrix(e: Evaluation) -> dict[str, Any]:
-    """The confusion matrix as rows of (count, share of the row), or for many classes a picture."""
+    """The confusion matrix as rows of (count, share of the row), or for many classes an image."""
     shares = [[count / max(1, sum(row)) for count in row] for row in e.confusion]
     if len(e.classes) > TABLE_CLASSES:
         shades = [[math.sqrt(share) for share in row] for row in shares]

@@ -1,4 +1,4 @@
-"""A model on labelled pictures."""
+"""A model on labelled images."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from torch import Tensor, nn
 
 from cvt.config import Act
 from cvt.data.config import DataConfig
+from cvt.data.dataset import LabeledImages, relabel
 from cvt.data.datasets import load_dataset
 from cvt.data.loader import Batch, Faults, evaluation_batches
-from cvt.data.pictures import Pictures, relabel
 from cvt.evaluate.metrics import Evaluation, score
 from cvt.evaluate.report import write_report
 from cvt.system.device import autocast, device_name, out_of_memory, pick_device
@@ -29,33 +29,33 @@ from cvt.zoo import ZOO, shipped
 METRICS, REPORT, RECIPE, EVALUATION = "metrics.json", "report.html", "recipe.yaml", "evaluation"
 
 
-def evaluate(model: nn.Module, card: ModelCard, pictures: Pictures, *, batch_size: int = 64,
+def evaluate(model: nn.Module, card: ModelCard, images: LabeledImages, *, batch_size: int = 64,
              workers: int = 0, precision: str = "fp32", max_unreadable: float = 0.0) -> Evaluation:
-    """Score `model` on `pictures`, prepared as its card says, on the device it is on.
+    """Score `model` on `images`, prepared as its card says, on the device it is on.
 
-    Pictures that cannot be read count as wrong, as `score` has it. Raises InputError where more
-    than the fraction `max_unreadable` cannot be, or the pictures have a class that the model does
+    Images that cannot be read count as wrong, as `score` has it. Raises InputError where more
+    than the fraction `max_unreadable` cannot be, or the images have a class that the model does
     not know.
     """
-    pictures = relabel(pictures, card.classes)
-    unreadable = Faults(pictures, max_unreadable)
-    batches = evaluation_batches(pictures, card.preprocess, batch_size=batch_size, workers=workers,
+    images = relabel(images, card.classes)
+    unreadable = Faults(images, max_unreadable)
+    batches = evaluation_batches(images, card.preprocess, batch_size=batch_size, workers=workers,
                                  unreadable=unreadable)
     logits, labels = classify(model, batches, precision=precision)
-    return evaluation_of(pictures, logits, labels, unreadable)
+    return evaluation_of(images, logits, labels, unreadable)
 
 
-def evaluation_of(pictures: Pictures, logits: Tensor, labels: Tensor, unreadable: Faults
+def evaluation_of(images: LabeledImages, logits: Tensor, labels: Tensor, unreadable: Faults
                   ) -> Evaluation:
-    """What `classify` gave of `pictures` in their order, but those that are `unreadable`, scored.
+    """What `classify` gave of `images` in their order, but those that are `unreadable`, scored.
 
     Raises InputError where none can be read.
     """
     if not len(labels):
-        raise InputError(f"none of {len(pictures)} pictures can be read; the first: "
+        raise InputError(f"none of {len(images)} images can be read; the first: "
                          f"{unreadable[0]}")
     loss = F.cross_entropy(logits, labels).item()
-    return score(logits.softmax(1), labels, pictures.names, pictures.classes, loss, unreadable)
+    return score(logits.softmax(1), labels, images.names, images.classes, loss, unreadable)
 
 
 def classify(model: nn.Module, batches: Iterable[Batch], *,
@@ -102,7 +102,7 @@ def evaluate_model(model: str | Path, *, output: Path | None = None, data: DataC
 
     `model` and `act` are as for `cvt.load_model`. `data` is by default what the model was trained
     with, as recipe.yaml beside it says; `output` is evaluation/ beside it, for the zoo's and the
-    hub's runs/NAME/evaluation. Raises InputError where model or pictures cannot be used.
+    hub's runs/NAME/evaluation. Raises InputError where model or images cannot be used.
     """
     network, card = load_model(model, act=act)
     named = str(model) in ZOO or not Path(model).exists()
@@ -110,9 +110,9 @@ def evaluate_model(model: str | Path, *, output: Path | None = None, data: DataC
     home = home.parent if home.is_file() else home
     data = data or _trained_with(shipped(model) or home)
     dataset = load_dataset(data)
-    pictures: Pictures = getattr(dataset, split)
+    images: LabeledImages = getattr(dataset, split)
     place = pick_device(device)
-    evaluation = evaluate(network.to(place), card, pictures, batch_size=batch_size,
+    evaluation = evaluate(network.to(place), card, images, batch_size=batch_size,
                           workers=data.workers, precision=precision,
                           max_unreadable=data.max_unreadable)
     output = output or home / EVALUATION
@@ -120,7 +120,7 @@ def evaluate_model(model: str | Path, *, output: Path | None = None, data: DataC
     facts = {**describe_machine(), "device": device_name(place), "precision": precision}
     write_mapping({**evaluation.to_dict(), "facts": facts}, output / METRICS)
     write_report(output / REPORT, title=f"{model} on {data.name}, {split}", evaluation=evaluation,
-                 read=pictures.read, facts=facts,
+                 read=images.read, facts=facts,
                  config={"model": card.model.to_dict(), "data": dataclasses.asdict(data)})
     return evaluation, output
 
@@ -128,6 +128,6 @@ def evaluate_model(model: str | Path, *, output: Path | None = None, data: DataC
 def _trained_with(home: Path) -> DataConfig:
     path = home / RECIPE
     if not path.is_file():
-        raise InputError(f"{home} has no {RECIPE} that says which pictures it was trained with; "
+        raise InputError(f"{home} has no {RECIPE} that says which images it was trained with; "
                          "name them with --data.name and --data.root")
     return from_mapping(DataConfig, read_mapping(path).get("data", {}), f"data in {path}")

@@ -44,7 +44,7 @@ def look(model: CvT, images: Tensor) -> tuple[Tensor, list[Tensor], Looked | Non
     """Logits (B, K), every stage's map (B, C, H, W) and the attention of the last stage.
 
     images (B, C, H, W). Without a class token in the last stage there is no such attention, for
-    nothing there looks at the picture as a whole: None.
+    nothing there looks at the image as a whole: None.
     """
     stage, config = model.stages[-1], model.config.stages[-1]
     seen: list[tuple[ConvAttention, Tensor, Grid]] = []

@@ -1,4 +1,4 @@
-"""Maps as pictures: heat, overlays and the colours of tokens. NumPy and Pillow alone."""
+"""Maps as images: heat, overlays and the colours of tokens. NumPy and Pillow alone."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ Floats = NDArray[np.float32]
 # From nothing to much: dark to light, so that it can be read without colours.
 _HEAT = np.array([(10, 8, 30), (80, 20, 110), (180, 50, 90), (245, 125, 40), (252, 240, 160)],
                  np.float32)
-_STRENGTH = 0.6  # of the heat over the picture, where it is greatest
+_STRENGTH = 0.6  # of the heat over the image, where it is greatest
 
 
 def heat(values: Floats) -> Image.Image:
@@ -26,11 +26,11 @@ def heat(values: Floats) -> Image.Image:
     return Image.fromarray(np.rint(colours).astype(np.uint8))
 
 
-def overlay(picture: Image.Image, values: Floats) -> Image.Image:
-    """The map (H, W) as heat over `picture`, at its size; where it is least, the picture alone."""
-    fine = resized(values, picture.size)
+def overlay(image: Image.Image, values: Floats) -> Image.Image:
+    """The map (H, W) as heat over `image`, at its size; where it is least, the image alone."""
+    fine = resized(values, image.size)
     alpha = Image.fromarray(np.rint(unit(fine) * _STRENGTH * 255).astype(np.uint8))
-    return Image.composite(heat(fine), picture, alpha)
+    return Image.composite(heat(fine), image, alpha)
 
 
 def resized(values: Floats, size: tuple[int, int]) -> Floats:

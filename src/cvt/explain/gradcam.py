@@ -15,7 +15,7 @@ def grad_cam(model: CvT, images: Tensor, stages: Sequence[int], classes: Tensor 
              ) -> tuple[Tensor, dict[int, Tensor]]:
     """Logits (B, K), and of each of `stages` the class activation map (B, H, W), not negative.
 
-    images (B, C, H, W); stages counted from 1; classes (B,), by default each picture's most
+    images (B, C, H, W); stages counted from 1; classes (B,), by default each image's most
     probable one. A map's channels are weighted by the mean of their gradients and summed; what
     speaks against the class is cut off. With a class token the last stage's map is the one that its
     last block reads: what that block gives to the tokens reaches no logit. Raises InputError for a

@@ -1,4 +1,4 @@
-"""One picture, explained."""
+"""One image, explained."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ from cvt.weights.card import ModelCard
 
 @dataclass(frozen=True, kw_only=True)
 class Explanation:
-    """What a network says of one picture, and where in it that comes from."""
+    """What a network says of one image, and where in it that comes from."""
 
     seen: Image.Image
-    """The picture as the network sees it, RGB."""
+    """The image as the network sees it, RGB."""
     classes: Sequence[tuple[str, float]]
     """Every class and its probability, the most probable first."""
     order: Sequence[int]
@@ -41,8 +41,8 @@ class Explanation:
     tokens: Sequence[Floats]
     """Every stage's map (C, H, W)."""
 
-    def pictures(self) -> dict[str, Image.Image]:
-        """Every map as a picture of the size that the network sees, by the name of its file."""
+    def images(self) -> dict[str, Image.Image]:
+        """Every map as an image of the size that the network sees, by the name of its file."""
         size = self.seen.size
         found = {"input": self.seen}
         if self.rollout is not None:
@@ -72,7 +72,7 @@ class Explanation:
 
 def explain(model: CvT, card: ModelCard, image: Image.Image, *, target: str | None = None,
             stages: Sequence[int] | None = None) -> Explanation:
-    """Explain what `model`, in evaluation mode, says of a picture (RGB).
+    """Explain what `model`, in evaluation mode, says of an image (RGB).
 
     target: the class that Grad-CAM is of, by default the most probable. stages: those to compute
     Grad-CAM for, counted from 1, by default all. Raises InputError for a class or a stage that is

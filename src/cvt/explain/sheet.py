@@ -24,18 +24,18 @@ _ACROSS = 8
 _LISTED = 5  # classes
 
 
-def sheet(explanation: Explanation, pictures: Mapping[str, Image.Image], title: str
+def sheet(explanation: Explanation, images: Mapping[str, Image.Image], title: str
           ) -> Image.Image:
-    """The picture, its classes, every map, and a row a block with the attention of each head.
+    """The image, its classes, every map, and a row a block with the attention of each head.
 
-    pictures: those of `explanation`.
+    images: those of `explanation`.
     """
-    top = [(_caption(name, explanation), pictures[name]) for name in pictures
+    top = [(_caption(name, explanation), images[name]) for name in images
            if not name.startswith("attention")]
     rows = [top[i:i + _ACROSS] for i in range(0, len(top), _ACROSS)]
     for block in range(1, len(explanation.attention) + 1):
-        names = [name for name in pictures if name.startswith(f"attention_block{block}_")]
-        rows += [[(_caption(name, explanation), pictures[name]) for name in names[i:i + _ACROSS]]
+        names = [name for name in images if name.startswith(f"attention_block{block}_")]
+        rows += [[(_caption(name, explanation), images[name]) for name in names[i:i + _ACROSS]]
                  for i in range(0, len(names), _ACROSS)]
     across = max(map(len, rows))
     head = _MARGIN + _TITLE + _GAP + _LABEL * min(_LISTED, len(explanation.classes)) + _GAP
@@ -47,11 +47,11 @@ def sheet(explanation: Explanation, pictures: Mapping[str, Image.Image], title: 
         write_line(draw, (_MARGIN, _MARGIN + _TITLE + _GAP + i * _LABEL),
                    f"{probability:6.1%}  {name}", _TEXT, _INK, width - 2 * _MARGIN)
     for y, row in enumerate(rows):
-        for x, (caption, picture) in enumerate(row):
+        for x, (caption, image) in enumerate(row):
             left, up = _MARGIN + x * (_CELL + _GAP), head + y * (_CELL + _LABEL + _GAP)
             write_line(draw, (left, up), caption, _TEXT, _FAINT, _CELL)
-            small = picture.width > _CELL
-            page.paste(picture.resize((_CELL, _CELL), Image.Resampling.LANCZOS if small
+            small = image.width > _CELL
+            page.paste(image.resize((_CELL, _CELL), Image.Resampling.LANCZOS if small
                                       else Image.Resampling.NEAREST), (left, up + _LABEL))
     return page
 
@@ -75,15 +75,15 @@ def write(explanation: Explanation, directory: Path, *, title: str, arrays: bool
     The directory is made if need be; files of the same names are replaced.
     """
     directory.mkdir(parents=True, exist_ok=True)
-    pictures = explanation.pictures()
-    files = {f"{name}.png": picture for name, picture in pictures.items()}
-    files[SHEET] = sheet(explanation, pictures, title)
+    images = explanation.images()
+    files = {f"{name}.png": image for name, image in images.items()}
+    files[SHEET] = sheet(explanation, images, title)
     named = list(files.items())
 
     def save(index: int) -> None:
-        name, picture = named[index]
+        name, image = named[index]
         # Quickly, not as small as could be: there are many.
-        replace_file(directory / name, partial(picture.save, format="PNG", compress_level=1))
+        replace_file(directory / name, partial(image.save, format="PNG", compress_level=1))
 
     for _ in in_threads(save, range(len(named))):
         pass

@@ -1,6 +1,6 @@
-"""Classify millions of pictures into a directory of parts, which a killed job goes on with.
+"""Classify millions of images into a directory of parts, which a killed job goes on with.
 
-The pictures, in their order, are cut into parts of equal length; part N is done by process N mod
+The images, in their order, are cut into parts of equal length; part N is done by process N mod
 world and appears whole, as part-00000N, or not at all. Processes need not talk to each other.
 """
 
@@ -42,14 +42,14 @@ class Progress:
     """Its number, from 0."""
     parts: int
     """How many the whole job has."""
-    pictures: int
+    images: int
     """In this part."""
     unreadable: int
     """Of them."""
     done: int
-    """Pictures that this process has classified since it began."""
+    """Images that this process has classified since it began."""
     left: int
-    """Pictures of parts that it has still to do."""
+    """Images of parts that it has still to do."""
     seconds: float
     """Since it began."""
 
@@ -58,7 +58,7 @@ class Progress:
 class Outcome:
     """What this process did of a job, and whether that was the last of it."""
 
-    pictures: int
+    images: int
     """Classified by this process, unreadable ones included."""
     found: int
     """In parts that were there already."""
@@ -72,15 +72,15 @@ def classify_into(output: str | Path, predictor: Predictor, images: Sequence[str
                   progress: Callable[[Progress], object] | None = None) -> Outcome:
     """Classify `images` into the directory `output`; parts that it has already are not done again.
 
-    table: what the parts are. CSV has the columns picture, class_1, probability_1, ... and error,
+    table: what the parts are. CSV has the columns image, class_1, probability_1, ... and error,
     with names made safe for terminals and spreadsheets: what is not printable is escaped, and what
     would be a formula begins with an apostrophe. JSONL has the names as they are, and so has
-    Parquet (columns picture, class, probability, the lists classes and probabilities, and error),
+    Parquet (columns image, class, probability, the lists classes and probabilities, and error),
     but for bytes that are not UTF-8. rank, world: the number of this process, and how many share
     the job; another number may go on with it. Once all parts are there, unreadable.csv lists the
-    pictures that could not be read, and why.
+    images that could not be read, and why.
 
-    Raises InputError where `output` holds another job (other pictures, model or columns) or other
+    Raises InputError where `output` holds another job (other images, model or columns) or other
     files, and for arguments that are not possible; OSError where it cannot be written, with every
     part so far in place.
     """
@@ -92,7 +92,7 @@ def classify_into(output: str | Path, predictor: Predictor, images: Sequence[str
     if not 0 <= rank < world:
         raise InputError(f"rank={rank} must be from 0 to {world - 1}")
     if not images:
-        raise InputError("there are no pictures to classify")
+        raise InputError("there are no images to classify")
     if STDIN in images:
         raise InputError("- is the standard input, which a job cannot go on with; give files")
     if table == "parquet":
@@ -100,7 +100,7 @@ def classify_into(output: str | Path, predictor: Predictor, images: Sequence[str
     output = Path(output)
     top_k = min(top_k, len(predictor.card.classes))
     _begin(output, {
-        "schema": _SCHEMA, "pictures": len(images), "names": _digest(images),
+        "schema": _SCHEMA, "images": len(images), "names": _digest(images),
         "model": predictor.identity, "table": table, "top_k": top_k, "part_size": part_size})
     parts = [output / f"part-{i:05}.{table}" for i in range(-(-len(images) // part_size))]
     of = [images[i * part_size:(i + 1) * part_size] for i in range(len(parts))]
@@ -116,13 +116,13 @@ def classify_into(output: str | Path, predictor: Predictor, images: Sequence[str
         done, left = done + len(rows), left - len(rows)
         if progress:
             progress(Progress(
-                part=i, parts=len(parts), pictures=len(rows), done=done, left=left,
+                part=i, parts=len(parts), images=len(rows), done=done, left=left,
                 unreadable=sum(row.error is not None for row in rows),
                 seconds=time.perf_counter() - start))
     found = sum(len(of[i]) for i in mine) - done
     unreadable = _list_unreadable(output, parts, table) if all(
         part.exists() for part in parts) else None
-    return Outcome(pictures=done, found=found, unreadable=unreadable)
+    return Outcome(images=done, found=found, unreadable=unreadable)
 
 
 def _begin(output: Path, job: dict[str, Any]) -> None:
@@ -144,8 +144,8 @@ def _begin(output: Path, job: dict[str, Any]) -> None:
     for name, what in (
             ("schema", "was written by another version of cvt"),
             ("model", "has the answers of another model or precision"),
-            ("pictures", f"is of {kept.get('pictures')} pictures, and these are {job['pictures']}"),
-            ("names", "is of other pictures, or in another order, or an image has changed its "
+            ("images", f"is of {kept.get('images')} images, and these are {job['images']}"),
+            ("names", "is of other images, or in another order, or an image has changed its "
                       "size"),
             *((name, f"has {name}={kept.get(name)}, not {job[name]}")
               for name in ("table", "top_k", "part_size"))):
@@ -178,7 +178,7 @@ def _list_unreadable(output: Path, parts: Sequence[Path], table: TableFormat) ->
         nonlocal number
         with path.open("w", encoding="utf-8", newline="") as file:
             writer = csv.writer(file, lineterminator="\n")
-            writer.writerow(["picture", "reason"])
+            writer.writerow(["image", "reason"])
             for part in parts:
                 for cells in _READ[table](part):
                     writer.writerow(cells)
@@ -197,12 +197,12 @@ def _cell(text: str) -> str:
 def _write_csv(rows: Sequence[Prediction], top_k: int, path: Path) -> None:
     with path.open("w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(["picture", *(f"{column}_{i}" for i in range(1, top_k + 1)
+        writer.writerow(["image", *(f"{column}_{i}" for i in range(1, top_k + 1)
                                       for column in ("class", "probability")), "error"])
         for row in rows:
             cells = [cell for name, probability in row.classes
                      for cell in (_cell(name), f"{probability:.6g}")]
-            writer.writerow([_cell(row.picture), *(cells or [""] * (2 * top_k)),
+            writer.writerow([_cell(row.image), *(cells or [""] * (2 * top_k)),
                              _cell(row.error or "")])
 
 
@@ -211,7 +211,7 @@ def _unread_csv(path: Path) -> Iterator[tuple[str, str]]:
     with path.open(encoding="utf-8", newline="") as file:
         for row in csv.DictReader(file):
             if row["error"]:
-                yield row["picture"], row["error"]
+                yield row["image"], row["error"]
 
 
 def _write_jsonl(rows: Sequence[Prediction], _: int, path: Path) -> None:
@@ -225,16 +225,16 @@ def _unread_jsonl(path: Path) -> Iterator[tuple[str, str]]:
         for line in file:
             row = json.loads(line)
             if "error" in row:
-                yield _cell(row["picture"]), _cell(row["error"])
+                yield _cell(row["image"]), _cell(row["error"])
 
 
 def _write_parquet(rows: Sequence[Prediction], _: int, path: Path) -> None:
     pyarrow, parquet = require("pyarrow", "data"), require("pyarrow.parquet", "data")
     text, number = pyarrow.string(), pyarrow.float32()
     best = [row.classes[0] if row.classes else (None, None) for row in rows]
-    names = [_utf8(row.picture) for row in rows]
+    names = [_utf8(row.image) for row in rows]
     parquet.write_table(pyarrow.table({
-        "picture": pyarrow.array(names, text),
+        "image": pyarrow.array(names, text),
         "class": pyarrow.array([name for name, _ in best], text),
         "probability": pyarrow.array([p for _, p in best], number),
         "classes": pyarrow.array([[name for name, _ in row.classes] for row in rows],
@@ -247,9 +247,9 @@ def _write_parquet(rows: Sequence[Prediction], _: int, path: Path) -> None:
 
 def _unread_parquet(path: Path) -> Iterator[tuple[str, str]]:
     parquet = require("pyarrow.parquet", "data")
-    for row in parquet.read_table(path, columns=["picture", "error"]).to_pylist():
+    for row in parquet.read_table(path, columns=["image", "error"]).to_pylist():
         if row["error"] is not None:
-            yield _cell(row["picture"]), _cell(row["error"])
+            yield _cell(row["image"]), _cell(row["error"])
 
 
 def _utf8(text: str) -> str:

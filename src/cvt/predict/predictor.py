@@ -1,4 +1,4 @@
-"""Classify pictures: files, folders, patterns, the standard input. Torch only where it computes."""
+"""Classify images: files, folders, patterns, the standard input. Torch only where it computes."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from cvt.data.archives import Member, pictures_of
+from cvt.data.archives import Member, images_of
 from cvt.data.images import as_rgb, fault, list_images, read_image
 from cvt.data.prepare import check_channels, prepare
 from cvt.deploy.manifest import MANIFEST, Format, Manifest, Precision
@@ -37,7 +37,7 @@ STDIN = "-"
 
 BACKENDS: tuple[Backend, ...] = get_args(Backend)
 PRECISIONS: tuple[Precision, ...] = get_args(Precision)
-Picture = str | Path | bytes | Image.Image | Member
+ImageSource = str | Path | bytes | Image.Image | Member
 
 # What runs each format of `cvt export`.
 _RUNNERS: dict[Format, Backend] = {"openvino": "openvino", "onnx": "onnxruntime", "torch": "eager"}
@@ -48,19 +48,19 @@ _MOST_READERS = 16
 
 @dataclass(frozen=True, kw_only=True)
 class Prediction:
-    """What the model says of one picture, or why it could not be read."""
+    """What the model says of one image, or why it could not be read."""
 
-    picture: str
+    image: str
     """Its path; ARCHIVE:NAME in an archive; - for the standard input; #0, #1, ... by position for
     what has no path."""
     classes: tuple[tuple[str, float], ...] = ()
     """The likeliest classes and their probabilities in [0, 1], likeliest first."""
     error: str | None = None
-    """Why the picture could not be read; then `classes` is empty."""
+    """Why the image could not be read; then `classes` is empty."""
 
 
 class Predictor:
-    """A trained model that classifies pictures as fast as it computes.
+    """A trained model that classifies images as fast as it computes.
 
     source: the directory of an exported model, for which no torch is imported (but for the format
     torch), or whatever `cvt.load_model` takes. trusted: open the format torch, whose files can run
@@ -68,7 +68,7 @@ class Predictor:
     model's own, else eager, for the others first take from seconds to minutes to convert it.
     precision: by default the exported one, else fp32. device and act: for models that are not
     exported. threads: how many cores the network may use, by default all; for eager and compile
-    that is PyTorch's setting for the whole process. batch_size: pictures that the network sees at
+    that is PyTorch's setting for the whole process. batch_size: images that the network sees at
     once; with 1 it is tuned for the time of one.
 
     Raises InputError where the model cannot be loaded, and where an argument is not possible with
@@ -117,30 +117,30 @@ class Predictor:
 
     @cached_property
     def identity(self) -> str:
-        """SHA-256, in hexadecimal, of all that an answer depends on but the picture and rounding:
+        """SHA-256, in hexadecimal, of all that an answer depends on but the image and rounding:
         network, weights, preprocessing, classes and precision."""
         return hashlib.sha256(json.dumps(
             [self.card.to_dict(), self._hash_weights(), self.precision], sort_keys=True
         ).encode()).hexdigest()
 
-    def __call__(self, images: Iterable[Picture], top_k: int = 5, *, stdin: BinaryIO | None = None
-                 ) -> Iterator[Prediction]:
-        """A prediction a picture, in their order, as batches of them are done.
+    def __call__(self, images: Iterable[ImageSource], top_k: int = 5, *,
+                 stdin: BinaryIO | None = None) -> Iterator[Prediction]:
+        """A prediction an image, in their order, as batches of them are done.
 
         images: paths, the bytes of files, members of archives, or Pillow's images; an iterator may
-        be endless, for no more than a few batches are held. "-" is one picture's bytes from
-        `stdin`, if that is given. Threads read and prepare pictures while the network computes;
-        they end with the iterator. A picture that cannot be read yields a prediction with its
-        error, and the others go on. Raises InputError for one picture in the place of several,
+        be endless, for no more than a few batches are held. "-" is one image's bytes from
+        `stdin`, if that is given. Threads read and prepare images while the network computes;
+        they end with the iterator. An image that cannot be read yields a prediction with its
+        error, and the others go on. Raises InputError for one image in the place of several,
         and for top_k below 1.
         """
         if top_k < 1:
             raise InputError(f"top_k={top_k} must be at least 1")
         if isinstance(images, (str, Path, bytes, Image.Image)):
-            raise InputError("images is one picture; give a list of them, or [picture]")
+            raise InputError("images is one image; give a list of them, or [image]")
         return self._stream(iter(images), top_k, stdin)
 
-    def _stream(self, images: Iterator[Picture], top_k: int, stdin: BinaryIO | None
+    def _stream(self, images: Iterator[ImageSource], top_k: int, stdin: BinaryIO | None
                 ) -> Iterator[Prediction]:
         readers = ThreadPoolExecutor(min(available_cores(), _MOST_READERS), "cvt-read")
         network = ThreadPoolExecutor(1, "cvt-network")
@@ -150,9 +150,9 @@ class Predictor:
         computing = deque()
 
         def read_ahead() -> None:
-            for i, picture in itertools.islice(numbered, 2 * self.batch_size - len(reading)):
-                name = str(picture) if isinstance(picture, (str, Path, Member)) else f"#{i}"
-                reading.append((name, readers.submit(self._input, picture, name, stdin)))
+            for i, image in itertools.islice(numbered, 2 * self.batch_size - len(reading)):
+                name = str(image) if isinstance(image, (str, Path, Member)) else f"#{i}"
+                reading.append((name, readers.submit(self._input, image, name, stdin)))
 
         try:
             while True:
@@ -173,7 +173,7 @@ class Predictor:
                     told, future = computing.popleft()
                     rows = iter(future.result()) if future else iter(())
                     for name, error in told:
-                        yield (Prediction(picture=name, error=error) if error is not None else
+                        yield (Prediction(image=name, error=error) if error is not None else
                                self._prediction(name, next(rows), top_k))
                 elif not taken:
                     return
@@ -181,30 +181,30 @@ class Predictor:
             for pool in (readers, network):
                 pool.shutdown(wait=True, cancel_futures=True)
 
-    def _input(self, picture: Picture, name: str, stdin: BinaryIO | None
+    def _input(self, source: ImageSource, name: str, stdin: BinaryIO | None
                ) -> NDArray[np.float32] | str:
-        """The network's input for a picture, or why there is none."""
-        if picture == STDIN and stdin is not None:
+        """The network's input for an image, or why there is none."""
+        if source == STDIN and stdin is not None:
             name = "the standard input"
         try:
-            if isinstance(picture, Image.Image):
-                image = as_rgb(picture, name)
-            elif isinstance(picture, Member):
-                image = read_image(picture.read(), name)
-            elif picture == STDIN and stdin is not None:
+            if isinstance(source, Image.Image):
+                image = as_rgb(source, name)
+            elif isinstance(source, Member):
+                image = read_image(source.read(), name)
+            elif source == STDIN and stdin is not None:
                 image = read_image(stdin.read(), name)
             else:
-                image = read_image(picture, name)
+                image = read_image(source, name)
             return prepare(self.card.preprocess, image)
         except (InputError, OSError) as error:
             return fault(error, name)
 
     def _prediction(self, name: str, logits: NDArray[np.float32], top_k: int) -> Prediction:
         if not np.isfinite(logits).all():
-            return Prediction(picture=name, error=f"{name}: the network's logits are not finite "
+            return Prediction(image=name, error=f"{name}: the network's logits are not finite "
                               f"numbers in {self.precision}; its weights or the precision are at "
-                              "fault, not the picture")
-        return Prediction(picture=name, classes=tuple(
+                              "fault, not the image")
+        return Prediction(image=name, classes=tuple(
             (self.card.classes[i], probability) for i, probability in ranked(logits, top_k)))
 
     def _open_exported(self, directory: Path, backend: Backend, precision: Precision | None,
@@ -244,7 +244,7 @@ class Predictor:
         if not self.card.classes:
             raise InputError(f"{source} has no classifier; train one first")
         if precision == "int8":
-            raise InputError("int8 is calibrated on pictures; export the model first, with "
+            raise InputError("int8 is calibrated on images; export the model first, with "
                              "`cvt export --precision int8`, and give the directory")
         self.backend, self.precision = "eager" if backend == "auto" else backend, precision
         self._hash_weights = partial(_hash_tensors, network)
@@ -262,7 +262,7 @@ def _hash_tensors(network: CvT) -> str:
 def ranked(logits: NDArray[np.float32], top_k: int) -> list[tuple[int, float]]:
     """The likeliest classes by index and their probabilities, likeliest first.
 
-    logits: (K,) finite, of one picture. Of equals the lower index comes first.
+    logits: (K,) finite, of one image. Of equals the lower index comes first.
     """
     probabilities = softmax(logits)
     best = np.argsort(-probabilities, kind="stable")[:top_k]
@@ -312,10 +312,10 @@ def _torch_session(network: CvT, backend: Backend, precision: Precision, device:
 
 
 def find_images(names: Sequence[str], *, strict: bool = False) -> list[str | Member]:
-    """Every picture that `names` stand for: paths, "-", folders with all below, tar archives,
+    """Every image that `names` stand for: paths, "-", folders with all below, tar archives,
     folders that hold archives alone, and patterns of files and archives.
 
-    Raises InputError for a folder, an archive or a pattern without pictures, and for an archive
+    Raises InputError for a folder, an archive or a pattern without images, and for an archive
     that is compressed or damaged. A path that is not there stays in the list, for a `Predictor` to
     report; with `strict` that is an InputError too.
     """
@@ -325,7 +325,7 @@ def find_images(names: Sequence[str], *, strict: bool = False) -> list[str | Mem
         if name != STDIN and path.is_dir():
             images: list[Path] = list_images(path) or sorted(path.rglob("*.tar"))
             if not images:
-                raise InputError(f"{name} has no pictures or .tar archives in it or below it")
+                raise InputError(f"{name} has no images or .tar archives in it or below it")
             found += _opened(map(str, images))
         elif name != STDIN and not path.exists() and glob.has_magic(name):
             matches = sorted(m for m in glob.glob(name, recursive=True) if Path(m).is_file())
@@ -348,14 +348,14 @@ def read_list(path: str | Path) -> list[str]:
     text = Path(path).read_text(encoding="utf-8", errors="surrogateescape")
     names = [line for line in text.split("\n") if line.strip()]
     if not names:
-        raise InputError(f"{path} lists no pictures; it takes a path on each line")
+        raise InputError(f"{path} lists no images; it takes a path on each line")
     return names
 
 
 def _opened(names: Iterable[str]) -> Iterator[str | Member]:
-    """Archives as the pictures in them, other names as they are."""
+    """Archives as the images in them, other names as they are."""
     for name in names:
         if name.endswith(".tar") and Path(name).is_file():
-            yield from pictures_of(Path(name))
+            yield from images_of(Path(name))
         else:
             yield name

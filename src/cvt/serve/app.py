@@ -51,7 +51,7 @@ _VERSION = version("cvt-torch")
 Explainer = Callable[[bytes, str | None], Explained]
 
 _GUARDED = ("/v1/", "/metrics")
-_EXPLANATIONS = 4  # in hand at once: each takes as long as tens of pictures
+_EXPLANATIONS = 4  # in hand at once: each takes as long as tens of images
 
 
 class Server:
@@ -76,10 +76,10 @@ class Server:
         card = self.predictor.card
         size = card.preprocess.size
         most = self.config.max_batch
-        for pictures in sorted({*range(1, min(4, most) + 1), most}):
+        for images in sorted({*range(1, min(4, most) + 1), most}):
             for _twice in range(2):  # a runtime compiles for a shape when it comes again
                 await asyncio.to_thread(self.predictor.logits, np.zeros(
-                    (pictures, card.model.in_chans, size, size), np.float32))
+                    (images, card.model.in_chans, size, size), np.float32))
         async with Batcher(self._prepare, self._logits, self.config,
                            readers=available_cores(),
                            batches=self.figures.batches.observe) as self.batcher:
@@ -96,18 +96,18 @@ class Server:
         return self.predictor.logits(batch)
 
     async def classify(self, uploads: list[Upload], top_k: int) -> list[Prediction]:
-        """Of each picture its classes, or its error."""
+        """Of each image its classes, or its error."""
         found = await self.batcher.logits([bytes(upload.data) for upload in uploads])
         return [self._prediction(upload, answer, top_k)
                 for upload, answer in zip(uploads, found, strict=True)]
 
     def _prediction(self, upload: Upload, answer: Logits | Exception, top_k: int) -> Prediction:
         if isinstance(answer, InputError):
-            self.figures.pictures.labels("unreadable").inc()
+            self.figures.images.labels("unreadable").inc()
             return Prediction(name=upload.name, error=Error(code="unreadable", message=str(answer)))
         if isinstance(answer, Exception):
             raise answer
-        self.figures.pictures.labels("classified").inc()
+        self.figures.images.labels("classified").inc()
         return Prediction(name=upload.name, classes=self._scored(answer, top_k))
 
     def _scored(self, logits: Logits, top_k: int) -> list[Scored]:
@@ -132,18 +132,18 @@ class Server:
         return self.explainer
 
     async def explain(self, upload: Upload, target: str | None) -> Explained:
-        """What the model looks at in a picture."""
+        """What the model looks at in an image."""
         explainer = self.check_explainable(target)
         self._explaining += 1
         try:
             found = await asyncio.get_running_loop().run_in_executor(
                 self._one, explainer, bytes(upload.data), target)
         except InputError as error:
-            self.figures.pictures.labels("unreadable").inc()
+            self.figures.images.labels("unreadable").inc()
             raise Refusal("unreadable", str(error)) from None
         finally:
             self._explaining -= 1
-        self.figures.pictures.labels("explained").inc()
+        self.figures.images.labels("explained").inc()
         return found
 
     def model(self) -> Model:
@@ -155,7 +155,7 @@ class Server:
             preprocess=asdict(card.preprocess), backend=self.predictor.backend,
             precision=self.predictor.precision, explainable=self.explainer is not None,
             limits={name: limits[name] for name in (
-                "max_body", "max_pictures", "max_pixels", "max_queue", "deadline",
+                "max_body", "max_images", "max_pixels", "max_queue", "deadline",
                 "read_timeout")},
             samples=self.samples.names, version=_VERSION)
 
@@ -194,14 +194,14 @@ def _add_api(api: FastAPI, server: Server) -> None:
 
     async def uploads_of(request: Request, held: Body) -> list[Upload]:
         uploads = await held.uploads()
-        request.state.told = {"bytes": held.size, "pictures": len(uploads)}
+        request.state.told = {"bytes": held.size, "images": len(uploads)}
         return uploads
 
     @api.post("/v1/classify", openapi_extra=body, response_model=Classified,
               responses=_errors("bad_request", "no_key", "slow", "too_large", "too_many",
                                 "wrong_type", "unreadable", "invalid", "busy", "late"))
     async def classify(request: Request, top_k: int = how_many) -> Response:
-        """Classify one picture (its bytes) or several (files of a form).
+        """Classify one image (its bytes) or several (files of a form).
 
         With several, one that cannot be read has an error in its place; one alone answers 422.
         """
@@ -219,12 +219,12 @@ def _add_api(api: FastAPI, server: Server) -> None:
               responses=_errors("bad_request", "no_key", "slow", "too_large", "too_many",
                                 "wrong_type", "unreadable", "invalid", "busy", "not_explainable"))
     async def explain(request: Request, target: str | None = which) -> Response:
-        """Where the network looks in one picture."""
+        """Where the network looks in one image."""
         server.check_explainable(target)  # before its body is read
         with Body(request, server.config, server.memory) as held:
             uploads = await uploads_of(request, held)
             if len(uploads) > 1:
-                raise Refusal("too_many", "one picture is explained at a time")
+                raise Refusal("too_many", "one image is explained at a time")
             return _json(await server.explain(uploads[0], target))
 
     @api.get("/v1/model", response_model=Model, responses=_errors("no_key"))

@@ -1,8 +1,8 @@
-"""Pictures of many requests as batches of one network, and never more of them than agreed.
+"""Images of many requests as batches of one network, and never more of them than agreed.
 
-Threads read pictures, one thread runs the network, and a task of the event loop makes batches of
-what is ready. While the network computes, pictures gather; so batches grow with the load, and a
-lone picture does not wait for company.
+Threads read images, one thread runs the network, and a task of the event loop makes batches of
+what is ready. While the network computes, images gather; so batches grow with the load, and a
+lone image does not wait for company.
 """
 
 from __future__ import annotations
@@ -20,17 +20,17 @@ from numpy.typing import NDArray
 from cvt.serve.config import ServeConfig
 from cvt.serve.refusals import Refusal
 
-Input = NDArray[np.float32]  # one prepared picture (C, H, W)
-Logits = NDArray[np.float32]  # of one picture (K,)
+Input = NDArray[np.float32]  # one prepared image (C, H, W)
+Logits = NDArray[np.float32]  # of one image (K,)
 
 
 class _LateError(Exception):
-    """A picture's deadline has passed before the network saw it."""
+    """An image's deadline has passed before the network saw it."""
 
 
 @dataclass
 class _Waiting:
-    """A picture that is ready, and whoever waits for its logits."""
+    """An image that is ready, and whoever waits for its logits."""
 
     pixels: Input
     answer: asyncio.Future[Logits]
@@ -39,9 +39,9 @@ class _Waiting:
 
 
 class Batcher:
-    """Logits of pictures, for any number of tasks of one event loop.
+    """Logits of images, for any number of tasks of one event loop.
 
-    prepare: from a file's bytes to the network's input; what it raises is that picture's answer.
+    prepare: from a file's bytes to the network's input; what it raises is that image's answer.
     network: from a batch (B, C, H, W) to logits (B, K). readers: threads that prepare. batches: is
     told the size of every batch.
     """
@@ -56,10 +56,10 @@ class Batcher:
         self._ready: deque[_Waiting] = deque()
         self._arrived = asyncio.Event()
         self._reading = 0
-        self._seconds = 0.1  # a picture takes, an average of the last batches
+        self._seconds = 0.1  # an image takes, an average of the last batches
         self._loop: asyncio.Task[None] | None = None
         self.inside = 0
-        """Pictures that are read, waiting or computed."""
+        """Images that are read, waiting or computed."""
 
     async def __aenter__(self) -> Batcher:
         self._loop = asyncio.create_task(self._run())
@@ -72,10 +72,10 @@ class Batcher:
         for pool in (self._readers, self._one):
             pool.shutdown(wait=True, cancel_futures=True)
 
-    def check_room(self, pictures: int = 1) -> None:
+    def check_room(self, images: int = 1) -> None:
         """Raise Refusal where there is no room for so many more."""
-        if (over := self.inside + pictures - self._config.max_queue) > 0:
-            raise Refusal("busy", "as many pictures are in hand as may be; ask again",
+        if (over := self.inside + images - self._config.max_queue) > 0:
+            raise Refusal("busy", "as many images are in hand as may be; ask again",
                           retry_after=over * self._seconds)
 
     async def logits(self, files: Sequence[bytes]) -> list[Logits | Exception]:
@@ -123,7 +123,7 @@ class Batcher:
             start = time.monotonic()
             try:
                 found = await loop.run_in_executor(self._one, self._logits, batch)
-            except Exception as error:  # a runtime's: it is these pictures', and the server goes on
+            except Exception as error:  # a runtime's: it is these images', and the server goes on
                 for waiting in batch:
                     waiting.answer.set_exception(error)
                 continue
@@ -136,7 +136,7 @@ class Batcher:
         return self._network(np.stack([waiting.pixels for waiting in batch]))
 
     async def _next(self) -> list[_Waiting]:
-        """What the network sees next: at least one picture."""
+        """What the network sees next: at least one image."""
         most = self._config.max_batch
         while True:
             self._drop_late()

@@ -1,4 +1,4 @@
-"""The pictures of a request: its bytes as they are, or the files of a form. All stays in memory."""
+"""The images of a request: its bytes as they are, or the files of a form. All stays in memory."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ FORM = "multipart/form-data"
 
 @dataclass
 class Upload:
-    """A picture's file as it came."""
+    """An image's file as it came."""
 
     data: bytearray = field(default_factory=bytearray)
     name: str | None = None
@@ -34,7 +34,7 @@ class Memory:
     def take(self, size: int) -> None:
         """Hold `size` bytes more. Raises Refusal where they are too many."""
         if self.held + size > self._most:
-            raise Refusal("busy", "other requests' pictures fill the memory that there is for "
+            raise Refusal("busy", "other requests' images fill the memory that there is for "
                           "them; ask again", retry_after=1)
         self.held += size
 
@@ -58,10 +58,10 @@ class Body:
         self._memory.give(self.size)
 
     async def uploads(self) -> list[Upload]:
-        """The pictures' files, one at least.
+        """The images' files, one at least.
 
-        Raises Refusal for another content type, a form that is none, too many bytes or pictures,
-        and for a request without a picture; starlette's ClientDisconnect where the sender leaves.
+        Raises Refusal for another content type, a form that is none, too many bytes or images,
+        and for a request without an image; starlette's ClientDisconnect where the sender leaves.
         """
         kind, options = parse_options_header(self._request.headers.get("content-type", ""))
         if self._announced() > self._config.max_body:
@@ -74,10 +74,10 @@ class Body:
                 self._take(chunk)
                 uploads[0].data += chunk
         else:
-            raise Refusal("wrong_type", "send a picture's bytes as image/jpeg (image/png, ...) or "
+            raise Refusal("wrong_type", "send an image's bytes as image/jpeg (image/png, ...) or "
                           f"application/octet-stream, or files as {FORM}")
         if not any(upload.data for upload in uploads):
-            raise Refusal("invalid", "there is no picture in the request: it is empty")
+            raise Refusal("invalid", "there is no image in the request: it is empty")
         return uploads
 
     def _announced(self) -> int:
@@ -92,10 +92,10 @@ class Body:
 
     def _too_large(self) -> Refusal:
         return Refusal("too_large", f"the request has more than {self._config.max_body:,} bytes; "
-                       "send fewer or smaller pictures")
+                       "send fewer or smaller images")
 
     async def _form(self, boundary: bytes) -> list[Upload]:
-        form = _Form(self._config.max_pictures)
+        form = _Form(self._config.max_images)
         try:
             parser = MultipartParser(boundary, form.callbacks())  # type: ignore[arg-type]
             async for chunk in self._request.stream():
@@ -140,10 +140,10 @@ class _Form:
     def _end_headers(self) -> None:
         _, options = parse_options_header(self._disposition)
         if b"filename" not in options:
-            raise Refusal("invalid", "a part of the form is not a file; send pictures alone, as "
-                          "curl -F images=@picture.jpg does")
+            raise Refusal("invalid", "a part of the form is not a file; send images alone, as "
+                          "curl -F images=@image.jpg does")
         if len(self.uploads) == self._most:
-            raise Refusal("too_many", f"the request has more than {self._most} pictures; send "
+            raise Refusal("too_many", f"the request has more than {self._most} images; send "
                           "them in several")
         self.uploads.append(Upload(name=options[b"filename"].decode("utf-8", "replace")))
 

@@ -27,21 +27,21 @@ class ServeConfig:
     """Other sites, as https://example.org, with commas between, whose pages may ask (CORS); those
     of others get 403."""
     max_batch: int = 16
-    """Pictures that the network sees at once at most."""
+    """Images that the network sees at once at most."""
     max_wait: float = 0.005
-    """Seconds that a picture waits for others at most, while the network has nothing to do."""
+    """Seconds that an image waits for others at most, while the network has nothing to do."""
     max_queue: int = 128
-    """Pictures that may be read, waiting or computed; with more the answer is 429."""
+    """Images that may be read, waiting or computed; with more the answer is 429."""
     deadline: float = 10.0
     """Seconds from a request's last byte to the network; after that the answer is 503."""
     max_body: int = 32 * _MIB
     """Bytes of one request; above it the answer is 413."""
     max_bodies: int = 256 * _MIB
     """Bytes of all requests held at once; above it the answer is 429."""
-    max_pictures: int = 16
-    """Pictures of one request; above it the answer is 413."""
+    max_images: int = 16
+    """Images of one request; above it the answer is 413."""
     max_pixels: int = 16_000_000
-    """Pixels of one picture; above it the answer is 422."""
+    """Pixels of one image; above it the answer is 422."""
     read_timeout: float = 10.0
     """Seconds from a request's first byte to its last; after that the answer is 408."""
     max_connections: int = 512
@@ -63,7 +63,7 @@ class ServeConfig:
 
     def __post_init__(self) -> None:
         check_types(self)
-        for name in ("max_batch", "max_queue", "max_body", "max_bodies", "max_pictures",
+        for name in ("max_batch", "max_queue", "max_body", "max_bodies", "max_images",
                      "max_pixels", "max_connections"):
             check(getattr(self, name) >= 1, f"{name}={getattr(self, name)} must be at least 1")
         for name in ("deadline", "read_timeout", "drain"):
@@ -71,7 +71,7 @@ class ServeConfig:
         for name in ("max_wait", "notice"):
             check(getattr(self, name) >= 0, f"{name}={getattr(self, name)} must be at least 0")
         check(0 <= self.port <= 65535, f"port={self.port} must be from 0 to 65535")
-        for larger, smaller in (("max_queue", "max_pictures"), ("max_bodies", "max_body")):
+        for larger, smaller in (("max_queue", "max_images"), ("max_bodies", "max_body")):
             check(getattr(self, larger) >= getattr(self, smaller),
                   f"{larger}={getattr(self, larger)} is less than {smaller}="
                   f"{getattr(self, smaller)}, so that such a request would never be taken; make it "

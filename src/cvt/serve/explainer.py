@@ -19,9 +19,9 @@ from cvt.weights.card import ModelCard
 
 
 def explainer_of(model: CvT, card: ModelCard, name: str, most: int) -> Explainer:
-    """From a picture's bytes and a class to look for: the explanation of `model`'s answer.
+    """From an image's bytes and a class to look for: the explanation of `model`'s answer.
 
-    most: pixels of a picture. What it gives raises InputError for a picture that cannot be read and
+    most: pixels of an image. What it gives raises InputError for an image that cannot be read and
     for a class that is not there.
     """
     def explained(data: bytes, target: str | None) -> Explained:
@@ -47,7 +47,7 @@ def _rounded(values: Floats) -> Any:
         _rounded(row) for row in values]
 
 
-def _url(picture: Image.Image) -> str:
+def _url(image: Image.Image) -> str:
     file = io.BytesIO()
-    picture.save(file, "PNG")
+    image.save(file, "PNG")
     return "data:image/png;base64," + base64.b64encode(file.getvalue()).decode("ascii")

@@ -28,7 +28,7 @@ def serve(predictor: Predictor, config: ServeConfig, *, name: str,
           api_key: str | None = None, log_level: str = "info") -> None:
     """Serve `predictor` as `name` until SIGTERM or SIGINT, then answer what is in hand.
 
-    explainer: what answers /v1/explain, if anything does. samples: a folder of pictures that the
+    explainer: what answers /v1/explain, if anything does. samples: a folder of images that the
     page offers. api_key: what /v1 and /metrics ask for. Raises InputError where the address cannot
     be listened on.
     """

@@ -30,7 +30,7 @@ class ErrorBody(BaseModel):
 
 
 class Prediction(BaseModel):
-    """What the model says of one picture."""
+    """What the model says of one image."""
 
     name: str | None = Field(default=None, description="The file's name in the form, as given.")
     classes: list[Scored] | None = Field(default=None, description="The likeliest first.")
@@ -38,7 +38,7 @@ class Prediction(BaseModel):
 
 
 class Classified(BaseModel):
-    """The pictures of a request, in their order."""
+    """The images of a request, in their order."""
 
     model: str
     predictions: list[Prediction]
@@ -46,12 +46,12 @@ class Classified(BaseModel):
 
 
 class Explained(BaseModel):
-    """Where the network looks in a picture. Maps are rows of values, from the top down."""
+    """Where the network looks in an image. Maps are rows of values, from the top down."""
 
     model: str
     classes: list[Scored] = Field(description="All of them, the likeliest first.")
     target: str = Field(description="The class that Grad-CAM is of.")
-    input: str = Field(description="The picture as the network sees it, a PNG as a data: URL.")
+    input: str = Field(description="The image as the network sees it, a PNG as a data: URL.")
     attention: list[list[list[list[float]]]] = Field(
         description="Of the class token: by block of the last stage, by head, a map of the keys.")
     rollout: list[list[float]] | None = Field(default=None, description="Attention rollout.")
@@ -72,7 +72,7 @@ class Model(BaseModel):
     precision: str
     explainable: bool
     limits: dict[str, float]
-    samples: list[str] = Field(description="Names of the page's pictures to try, by number.")
+    samples: list[str] = Field(description="Names of the page's images to try, by number.")
     version: str
 
 

@@ -35,14 +35,14 @@ class Figures:
         self.seconds = Histogram(
             "cvt_request_seconds", "From a request's head to its answer's end.", ("path",),
             buckets=_SECONDS, registry=self._registry)
-        self.pictures = Counter(
-            "cvt_pictures", "Pictures: classified, explained or unreadable.",
+        self.images = Counter(
+            "cvt_images", "Images: classified, explained or unreadable.",
             ("outcome",), registry=self._registry)
         self.batches = Histogram(
-            "cvt_batch_pictures", "Pictures that the network saw at once.",
+            "cvt_batch_images", "Images that the network saw at once.",
             buckets=(1, 2, 4, 8, 16, 32, 64), registry=self._registry)
         self.inside = Gauge(
-            "cvt_pictures_in_hand", "Pictures read, waiting or computed.", registry=self._registry)
+            "cvt_images_in_hand", "Images read, waiting or computed.", registry=self._registry)
         self.bytes = Gauge(
             "cvt_body_bytes_in_hand", "Bytes of requests' bodies held.", registry=self._registry)
 

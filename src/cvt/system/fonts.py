@@ -1,4 +1,4 @@
-"""Text in pictures."""
+"""Text in images."""
 
 from __future__ import annotations
 

@@ -175,7 +175,7 @@ class Engine:
             found = self._attempt(batch, step)
         if found is None:
             raise InputError(
-                f"out of memory with {len(batch[0]) // self.parts} pictures at a time; make "
+                f"out of memory with {len(batch[0]) // self.parts} images at a time; make "
                 "batch_size smaller or optim.accumulate larger, or set grad_checkpointing")
         done = self._update(*found, lr)
         if done.updated:

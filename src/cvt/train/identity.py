@@ -9,8 +9,8 @@ from typing import Any
 
 from torch import nn
 
+from cvt.data.dataset import Dataset
 from cvt.data.fingerprint import differences, fingerprint, hash_of
-from cvt.data.pictures import Dataset
 from cvt.evaluate.run import RECIPE
 from cvt.system.errors import InputError
 from cvt.train.recipe import LENGTH, MACHINE, PLACES, Recipe

@@ -77,7 +77,7 @@ class Log:
         self._console.print(what, highlight=False, markup=False, soft_wrap=True)
 
     def unreadable(self, rows: Sequence[Row]) -> None:
-        """Pictures that could not be read; the file has all, once."""
+        """Images that could not be read; the file has all, once."""
         new = {(split, name): why for split, name, why in rows
                if (split, name) not in self._unreadable}
         if not new or not self._run:
@@ -85,7 +85,7 @@ class Log:
         path = self._run / UNREADABLE
         earlier = {(split, name): why for split, name, why in read_unreadable(path)}
         self._unreadable |= earlier | new  # of the processes before this one, too
-        self.say(f"{len(self._unreadable)} pictures could not be read, such as "
+        self.say(f"{len(self._unreadable)} images could not be read, such as "
                  f"{next(reversed(new.values()))}; {path} lists them")
         write_unreadable(path, [(*key, why) for key, why in sorted(self._unreadable.items())])
 

@@ -292,7 +292,7 @@ def _epoch(progress: Progress, setting: Setting, weights: Weights, store: Store,
 
 
 def _validate(model: torch.nn.Module, setting: Setting) -> tuple[float, float, float]:
-    """Cross entropy, top-1 and mean recall on the validation pictures, each looked at by one
+    """Cross entropy, top-1 and mean recall on the validation images, each looked at by one
     process.
 
     One that cannot be read counts as wrong.
@@ -388,7 +388,7 @@ def _write_report(setting: Setting, run: Path, progress: Progress, evaluation: E
     facts = {**describe_machine(), "device": device_name(setting.engine.device),
              "precision": recipe.precision,
              "training time": f"{seconds:.0f} s for {len(history)} epochs",
-             "training pictures": f"{len(setting.dataset.train):,}",
+             "training images": f"{len(setting.dataset.train):,}",
              "best epoch": f"{_best(history, recipe)['epoch']:.0f}",
              **({"to note": "; ".join(progress.notes)} if progress.notes else {})}
     write_report(run / REPORT, title=f"{recipe.name} on {recipe.data.name}",

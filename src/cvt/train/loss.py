@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from cvt.config import Preprocess
 from cvt.data.classes import order_of
-from cvt.data.pictures import Pictures
+from cvt.data.dataset import LabeledImages
 from cvt.system.device import autocast
 from cvt.system.errors import InputError, one_line
 from cvt.train.config import DistillConfig
@@ -39,12 +39,12 @@ class Loss(nn.Module):
     InputError where `recipe` balances classes of which one has no training image.
     """
 
-    def __init__(self, recipe: Recipe, card: ModelCard, pictures: Pictures) -> None:
+    def __init__(self, recipe: Recipe, card: ModelCard, images: LabeledImages) -> None:
         super().__init__()
         self.smoothing = recipe.augment.label_smoothing
         if recipe.sampling == "balanced":  # it balances the mean of this loss, as weights do
-            _counts(pictures, "sampling")
-        weight = balanced_weights(pictures) if recipe.class_weights == "balanced" else None
+            _counts(images, "sampling")
+        weight = balanced_weights(images) if recipe.class_weights == "balanced" else None
         self.weight: Tensor | None
         self.register_buffer("weight", weight)
         self.distill = recipe.distill
@@ -66,21 +66,21 @@ class Loss(nn.Module):
         return loss.mean()
 
 
-def balanced_weights(pictures: Pictures) -> Tensor:
-    """A weight a class, (K,), in inverse proportion to its pictures; their mean over these is 1.
+def balanced_weights(images: LabeledImages) -> Tensor:
+    """A weight a class, (K,), in inverse proportion to its images; their mean over these is 1.
 
     Raises InputError where a class has none.
     """
-    counts = _counts(pictures, "class_weights")
-    return torch.tensor(len(pictures) / (len(counts) * counts), dtype=torch.float32)
+    counts = _counts(images, "class_weights")
+    return torch.tensor(len(images) / (len(counts) * counts), dtype=torch.float32)
 
 
-def _counts(pictures: Pictures, option: str) -> np.ndarray:
+def _counts(images: LabeledImages, option: str) -> np.ndarray:
     """The images of each class, (K,). Raises InputError, naming `option`, where one has none."""
-    counts = np.bincount(pictures.labels, minlength=len(pictures.classes))
+    counts = np.bincount(images.labels, minlength=len(images.classes))
     if not counts.all():
         raise InputError(f"{option}=balanced, and the class "
-                         f"{pictures.classes[int(counts.argmin())]!r} has no training picture")
+                         f"{images.classes[int(counts.argmin())]!r} has no training image")
     return counts
 
 
@@ -98,7 +98,7 @@ def distance(logits: Tensor, teacher: Tensor, config: DistillConfig) -> Tensor:
 
 
 class Teacher(nn.Module):
-    """A trained network that sees the student's pictures, as it was trained to see them."""
+    """A trained network that sees the student's images, as it was trained to see them."""
 
     def __init__(self, config: DistillConfig, card: ModelCard, precision: str) -> None:
         super().__init__()
@@ -127,7 +127,7 @@ class Teacher(nn.Module):
 
     @torch.no_grad()
     def forward(self, x: Tensor) -> Tensor:
-        """Logits (B, K) of the student's pictures (B, C, H, W), in the order of its classes."""
+        """Logits (B, K) of the student's images (B, C, H, W), in the order of its classes."""
         x = torch.addcmul(self.shift, x, self.scale)
         if x.shape[-1] != self.size:
             x = F.interpolate(x, (self.size, self.size), mode="bicubic", antialias=True)
@@ -166,9 +166,9 @@ def _order(name: str, card: ModelCard, known: Sequence[str] | None) -> list[int]
     """The teacher's place of each of the card's classes, matched by name."""
     if known is None:
         raise InputError(f"the teacher {name} does not name its classes, so they cannot be matched "
-                         "with those of the pictures; write them into its config.json")
+                         "with those of the images; write them into its config.json")
     order = order_of(card.classes, known)
     if isinstance(order, str):
-        raise InputError(f"the teacher {name} and the pictures have other classes, such as "
+        raise InputError(f"the teacher {name} and the images have other classes, such as "
                          f"{order!r}; a teacher knows the same ones")
     return order

@@ -27,7 +27,7 @@ from cvt.train.state import Progress
 
 WARM, STEPS = 2, 6  # steps that do not count, and that do
 _VALIDATED = 4  # batches
-_LEAST_EACH = 8  # pictures of a process, with fewer of which none is kept busy
+_LEAST_EACH = 8  # images of a process, with fewer of which none is kept busy
 _SHARE = 0.9  # of the memory that a run may fill
 
 
@@ -49,15 +49,15 @@ class Plan:
     parameters: int
     trained: int
     """Parameters that are not frozen."""
-    train_pictures: int
-    val_pictures: int
+    train_images: int
+    val_images: int
     steps_per_epoch: int
     steps: int
     epochs: int
     step_seconds: float
-    """Of an optimiser step, the wait for its pictures included."""
+    """Of an optimiser step, the wait for its images included."""
     waiting_seconds: float
-    """Of that, the wait for pictures; more data.workers make it shorter."""
+    """Of that, the wait for images; more data.workers make it shorter."""
     exchange_seconds: float | None
     """Of a step, at most, the exchange of gradients between processes; None with one process."""
     validation_seconds: float
@@ -68,9 +68,9 @@ class Plan:
     memory_limit: int
     """That a process may fill: nine tenths of the device's, or of its share of what is free."""
     at_a_time: int
-    """Pictures that a process passes at a time."""
+    """Images that a process passes at a time."""
     most_at_a_time: int | None
-    """Pictures that fit into memory at a time, at most its share of the batch; None where two
+    """Images that fit into memory at a time, at most its share of the batch; None where two
     measurements do not tell."""
     accumulate: int | None
     """The least optim.accumulate with which they do."""
@@ -119,7 +119,7 @@ def plan(recipe: Recipe, output: Path) -> Plan:
             device=device_name(engine.device), processes=engine.world,
             parameters=sum(p.numel() for p in model.parameters()),
             trained=sum(p.numel() for p in model.parameters() if p.requires_grad),
-            train_pictures=len(setting.dataset.train), val_pictures=len(setting.dataset.val),
+            train_images=len(setting.dataset.train), val_images=len(setting.dataset.val),
             steps_per_epoch=len(setting.loader), steps=setting.steps, epochs=setting.epochs,
             step_seconds=step, waiting_seconds=median(waits), exchange_seconds=exchange,
             validation_seconds=validation, epoch_seconds=epoch * step + validation,
@@ -140,7 +140,7 @@ def _endless(setting: Setting) -> Generator[Batch]:
 
 
 def _steps(setting: Setting, batches: Iterator[Batch]) -> tuple[list[float], list[float], int]:
-    """Seconds of steps and of the wait for their pictures, and the peak of memory in bytes."""
+    """Seconds of steps and of the wait for their images, and the peak of memory in bytes."""
     engine, recipe, seconds, waits = setting.engine, setting.recipe, [], []
     engine.train_mode()
     for i in range(WARM + STEPS):
@@ -157,7 +157,7 @@ def _steps(setting: Setting, batches: Iterator[Batch]) -> tuple[list[float], lis
 
 
 def _validation(model: torch.nn.Module, setting: Setting) -> float:
-    """Seconds of this process's share of the validation pictures."""
+    """Seconds of this process's share of the validation images."""
     engine, recipe, val = setting.engine, setting.recipe, setting.dataset.val
     size = setting.at_a_time
     some = val.choose(range(min(len(val), (1 + _VALIDATED) * size)))
@@ -175,9 +175,9 @@ def _validation(model: torch.nn.Module, setting: Setting) -> float:
 
 
 def _fitting(share: int, at_a_time: int, peak: int, less: int, limit: int) -> int | None:
-    """The largest divisor of `share` pictures that fits, where memory grows along a line.
+    """The largest divisor of `share` images that fits, where memory grows along a line.
 
-    peak: with `at_a_time` pictures. less: with half as many.
+    peak: with `at_a_time` images. less: with half as many.
     """
     each = (peak - less) / (at_a_time / 2)
     if each <= 0:  # too small to be seen

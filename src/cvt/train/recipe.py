@@ -59,15 +59,15 @@ class Recipe:
     """Channels of the network's input: 3 for RGB, 1 for gray."""
     image_size: int | None = None
     """Side in pixels of the network's input; by default that of `weights`, without them the
-    dataset's own (224 for your own pictures)."""
+    dataset's own (224 for your own images)."""
     drop_path_rate: float | None = None
     """Stochastic depth of the last stage, which rises from 0 in its first block to this in its
     last; of a ViT or ResNet in place of the CvT, of the whole network. By default the model's
     own."""
     data: DataConfig = field(default_factory=DataConfig)
-    """The pictures."""
+    """The images."""
     augment: AugmentConfig = field(default_factory=AugmentConfig)
-    """How training pictures are varied."""
+    """How training images are varied."""
     optim: OptimConfig = field(default_factory=OptimConfig)
     """The optimiser and its schedule."""
     freeze: FreezeConfig = field(default_factory=FreezeConfig)
@@ -75,15 +75,15 @@ class Recipe:
     distill: DistillConfig = field(default_factory=DistillConfig)
     """A teacher to learn from."""
     epochs: int = 30
-    """From one validation and checkpoint to the next; an epoch passes over the training pictures
+    """From one validation and checkpoint to the next; an epoch passes over the training images
     `passes` times."""
     passes: int = 1
-    """Passes over the training pictures in an epoch; more where they are so few that to validate
+    """Passes over the training images in an epoch; more where they are so few that to validate
     and save would take most of the time."""
     steps: int | None = None
     """Optimiser steps of the whole run, in place of epochs; the last epoch may be a part of one."""
     max_train_samples: int | None = None
-    """Train on so many pictures only, the same share of each class, chosen by data.split_seed."""
+    """Train on so many images only, the same share of each class, chosen by data.split_seed."""
     sampling: Literal["shuffled", "balanced"] = "shuffled"
     """balanced: an epoch's images are drawn with replacement, each class as likely as any other, so
     that images of rare classes come several times. Not together with class_weights."""
@@ -98,7 +98,7 @@ class Recipe:
     patience: int = 0
     """End the run after so many epochs without a better one; 0 for never."""
     batch_size: int = 64
-    """Pictures of one optimiser step."""
+    """Images of one optimiser step."""
     ema: float = 0.0
     """Decay of the exponential moving average of the weights and BatchNorm's statistics; 0 disables
     it. The averaged weights are evaluated and saved. At step n the decay is at most 1 -
@@ -220,7 +220,7 @@ class Recipe:
 
     def config(self, num_classes: int, size: int | None = None, own: CvTConfig | None = None
                ) -> CvTConfig:
-        """The network to train, for `num_classes` classes and pictures of `size` pixels a side.
+        """The network to train, for `num_classes` classes and images of `size` pixels a side.
 
         own: that of the weights to start from. Raises InputError for an unknown variant or file, or
         a size that leaves a stage empty.

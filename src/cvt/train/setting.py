@@ -1,4 +1,4 @@
-"""What a recipe comes to on a dataset: pictures in, network, optimiser and loss."""
+"""What a recipe comes to on a dataset: images in, network, optimiser and loss."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from timm.utils import ModelEmaV3
 from torch import nn
 
 from cvt.data.augment import training_transform
+from cvt.data.dataset import subset
 from cvt.data.datasets import load_dataset
 from cvt.data.fingerprint import differences
 from cvt.data.loader import Faults, TrainLoader
-from cvt.data.pictures import subset
 from cvt.data.randomness import seed_all
 from cvt.model import CvT
 from cvt.networks.build import build_network

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from torch import nn
 
 from cvt.data.classes import order_of
-from cvt.data.pictures import Dataset
+from cvt.data.dataset import Dataset
 from cvt.model import CvT
 from cvt.system.errors import InputError
 from cvt.train.config import FreezeConfig

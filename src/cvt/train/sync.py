@@ -11,7 +11,7 @@ from torch.distributed.nn.functional import all_gather
 
 
 class SyncedBatchNorm2d(nn.BatchNorm2d):
-    """`nn.BatchNorm2d` with mean and variance of all processes' pictures, in training.
+    """`nn.BatchNorm2d` with mean and variance of all processes' images, in training.
 
     Processes have equally many, so the mean is that of their means, and the variance the mean of
     their variances plus the variance of their means.

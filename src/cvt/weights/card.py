@@ -18,12 +18,12 @@ Network = Literal["cvt", "vit", "vit_without_position", "resnet", "supernet"]
 
 @dataclass(frozen=True, kw_only=True)
 class ModelCard:
-    """What classifying a picture needs beside the weights; the content of config.json."""
+    """What classifying an image needs beside the weights; the content of config.json."""
 
     model: CvTConfig
     """The network."""
     preprocess: Preprocess
-    """The way from a picture to its input."""
+    """The way from an image to its input."""
     classes: tuple[str, ...]
     """The name of each logit."""
     network: Network = "cvt"

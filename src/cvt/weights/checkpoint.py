@@ -193,7 +193,7 @@ def read_card(directory: Path, *, headless: bool = False) -> tuple[ModelCard, st
 def bare_card(config: CvTConfig, tensors: Mapping[str, Tensor]) -> ModelCard:
     """A card for weights that come without one: numbered classes, ImageNet's preprocessing.
 
-    Classes and channels are those of `tensors`; at 384 pixels and above pictures are squashed, as
+    Classes and channels are those of `tensors`; at 384 pixels and above images are squashed, as
     in the paper.
     """
     head, first = tensors.get("head.weight"), tensors.get("stages.0.embed.conv.weight")

@@ -98,7 +98,7 @@ def _classes(data: Mapping[str, Any], where: Path) -> tuple[str, ...]:
 def read_preprocess(directory: Path) -> Preprocess:
     """What preprocessor_config.json says; the port's own for 224 pixels where it is absent.
 
-    The ConvNext way (below 384 the centre of a picture resized to size / crop_pct, else squashed),
+    The ConvNext way (below 384 the centre of an image resized to size / crop_pct, else squashed),
     or the ViT way (squashed), or CLIP's and BiT's (short side resized, centre cut).
     """
     path = directory / PREPROCESSOR

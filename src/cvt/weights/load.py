@@ -160,7 +160,7 @@ def fit(model: nn.Module, tensors: Mapping[str, Tensor], path: Path, *,
 def fit_in_chans(weight: Tensor, in_chans: int) -> Tensor:
     """A convolution's weight (O, C, k, k) for another number of input channels.
 
-    For one, the sum over C: a gray picture gives what it gave as three equal channels. For more,
+    For one, the sum over C: a gray image gives what it gave as three equal channels. For more,
     the channels repeated and scaled by C / in_chans, which keeps the size of the activations.
     """
     chans = weight.shape[1]

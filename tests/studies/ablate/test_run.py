@@ -65,11 +65,11 @@ def test_all_tables_share_their_runs_and_leave_no_run_out(recipe, tmp_path):
         "report.html"}
 
 
-def test_data_trains_each_network_on_each_number_of_pictures_for_the_same_steps(recipe, tmp_path):
+def test_data_trains_each_network_on_each_number_of_images_for_the_same_steps(recipe, tmp_path):
     sampling = Sampling(seeds=(0, 1), sizes=(10, 40))
     found = ablate(["data"], some(recipe), tmp_path, sampling=sampling, jobs=1)
     study = found["studies"]["data"]
-    assert [(row["label"], row["pictures"]) for row in study["rows"]] == [
+    assert [(row["label"], row["images"]) for row in study["rows"]] == [
         (name, n) for name in ("CvT", "ViT", "ResNet") for n in (10, 40)]
     assert len(study["comparisons"]) == 4
     assert all(len(c["differences"]) == 2 and c["low"] <= c["mean"] <= c["high"]
@@ -78,9 +78,9 @@ def test_data_trains_each_network_on_each_number_of_pictures_for_the_same_steps(
         epochs = (run / "metrics.jsonl").read_text().splitlines()
         assert len(epochs) == 1  # of many passes, so that it is validated once
         facts = json.loads((run / "metrics.json").read_text())["facts"]
-        assert facts["training pictures"] in ("10", "40")
+        assert facts["training images"] in ("10", "40")
     table = (tmp_path / "data.md").read_text()
-    assert "| pictures | CvT (" in table
+    assert "| images | CvT (" in table
     assert "| 40 |" in table
 
 
@@ -199,9 +199,9 @@ def test_a_signal_stops_all_processes_and_the_same_command_ends_as_one_process_d
 
 
 @pytest.mark.parametrize(("values", "sampling", "message"), [
-    ({"max_train_samples": 9}, {}, "9 training pictures are too few for 10 classes"),
+    ({"max_train_samples": 9}, {}, "9 training images are too few for 10 classes"),
     ({"network": "vit"}, {}, "a study trains its own networks"),
-    ({"patience": 2}, {}, "patience=2 would end runs by the very pictures"),
+    ({"patience": 2}, {}, "patience=2 would end runs by the very images"),
     ({"weights": "cvt_13.msft_in1k"}, {}, "leave out network and weights"),
     ({}, {"seeds": (0, 1, 0)}, "--seeds has 0 twice"),
     ({}, {"seeds": ()}, "--seeds  must be whole numbers from 0"),
@@ -215,8 +215,8 @@ def test_tables_that_cannot_be_made_are_refused_before_anything_is_written(
 
 
 @pytest.mark.parametrize(("values", "sizes", "message"), [
-    ({}, (5,), "5 training pictures are too few for 10 classes"),
-    ({}, (10_000,), r"digits has 1,617 training pictures, not 10,000; take smaller --sizes"),
+    ({}, (5,), "5 training images are too few for 10 classes"),
+    ({}, (10_000,), r"digits has 1,617 training images, not 10,000; take smaller --sizes"),
     ({"max_train_samples": 50}, (20,), "leave out max_train_samples"),
     ({"steps": None}, (20,), "give --steps and --optim.warmup_steps")])
 def test_data_needs_sizes_that_are_there_and_steps(recipe, tmp_path, values, sizes, message):

@@ -29,7 +29,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("no_charts")]
 
 @pytest.fixture(scope="module")
 def config(tmp_path_factory):
-    """The file of a network of two stages for pictures of 8 pixels."""
+    """The file of a network of two stages for images of 8 pixels."""
     stages = (StageConfig(dim=8, num_heads=1, depth=1),
               StageConfig(dim=8, num_heads=2, depth=2, cls_token=True))
     path = tmp_path_factory.mktemp("config") / "tiny.json"
@@ -77,7 +77,7 @@ def test_the_file_comes_back_as_it_was(done):
     assert json.loads((output / "search.json").read_text())["version"] == 1
 
 
-def test_the_pictures_that_score_are_training_pictures_the_supernet_never_saw(recipe):
+def test_the_images_that_score_are_training_images_the_supernet_never_saw(recipe):
     dataset = load_dataset(recipe.data)
 
     limited, held_out = run._kept_apart(recipe, SEARCH, dataset)
@@ -146,9 +146,9 @@ def test_labels_are_those_of_the_classes_that_the_supernet_was_trained_on(recipe
     (tmp_path / "supernet/config.json").write_text(json.dumps(card))
     batches, seen = run._batches, []
 
-    def watched(pictures, *rest):
-        seen.append(pictures)
-        return batches(pictures, *rest)
+    def watched(images, *rest):
+        seen.append(images)
+        return batches(images, *rest)
 
     monkeypatch.setattr(run, "_batches", watched)
     monkeypatch.setattr(run, "Scorer", lambda *_: lambda _: 0.5)
@@ -189,8 +189,8 @@ def test_another_network_than_a_supernet_is_not_searched(recipe, tmp_path):
         run.search(dataclasses.replace(recipe, network="cvt"), SEARCH, tmp_path)
 
 
-def test_the_pictures_for_validation_do_not_end_the_training(recipe, tmp_path):
-    with pytest.raises(InputError, match="patience=2 would end the training by the pictures for v"):
+def test_the_images_for_validation_do_not_end_the_training(recipe, tmp_path):
+    with pytest.raises(InputError, match="patience=2 would end the training by the images for v"):
         run.search(dataclasses.replace(recipe, patience=2), SEARCH, tmp_path / "x")
 
 

@@ -37,7 +37,7 @@ def test_statistics_are_the_mean_over_the_batches_without_what_training_draws(su
     assert all(torch.equal(t, once[name]) for name, t in network.state_dict().items())
 
 
-def test_a_score_is_the_share_of_held_out_pictures_that_are_right(supernet):
+def test_a_score_is_the_share_of_held_out_images_that_are_right(supernet):
     calibration, held_out = batches(2), batches(3)
     network = supernet.extract(CHOICE)
     renew_statistics(network, [x for x, _ in calibration])

@@ -1,4 +1,4 @@
-"""The page at /: its files, and the pictures that it offers to try."""
+"""The page at /: its files, and the images that it offers to try."""
 
 from __future__ import annotations
 
@@ -22,15 +22,15 @@ PAGE: Mapping[str, tuple[bytes, str]] = {
 
 
 class Samples:
-    """The pictures of a folder, read once; none without a folder.
+    """The images of a folder, read once; none without a folder.
 
-    Raises InputError for a folder without pictures.
+    Raises InputError for a folder without images.
     """
 
     def __init__(self, folder: Path | None) -> None:
         found = [] if folder is None else list_images(folder)[:_MOST]
         if folder is not None and not found:
-            raise InputError(f"--samples {folder} has no pictures in it or below it")
+            raise InputError(f"--samples {folder} has no images in it or below it")
         self.names = [path.stem for path in found]
         """What they are called: their files' names."""
         self.files = [(path.read_bytes(), mimetypes.guess_type(path.name)[0] or "image/png")

@@ -6,10 +6,10 @@ const HEAT = [[10, 8, 30], [80, 20, 110], [180, 50, 90], [245, 125, 40], [252, 2
 const TOP = 5;
 
 let model = null; // what /v1/model tells
-let picture = null; // the Blob that is shown
+let image = null; // the Blob that is shown
 let explained = null; // what /v1/explain told of it
 let seen = null; // its input, as an image
-let turn = 0; // which picture the answers are of: late ones are dropped
+let turn = 0; // which image the answers are of: late ones are dropped
 let stream = null; // the camera's
 
 class Refused extends Error {
@@ -81,10 +81,10 @@ function make(tag, properties = {}, ...children) {
   return element;
 }
 
-// A new picture: its classes first, then where the network looks.
+// A new image: its classes first, then where the network looks.
 async function look(blob) {
   if (!model) return;
-  picture = blob;
+  image = blob;
   const mine = ++turn;
   $("error").textContent = "";
   $("result").hidden = $("see").hidden = true;
@@ -129,7 +129,7 @@ function showClasses(classes) {
 
 async function explain(mine, target) {
   const query = target === null ? "" : `?target=${encodeURIComponent(target)}`;
-  const told = await (await ask(`/v1/explain${query}`, picture)).json();
+  const told = await (await ask(`/v1/explain${query}`, image)).json();
   const image = new Image();
   image.src = told.input;
   await image.decode();
@@ -140,7 +140,7 @@ async function explain(mine, target) {
   draw();
 }
 
-// The choices that this model and picture have.
+// The choices that this model and image have.
 function fill() {
   const attention = explained.attention.length > 0;
   for (const label of document.querySelectorAll("fieldset .attention")) label.hidden = !attention;
@@ -159,7 +159,7 @@ function fill() {
 }
 
 function options(select, pairs, chosen) {
-  const kept = select.value; // a choice stays from picture to picture, but for the class
+  const kept = select.value; // a choice stays from image to image, but for the class
   select.replaceChildren(...pairs.map(([value, textContent]) => make("option", { value, textContent })));
   const keep = select.id !== "target" && pairs.some(([value]) => String(value) === kept);
   select.value = keep ? kept : chosen;
@@ -182,10 +182,10 @@ function values() {
 
 function caption() {
   switch (shown()) {
-    case "grad_cam": return `Grad-CAM of ${explained.target} in stage ${$("stage").value}, over the picture`;
-    case "rollout": return "Attention rollout, over the picture";
-    case "attention": return `Attention of the class token in block ${Number($("block").value) + 1}, head ${$("head").selectedOptions[0].textContent}, over the picture`;
-    default: return "The picture as the network sees it";
+    case "grad_cam": return `Grad-CAM of ${explained.target} in stage ${$("stage").value}, over the image`;
+    case "rollout": return "Attention rollout, over the image";
+    case "attention": return `Attention of the class token in block ${Number($("block").value) + 1}, head ${$("head").selectedOptions[0].textContent}, over the image`;
+    default: return "The image as the network sees it";
   }
 }
 
@@ -193,7 +193,7 @@ function draw() {
   for (const line of document.querySelectorAll("#controls .of")) line.hidden = !line.classList.contains(shown());
   const canvas = $("overlay");
   const context = canvas.getContext("2d");
-  context.imageSmoothingEnabled = seen.naturalWidth > 64; // small pictures keep hard edges
+  context.imageSmoothingEnabled = seen.naturalWidth > 64; // small images keep hard edges
   context.drawImage(seen, 0, 0, canvas.width, canvas.height);
   const map = values();
   if (map) {
@@ -276,7 +276,7 @@ function shoot() {
 function take(files) {
   const file = [...files].find((f) => f.type.startsWith("image/")) ?? files[0];
   if (file) look(file);
-  else fail(new Error("That is not a file. Drop or paste a picture itself, not its address."));
+  else fail(new Error("That is not a file. Drop or paste an image itself, not its address."));
 }
 
 $("file").addEventListener("change", ({ target }) => {

@@ -1,4 +1,4 @@
-"""A study as a picture: every run a dot, the mean and its interval beside it."""
+"""A study as an image: every run a dot, the mean and its interval beside it."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ _STYLE: dict[Any, Any] = {
 
 def draw(study: Mapping[str, Any], path: Path) -> None:
     """Write the chart of a study of ablation.json as PNG."""
-    by_pictures = any(row["pictures"] for row in study["rows"])
+    by_images = any(row["images"] for row in study["rows"])
     with mpl.rc_context(_STYLE):
-        figure = _against_pictures(study) if by_pictures else _rows(study)
+        figure = _against_images(study) if by_images else _rows(study)
         figure.savefig(path, dpi=150, format="png")
 
 
@@ -57,7 +57,7 @@ def _rows(study: Mapping[str, Any]) -> Figure:
     axes.grid(visible=False, axis="y")
     axes.tick_params(axis="y", pad=10)
     axes.set_xlim(left, right)
-    axes.set_xlabel("top-1 on held-out pictures, %")
+    axes.set_xlabel("top-1 on held-out images, %")
     axes.set_title(_title(study))
     figure.legend(loc="outside lower right", ncols=3, fontsize=9)
     return figure
@@ -70,30 +70,30 @@ def _limits(rows: Sequence[Mapping[str, Any]]) -> tuple[float, float]:
     return min(found) - margin, min(100.0, max(found) + margin)
 
 
-def _against_pictures(study: Mapping[str, Any]) -> Figure:
-    """A curve a network, over the number of training pictures."""
+def _against_images(study: Mapping[str, Any]) -> Figure:
+    """A curve a network, over the number of training images."""
     rows = study["rows"]
     figure = Figure(figsize=(7.5, 4.6), layout="constrained")
     axes: Axes = figure.subplots()
     for i, label in enumerate(dict.fromkeys(row["label"] for row in rows)):
         mine = [row for row in rows if row["label"] == label and row["mean"] is not None]
         colour, marker = _COLOURS[i % len(_COLOURS)], _MARKERS[i % len(_MARKERS)]
-        axes.plot([row["pictures"] for row in mine], [row["mean"] for row in mine], color=colour,
+        axes.plot([row["images"] for row in mine], [row["mean"] for row in mine], color=colour,
                   marker=marker, linewidth=1.8, label=label)
         for row in mine:
             found = _accuracies(row)
-            axes.plot([row["pictures"]] * len(found), found, marker, color=colour, alpha=0.35,
+            axes.plot([row["images"]] * len(found), found, marker, color=colour, alpha=0.35,
                       markersize=4, markeredgewidth=0)
             low, high = interval(found)
             if low is not None and high is not None:
-                axes.plot([row["pictures"]] * 2, [low, high], color=colour, linewidth=1.2)
-    sizes = sorted({row["pictures"] for row in rows})
+                axes.plot([row["images"]] * 2, [low, high], color=colour, linewidth=1.2)
+    sizes = sorted({row["images"] for row in rows})
     axes.set_xscale("log")
     axes.set_xticks(sizes, [f"{n:,}" for n in sizes])
     axes.set_xticks([], minor=True)
     axes.set_ylim(top=min(100.0, axes.get_ylim()[1]))
-    axes.set_xlabel("training pictures")
-    axes.set_ylabel("top-1 on held-out pictures, %")
+    axes.set_xlabel("training images")
+    axes.set_ylabel("top-1 on held-out images, %")
     axes.set_title(_title(study))
     axes.legend(loc="lower right", title="mean, 95 % interval, runs", title_fontsize=9)
     return figure

@@ -43,11 +43,11 @@ class Run:
 
 
 def plan_run(base: Recipe, row: Row, seed: int, output: Path, data: str,
-             pictures: int | None = None) -> Run:
+             images: int | None = None) -> Run:
     """The run of `row` with `seed` under the recipe `base`, below `output`; writes its model file.
 
     Its directory is named after what decides its result, so that studies share runs. data: the
-    digest of the dataset. pictures: how many to train on, with the recipe's number of steps, in one
+    digest of the dataset. images: how many to train on, with the recipe's number of steps, in one
     epoch.
     """
     own = base.config(1)
@@ -59,12 +59,12 @@ def plan_run(base: Recipe, row: Row, seed: int, output: Path, data: str,
         Path(model).parent.mkdir(parents=True, exist_ok=True)
         config.save(model)
     recipe = replace(base, model=model, network=row.network, seed=seed)
-    if pictures is not None:
-        passes = -(-(base.steps or 0) * base.batch_size // pictures)
-        recipe = replace(recipe, max_train_samples=pictures, passes=passes)
+    if images is not None:
+        passes = -(-(base.steps or 0) * base.batch_size // images)
+        recipe = replace(recipe, max_train_samples=images, passes=passes)
     plain: dict[str, Any] = {k: v for k, v in recipe.flat().items() if k not in MACHINE | PLACES}
     plain |= {"model": config.to_dict(), "dataset": data, "teacher": recipe.distill.teacher}
-    parts = [row.network, *([f"{pictures}"] if pictures else []), f"seed{seed}",
+    parts = [row.network, *([f"{images}"] if images else []), f"seed{seed}",
              _digest(json.dumps(plain, sort_keys=True))]
     return Run(recipe=recipe, directory=output / RUNS / "-".join(parts))
 

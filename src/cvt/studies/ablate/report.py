@@ -9,15 +9,15 @@ from typing import Any
 def to_markdown(name: str, study: Mapping[str, Any]) -> str:
     """The study `name` of ablation.json: its table, its claims, every run, how it was trained."""
     data, seeds = study["data"], study["seeds"]
-    by_pictures = any(row["pictures"] for row in study["rows"])
-    trained = "as many pictures as the table says" if by_pictures else f"{data['train']:,} pictures"
+    by_images = any(row["images"] for row in study["rows"])
+    trained = "as many images as the table says" if by_images else f"{data['train']:,} images"
     parts = [
         f"# {study['title']}",
         f"![{study['title']}]({name}.png)",
         f"Trained on {trained} of {data['name']}, {_count(seeds, 'seed')} "
-        f"({', '.join(map(str, seeds))}), scored on the {data['val']:,} held-out pictures at the "
+        f"({', '.join(map(str, seeds))}), scored on the {data['val']:,} held-out images at the "
         "last epoch; mean and standard deviation over the seeds, in percent."
-        + ("" if by_pictures else " The paper's column is ImageNet with CvT-13 or DeiT-S, 300 "
+        + ("" if by_images else " The paper's column is ImageNet with CvT-13 or DeiT-S, 300 "
            "epochs: compare the order, not the figures."),
         table_of(study),
         "## Claims",
@@ -35,8 +35,8 @@ def to_markdown(name: str, study: Mapping[str, Any]) -> str:
 def table_of(study: Mapping[str, Any]) -> str:
     """The table beside the paper's."""
     rows = study["rows"]
-    if any(row["pictures"] for row in rows):
-        return _by_pictures(rows)
+    if any(row["images"] for row in rows):
+        return _by_images(rows)
     return _table(("", "parameters", "multiply-adds", "top-1 here", "runs", "paper"), (
         (row["label"], f"{row['parameters'] / 1e6:.2f} M", _operations(row["multiply_adds"]),
          _accuracy(row), _finished(row),
@@ -45,12 +45,12 @@ def table_of(study: Mapping[str, Any]) -> str:
 
 def claims_of(study: Mapping[str, Any]) -> str:
     """Each claim with its differences and verdict."""
-    by_pictures = any(c["pictures"] for c in study["comparisons"])
-    head = ["claim", *(["pictures"] if by_pictures else []), "difference", "95 % interval", "runs",
+    by_images = any(c["images"] for c in study["comparisons"])
+    head = ["claim", *(["images"] if by_images else []), "difference", "95 % interval", "runs",
             "verdict"]
     return _table(head, (
         (f"{c['claim']}: {c['one']} {c['kind']} {'of ' * (c['kind'] == 'ahead')}{c['other']}",
-         *([f"{c['pictures']:,}"] if by_pictures else []),
+         *([f"{c['images']:,}"] if by_images else []),
          "none" if c["mean"] is None else f"{c['mean']:+.2f}",
          "none" if c["low"] is None else f"{c['low']:+.2f} to {c['high']:+.2f}",
          str(len(c["differences"])),
@@ -64,14 +64,14 @@ def verdict_of(comparison: Mapping[str, Any]) -> str:
                                     else "")
 
 
-def _by_pictures(rows: Sequence[Mapping[str, Any]]) -> str:
-    """A line a number of pictures, a column a network."""
+def _by_images(rows: Sequence[Mapping[str, Any]]) -> str:
+    """A line a number of images, a column a network."""
     labels = list(dict.fromkeys(row["label"] for row in rows))
-    cells = {(row["label"], row["pictures"]): row for row in rows}
+    cells = {(row["label"], row["images"]): row for row in rows}
     first = {label: next(row for row in rows if row["label"] == label) for label in labels}
-    head = ["pictures", *(f"{label} ({first[label]['parameters'] / 1e6:.2f} M, "
+    head = ["images", *(f"{label} ({first[label]['parameters'] / 1e6:.2f} M, "
                           f"{_operations(first[label]['multiply_adds'])})" for label in labels)]
-    sizes = list(dict.fromkeys(row["pictures"] for row in rows))
+    sizes = list(dict.fromkeys(row["images"] for row in rows))
     return _table(head, ((f"{n:,}", *(f"{_accuracy(cells[label, n])} "
                                       f"({_finished(cells[label, n])})" for label in labels))
                          for n in sizes))
@@ -83,7 +83,7 @@ def _runs(rows: Sequence[Mapping[str, Any]]) -> str:
                          for run in row["runs"])
 
     return _table(("", "top-1 of each seed", "seconds of training, mean"), (
-        (row["label"] + (f", {row['pictures']:,} pictures" if row["pictures"] else ""),
+        (row["label"] + (f", {row['images']:,} images" if row["images"] else ""),
          figures(row), _seconds(row["runs"])) for row in rows))
 
 

@@ -26,7 +26,7 @@ class Outcome:
 
     seed: int
     top1: float | None
-    """Percent of the validation pictures, at the last epoch: no epoch is chosen by them. None
+    """Percent of the validation images, at the last epoch: no epoch is chosen by them. None
     where the loss diverged."""
     seconds: float | None
     """Of training."""
@@ -53,7 +53,7 @@ class Comparison:
     one: str
     other: str
     kind: Literal["ahead", "not behind"]
-    pictures: int | None
+    images: int | None
     """How many both were trained on, where the study varies it."""
     differences: tuple[float, ...]
     """Points of top-1, a seed each, in the order of the seeds."""
@@ -71,14 +71,14 @@ def mean_of(outcomes: Sequence[Outcome]) -> tuple[float | None, float | None]:
 
 
 def compare(claim: Claim, one: Sequence[Outcome], other: Sequence[Outcome],
-            pictures: int | None = None) -> Comparison:
+            images: int | None = None) -> Comparison:
     """Judge `claim` by runs of the same seeds, paired."""
     there = {o.seed: o.top1 for o in other}
     differences = tuple(a.top1 - b for a in one
                         if a.top1 is not None and (b := there.get(a.seed)) is not None)
     low, high = interval(differences)
     return Comparison(
-        claim=claim.text, one=claim.one, other=claim.other, kind=claim.kind, pictures=pictures,
+        claim=claim.text, one=claim.one, other=claim.other, kind=claim.kind, images=images,
         differences=differences, mean=fmean(differences) if differences else None,
         low=low, high=high, verdict=judge(claim.kind, low, high))
 

@@ -10,9 +10,9 @@ from typing import Any
 
 import torch
 
+from cvt.data.dataset import Dataset
 from cvt.data.datasets import load_dataset
 from cvt.data.fingerprint import digest
-from cvt.data.pictures import Dataset
 from cvt.networks.build import build_network
 from cvt.networks.complexity import network_multiply_adds
 from cvt.studies.ablate.chart import draw
@@ -31,7 +31,7 @@ from cvt.weights.card import ModelCard
 RESULTS, VERSION = "ablation.json", 1
 
 Say = Callable[[str], None]
-Cell = tuple[Row, int | None]  # a configuration, and how many pictures it is trained on
+Cell = tuple[Row, int | None]  # a configuration, and how many images it is trained on
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,7 +41,7 @@ class Sampling:
     seeds: tuple[int, ...] = (0, 1, 2)
     """Of weights, order and augmentation; each configuration is trained once with each."""
     sizes: tuple[int, ...] = (100, 300, 1000, 3000, 10000)
-    """How many training pictures, for the study `data`."""
+    """How many training images, for the study `data`."""
 
     def __post_init__(self) -> None:
         for name in ("seeds", "sizes"):
@@ -119,24 +119,24 @@ def _check(names: Sequence[str], recipe: Recipe, sampling: Sampling, dataset: Da
         raise InputError("a study trains its own networks from random weights; leave out network "
                          "and weights")
     if recipe.patience:
-        raise InputError(f"patience={recipe.patience} would end runs by the very pictures "
+        raise InputError(f"patience={recipe.patience} would end runs by the very images "
                          "that they are scored on; leave it out")
-    classes, pictures = len(dataset.train.classes), len(dataset.train)
+    classes, images = len(dataset.train.classes), len(dataset.train)
     trained = [_trained_on(recipe, dataset)]
-    if any(STUDIES[name].by_pictures for name in names):
+    if any(STUDIES[name].by_images for name in names):
         if recipe.steps is None or recipe.optim.warmup_steps is None:
-            raise InputError("the study data trains every number of pictures for as many steps; "
+            raise InputError("the study data trains every number of images for as many steps; "
                              "give --steps and --optim.warmup_steps")
         if recipe.max_train_samples:
-            raise InputError("the study data has its own numbers of pictures; give them with "
+            raise InputError("the study data has its own numbers of images; give them with "
                              "--sizes, and leave out max_train_samples")
         trained = list(sampling.sizes)
     for n in trained:
         if n < classes:
-            raise InputError(f"{n} training pictures are too few for {classes} classes; a study "
+            raise InputError(f"{n} training images are too few for {classes} classes; a study "
                              "needs at least one of each")
-        if n > pictures:
-            raise InputError(f"{recipe.data.name} has {pictures:,} training pictures, not {n:,}; "
+        if n > images:
+            raise InputError(f"{recipe.data.name} has {images:,} training images, not {n:,}; "
                              "take smaller --sizes")
 
 
@@ -145,31 +145,31 @@ def _trained_on(recipe: Recipe, dataset: Dataset) -> int:
 
 
 def _cells(study: Study, sampling: Sampling) -> list[Cell]:
-    sizes = sampling.sizes if study.by_pictures else (None,)
+    sizes = sampling.sizes if study.by_images else (None,)
     return [(row, size) for row in study.rows for size in sizes]
 
 
 def _study(study: Study, cells: Mapping[Cell, Sequence[Run]], dataset: Dataset) -> dict[str, Any]:
     """What the runs of a study came to, as plain data."""
     rows, outcomes = [], {}
-    for (row, pictures), runs in cells.items():
+    for (row, images), runs in cells.items():
         found: list[Outcome] = [outcome(run) for run in runs]
-        outcomes[row.label, pictures] = found
+        outcomes[row.label, images] = found
         mean, sd = mean_of(found)
         rows.append({
-            "label": row.label, "network": row.network, "pictures": pictures,
+            "label": row.label, "network": row.network, "images": images,
             **_cost(runs[0].recipe, dataset), "paper_top1": row.paper_top1,
             "runs": [{**asdict(o), "run": run.directory.name}
                      for o, run in zip(found, runs, strict=True)],
             "mean": mean, "sd": sd})
-    sizes = list(dict.fromkeys(pictures for _, pictures in cells))
+    sizes = list(dict.fromkeys(images for _, images in cells))
     comparisons = [asdict(compare(claim, outcomes[claim.one, n], outcomes[claim.other, n], n))
                    for claim in study.claims for n in sizes]
     return {"title": study.title, "rows": rows, "comparisons": comparisons}
 
 
 def _cost(recipe: Recipe, dataset: Dataset) -> dict[str, int]:
-    """Parameters, and multiply-adds of one picture."""
+    """Parameters, and multiply-adds of one image."""
     preprocess, classes = recipe.preprocess(dataset.preprocess), dataset.train.classes
     card = ModelCard(model=recipe.config(len(classes), preprocess.size), preprocess=preprocess,
                      classes=classes, network=recipe.network)

@@ -1,4 +1,4 @@
-"""The studies, as data: Tables 5 to 8 of the paper, and accuracy against the number of pictures."""
+"""The studies, as data: Tables 5 to 8 of the paper, and accuracy against the number of images."""
 
 from __future__ import annotations
 
@@ -51,8 +51,8 @@ class Study:
     """In the order of the paper's table."""
     claims: tuple[Claim, ...]
     """To be judged by the differences of runs with the same seed."""
-    by_pictures: bool = False
-    """Whether every row is trained on several numbers of pictures."""
+    by_images: bool = False
+    """Whether every row is trained on several numbers of images."""
 
 
 # Points of top-1 up to which a configuration is not behind another: the paper calls configurations
@@ -147,12 +147,12 @@ STUDIES: Mapping[str, Study] = {
             Claim(text="and the more, the more stages have it", one="in stage 1",
                   other="in no stage"))),
     "data": Study(
-        title="Accuracy against the number of training pictures",
+        title="Accuracy against the number of training images",
         rows=(Row(label="CvT"), Row(label="ViT", network="vit"),
               Row(label="ResNet", network="resnet")),
         claims=(Claim(text="convolutions let a transformer learn from less", one="CvT",
                       other="ViT"),
                 Claim(text="and, for comparison, more than a ResNet", one="CvT", other="ResNet")),
-        by_pictures=True),
+        by_images=True),
 }
-TABLES = tuple(name for name, study in STUDIES.items() if not study.by_pictures)
+TABLES = tuple(name for name, study in STUDIES.items() if not study.by_images)

@@ -1,4 +1,4 @@
-"""A search as a picture."""
+"""A search as an image."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def draw(result: Result, path: Path) -> None:
     axes.set_xlabel(f"million multiply-adds at {result.size[0]}x{result.size[1]}", color=_MUTED,
                     fontsize=8)
     axes.set_ylabel(f"top-1 in %, supernet's weights,\n{result.held_out:,} held-out training "
-                    "pictures", color=_MUTED, fontsize=8)
+                    "images", color=_MUTED, fontsize=8)
     axes.tick_params(labelsize=8, color=_LINE, labelcolor=_MUTED)
     axes.grid(color="#e4e6ea", linewidth=0.8)
     axes.set_axisbelow(True)

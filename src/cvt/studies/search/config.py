@@ -12,17 +12,17 @@ class SearchConfig:
     """How many networks are scored, and on what."""
 
     budget: int
-    """Multiply-adds of one picture that a network may take at most."""
+    """Multiply-adds of one image that a network may take at most."""
     population: int = 20
     """Networks scored in each generation; the better half of all so far are the parents of the
     next, and the first is drawn at random."""
     generations: int = 5
     """How many; random search scores as many networks in all."""
     held_out: int | None = None
-    """Training pictures that the supernet does not see, and that networks are scored on. They stay
-    in memory. By default a fifth of the training pictures, at most 2,000."""
+    """Training images that the supernet does not see, and that networks are scored on. They stay
+    in memory. By default a fifth of the training images, at most 2,000."""
     calibration: int = 512
-    """Training pictures from which BatchNorm's statistics are computed anew for each network."""
+    """Training images from which BatchNorm's statistics are computed anew for each network."""
 
     def __post_init__(self) -> None:
         check_types(self)

@@ -37,9 +37,9 @@ class Result:
     networks: int
     """How many networks of the space meet the budget."""
     trained: int
-    """Pictures that the supernet was trained on."""
+    """Images that the supernet was trained on."""
     held_out: int
-    """Other training pictures, that networks were scored on."""
+    """Other training images, that networks were scored on."""
     base: Scored | None
     """The network that the recipe names, which may be above the budget; None where it is not of the
     space."""

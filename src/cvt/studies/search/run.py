@@ -10,10 +10,10 @@ from itertools import count
 from pathlib import Path
 from typing import Any, cast
 
+from cvt.data.dataset import Dataset, LabeledImages, relabel, rest, subset
 from cvt.data.datasets import load_dataset
 from cvt.data.fingerprint import digest
 from cvt.data.loader import Batch, Faults, evaluation_batches
-from cvt.data.pictures import Dataset, Pictures, relabel, rest, subset
 from cvt.evaluate.run import METRICS, RECIPE
 from cvt.networks.build import build_network
 from cvt.networks.supernet import GENES, Choice, Supernet, choice_of
@@ -42,7 +42,7 @@ def search(recipe: Recipe, config: SearchConfig, output: str | Path, *, quiet: b
            say: Say = lambda _: None) -> Result:
     """Train a supernet as `recipe` says, whose network is "supernet", and search its networks.
 
-    The pictures that networks are scored on are training pictures, kept from the supernet; those
+    The images that networks are scored on are training images, kept from the supernet; those
     for validation play no part. The directory `output` gets supernet/ (a run of training), then
     search.json, model.yaml and random.yaml (what evolution and random search found), search.png.
     Called again with the same arguments, training goes on where it stopped, exactly, and a search
@@ -53,7 +53,7 @@ def search(recipe: Recipe, config: SearchConfig, output: str | Path, *, quiet: b
     if recipe.network != "supernet":
         raise InputError(f"a search trains network=supernet, not {recipe.network}")
     if recipe.patience:
-        raise InputError(f"patience={recipe.patience} would end the training by the pictures for "
+        raise InputError(f"patience={recipe.patience} would end the training by the images for "
                          "validation, which play no part in a search; leave it out")
     if home.is_file():
         raise InputError(f"--output {home} is a file; give a directory")
@@ -95,14 +95,14 @@ def search(recipe: Recipe, config: SearchConfig, output: str | Path, *, quiet: b
 
 
 def _kept_apart(recipe: Recipe, config: SearchConfig, dataset: Dataset
-                ) -> tuple[Recipe, Pictures]:
-    """The recipe with its training pictures limited, and as many others as are held out."""
+                ) -> tuple[Recipe, LabeledImages]:
+    """The recipe with its training images limited, and as many others as are held out."""
     n = len(dataset.train)
     held = config.held_out or min(2000, n // 5)
     trained = recipe.max_train_samples or n - held
     if trained < 1 or trained + held > n:
         raise InputError(f"max_train_samples={trained} and held_out={held} are more than the {n:,} "
-                         "training pictures; make one of them smaller")
+                         "training images; make one of them smaller")
     others = rest(dataset.train, trained, recipe.data.split_seed)
     return (dataclasses.replace(recipe, max_train_samples=trained),
             subset(others, held, recipe.data.split_seed))
@@ -118,7 +118,7 @@ def _earlier(path: Path, settings: Mapping[str, Any]) -> Result:
 
 
 def _trained(recipe: Recipe, run: Path, quiet: bool) -> Supernet:
-    """The supernet of the last epoch: the best epoch would be that on the validation pictures."""
+    """The supernet of the last epoch: the best epoch would be that on the validation images."""
     begun = (run / RECIPE).is_file()
     if begun and Recipe.load(run / RECIPE) != recipe.with_absolute_paths():
         raise InputError(f"{run} was trained with other options; repeat those, or give another "
@@ -147,7 +147,7 @@ def _told(score: Score, method: str, say: Say) -> Score:
     return call
 
 
-def _batches(pictures: Pictures, card: ModelCard, recipe: Recipe) -> list[Batch]:
+def _batches(images: LabeledImages, card: ModelCard, recipe: Recipe) -> list[Batch]:
     return list(evaluation_batches(
-        pictures, card.preprocess, batch_size=recipe.batch_size, workers=recipe.data.workers,
-        unreadable=Faults(pictures, recipe.data.max_unreadable)))
+        images, card.preprocess, batch_size=recipe.batch_size, workers=recipe.data.workers,
+        unreadable=Faults(images, recipe.data.max_unreadable)))

@@ -1,4 +1,4 @@
-"""How good a network of a supernet is, from pictures that the supernet was not trained on."""
+"""How good a network of a supernet is, from images that the supernet was not trained on."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ class Scorer:
     """Top-1 in [0, 1] of a choice on `held_out`, with the weights of `supernet`.
 
     BatchNorm's statistics in the supernet are those of all networks together, so each network's are
-    computed anew from `calibration`, which are training pictures.
+    computed anew from `calibration`, which are training images.
     """
 
     def __init__(self, supernet: Supernet, calibration: Sequence[Batch], held_out: Sequence[Batch]

@@ -1,4 +1,4 @@
-"""Pictures inside a page: PNG files as data URIs."""
+"""Images inside a page: PNG files as data URIs."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def thumbnail(image: Image.Image) -> tuple[str, int, int]:
 
 def heat_image(shares: Sequence[Sequence[float]], right: tuple[int, int, int],
                wrong: tuple[int, int, int]) -> str:
-    """A confusion matrix (K, K) of shares in [0, 1] as a picture of KxK pixels, a data URI.
+    """A confusion matrix (K, K) of shares in [0, 1] as an image of KxK pixels, a data URI.
 
     The colour is `right` on the diagonal and `wrong` elsewhere; a share of 0 is transparent, so the
     page's own background, light or dark, shows.

@@ -1,4 +1,4 @@
-"""Labelled pictures, wherever they come from."""
+"""Labelled images, wherever they come from."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from cvt.data.classes import match
 from cvt.data.images import rgb_of
 from cvt.system.errors import InputError
 
-# How pictures of unknown statistics are seen: as the published weights see ImageNet's.
+# How images of unknown statistics are seen: as the published weights see ImageNet's.
 AS_IMAGENET = Preprocess(mean=IMAGENET_MEAN, std=IMAGENET_STD)
 
 SPLITS = {"train": "train", "training": "train", "val": "val", "valid": "val",
@@ -24,20 +24,20 @@ SPLITS = {"train": "train", "training": "train", "val": "val", "valid": "val",
 
 
 @dataclass(frozen=True, kw_only=True)
-class Pictures:
-    """Labelled pictures, read when asked for."""
+class LabeledImages:
+    """Labelled images, read when asked for."""
 
     classes: tuple[str, ...]
     """The name of each label."""
     labels: tuple[int, ...]
-    """One label a picture, an index into classes."""
+    """One label an image, an index into classes."""
     names: Sequence[str]
-    """What to call each picture: a path, or a number in the dataset."""
+    """What to call each image: a path, or a number in the dataset."""
     fetch: Callable[[int], bytes | Image.Image]
-    """The file of the picture at an index, or the picture where it never was a file. Raises OSError
+    """The file of the image at an index, or the image where it never was a file. Raises OSError
     where it is not there."""
     files: bool = False
-    """Whether each name is the path of a file that holds the picture and nothing else."""
+    """Whether each name is the path of a file that holds the image and nothing else."""
     size: Callable[[int], int] | None = None
     """Bytes of the file at an index, which are not read for it; None for images that never were
     files. Raises OSError as fetch does."""
@@ -46,10 +46,10 @@ class Pictures:
         return len(self.labels)
 
     def read(self, index: int) -> Image.Image:
-        """The picture at an index, RGB. Raises InputError where it cannot be read."""
+        """The image at an index, RGB. Raises InputError where it cannot be read."""
         return rgb_of(self.fetch(index), self.names[index])
 
-    def choose(self, indices: Sequence[int]) -> Pictures:
+    def choose(self, indices: Sequence[int]) -> LabeledImages:
         """Those at `indices`, in that order."""
         return replace(self, labels=tuple(self.labels[i] for i in indices),
                        names=[self.names[i] for i in indices],
@@ -64,8 +64,8 @@ class Dataset:
     Raises InputError where the labels of both halves do not count in the same classes.
     """
 
-    train: Pictures
-    val: Pictures
+    train: LabeledImages
+    val: LabeledImages
     preprocess: Preprocess
 
     def __post_init__(self) -> None:
@@ -75,45 +75,45 @@ class Dataset:
                              "order, as `relabel` does")
 
     @property
-    def all(self) -> Pictures:
+    def all(self) -> LabeledImages:
         """Both halves together."""
         one, other = self.train, self.val
-        return Pictures(classes=one.classes, labels=one.labels + other.labels,
+        return LabeledImages(classes=one.classes, labels=one.labels + other.labels,
                         names=[*one.names, *other.names], files=one.files and other.files,
                         fetch=partial(_fetch_either, one, other))
 
 
-def split(pictures: Pictures, val_fraction: float, seed: int, name: str) -> Dataset:
-    """The same fraction of each class held out, the same pictures for the same `seed`.
+def split(images: LabeledImages, val_fraction: float, seed: int, name: str) -> Dataset:
+    """The same fraction of each class held out, the same images for the same `seed`.
 
-    Raises InputError, in which the dataset is called `name`, for a class of a single picture.
+    Raises InputError, in which the dataset is called `name`, for a class of a single image.
     """
-    train, val = _split(pictures, val_fraction, seed, name)
-    return Dataset(train=pictures.choose(train.tolist()), val=pictures.choose(val.tolist()),
+    train, val = _split(images, val_fraction, seed, name)
+    return Dataset(train=images.choose(train.tolist()), val=images.choose(val.tolist()),
                    preprocess=AS_IMAGENET)
 
 
-def subset(pictures: Pictures, n: int, seed: int) -> Pictures:
-    """`n` of the pictures, the same share of each class, the same for the same `seed`.
+def subset(images: LabeledImages, n: int, seed: int) -> LabeledImages:
+    """`n` of the images, the same share of each class, the same for the same `seed`.
 
     Raises InputError where that leaves a class without one.
     """
-    return pictures.choose(_subset(pictures, n, seed).tolist()) if n < len(pictures) else pictures
+    return images.choose(_subset(images, n, seed).tolist()) if n < len(images) else images
 
 
-def rest(pictures: Pictures, n: int, seed: int) -> Pictures:
-    """Those of the pictures that `subset` leaves."""
-    left = np.setdiff1d(np.arange(len(pictures)), _subset(pictures, n, seed))
-    return pictures.choose(left.tolist())
+def rest(images: LabeledImages, n: int, seed: int) -> LabeledImages:
+    """Those of the images that `subset` leaves."""
+    left = np.setdiff1d(np.arange(len(images)), _subset(images, n, seed))
+    return images.choose(left.tolist())
 
 
-def _subset(pictures: Pictures, n: int, seed: int) -> np.ndarray:
+def _subset(images: LabeledImages, n: int, seed: int) -> np.ndarray:
     """Sorted indices."""
-    if n < len(set(pictures.labels)):
-        raise InputError(f"{n} training pictures are too few for {len(set(pictures.labels))} "
+    if n < len(set(images.labels)):
+        raise InputError(f"{n} training images are too few for {len(set(images.labels))} "
                          "classes; take at least one of each")
-    order = np.random.default_rng(seed).permutation(len(pictures))
-    labels = np.array(pictures.labels)[order]
+    order = np.random.default_rng(seed).permutation(len(images))
+    labels = np.array(images.labels)[order]
     # One of each class first, then in turn those whose share lags the most.
     rank = np.empty(len(order))
     for label in np.unique(labels):
@@ -123,41 +123,41 @@ def _subset(pictures: Pictures, n: int, seed: int) -> np.ndarray:
     return np.sort(chosen)
 
 
-def relabel(pictures: Pictures, classes: tuple[str, ...], who: str = "the pictures have",
-            whom: str = "the model was not trained on", remedy: str = "") -> Pictures:
-    """The same pictures with labels that count in `classes`, matched by name.
+def relabel(images: LabeledImages, classes: tuple[str, ...], who: str = "the images have",
+            whom: str = "the model was not trained on", remedy: str = "") -> LabeledImages:
+    """The same images with labels that count in `classes`, matched by name.
 
     Raises InputError for a class that is not in `classes`, in the words of `match`.
     """
-    if pictures.classes == classes:
-        return pictures
-    place = match(pictures.classes, classes, who, whom, remedy or f"it knows {_some(classes)}")
-    return replace(pictures, classes=classes,
-                   labels=tuple(place[label] for label in pictures.labels))
+    if images.classes == classes:
+        return images
+    place = match(images.classes, classes, who, whom, remedy or f"it knows {_some(classes)}")
+    return replace(images, classes=classes,
+                   labels=tuple(place[label] for label in images.labels))
 
 
-def check_trained(train: Pictures, val: Pictures, name: str) -> None:
-    """Raise InputError, in which the dataset is called `name`, for a class of validation pictures
+def check_trained(train: LabeledImages, val: LabeledImages, name: str) -> None:
+    """Raise InputError, in which the dataset is called `name`, for a class of validation images
     alone."""
     known = set(train.labels)
     if extra := sorted(set(val.labels) - known):
         raise InputError(f"{name} has the class {train.classes[extra[0]]!r} in val but not in "
-                         "train; add training pictures of it or take it out")
+                         "train; add training images of it or take it out")
 
 
 def _some(classes: Sequence[str]) -> str:
     return ", ".join(classes[:10]) + (", ..." if len(classes) > 10 else "")
 
 
-def _split(pictures: Pictures, val_fraction: float, seed: int, name: str
+def _split(images: LabeledImages, val_fraction: float, seed: int, name: str
            ) -> tuple[np.ndarray, np.ndarray]:
-    """Sorted indices of the training and held-out pictures, the same fraction of each class."""
-    labels = np.array(pictures.labels)
-    few = [pictures.classes[label] for label, n in
+    """Sorted indices of the training and held-out images, the same fraction of each class."""
+    labels = np.array(images.labels)
+    few = [images.classes[label] for label, n in
            zip(*np.unique(labels, return_counts=True), strict=True) if n < 2]
     if few:
-        raise InputError(f"{name} has the class {few[0]!r} with one picture, which cannot be "
-                         "both trained on and held out; add pictures, or make train/ and val/")
+        raise InputError(f"{name} has the class {few[0]!r} with one image, which cannot be "
+                         "both trained on and held out; add images, or make train/ and val/")
     try:
         train, val = train_test_split(np.arange(len(labels)), test_size=val_fraction,
                                       random_state=seed, stratify=labels)
@@ -167,15 +167,15 @@ def _split(pictures: Pictures, val_fraction: float, seed: int, name: str
     return np.sort(train), np.sort(val)
 
 
-# Module functions, not closures: pictures travel to worker processes, which pickle them.
-def _fetch_chosen(pictures: Pictures, indices: Sequence[int], index: int) -> bytes | Image.Image:
-    return pictures.fetch(indices[index])
+# Module functions, not closures: images travel to worker processes, which pickle them.
+def _fetch_chosen(images: LabeledImages, indices: Sequence[int], index: int) -> bytes | Image.Image:
+    return images.fetch(indices[index])
 
 
-def _size_chosen(pictures: Pictures, indices: Sequence[int], index: int) -> int:
-    assert pictures.size is not None
-    return pictures.size(indices[index])
+def _size_chosen(images: LabeledImages, indices: Sequence[int], index: int) -> int:
+    assert images.size is not None
+    return images.size(indices[index])
 
 
-def _fetch_either(one: Pictures, other: Pictures, index: int) -> bytes | Image.Image:
+def _fetch_either(one: LabeledImages, other: LabeledImages, index: int) -> bytes | Image.Image:
     return one.fetch(index) if index < len(one) else other.fetch(index - len(one))

@@ -3,7 +3,7 @@ import torch
 
 from cvt.config import Preprocess
 from cvt.data.builtin import digits
-from cvt.data.pictures import Dataset, Pictures, relabel, split, subset
+from cvt.data.dataset import Dataset, LabeledImages, relabel, split, subset
 from cvt.system.errors import InputError
 
 
@@ -18,24 +18,24 @@ def test_a_subset_keeps_the_share_of_each_class():
     assert sorted(subset(train, 10, 0).labels) == list(range(10))
     assert set(subset(train, 50, 0).names) <= set(some.names)
     assert subset(train, 100, 1).names != some.names
-    with pytest.raises(InputError, match="9 training pictures are too few for 10 classes"):
+    with pytest.raises(InputError, match="9 training images are too few for 10 classes"):
         subset(train, 9, 0)
 
 
 def labelled(classes, labels):
-    return Pictures(classes=classes, labels=labels, names=[str(i) for i in range(len(labels))],
+    return LabeledImages(classes=classes, labels=labels, names=[str(i) for i in range(len(labels))],
                     fetch=str.encode)
 
 
 def test_labels_are_matched_by_name():
-    pictures = labelled(("b", "a"), (0, 1, 1))
-    assert relabel(pictures, ("a", "b", "c")).labels == (1, 0, 0)
-    assert relabel(pictures, ("a", "b", "c")).classes == ("a", "b", "c")
+    images = labelled(("b", "a"), (0, 1, 1))
+    assert relabel(images, ("a", "b", "c")).labels == (1, 0, 0)
+    assert relabel(images, ("a", "b", "c")).classes == ("a", "b", "c")
     with pytest.raises(InputError, match="have the class 'b', which the model was not trained on; "
                                          "it knows a, c"):
-        relabel(pictures, ("a", "c"))
+        relabel(images, ("a", "c"))
     with pytest.raises(InputError, match=r"the class 'b', .*; it is spelled 'b ' there"):
-        relabel(pictures, ("a", "b "))
+        relabel(images, ("a", "b "))
 
 
 def test_many_classes_are_matched_in_a_moment():
@@ -52,6 +52,6 @@ def test_halves_whose_labels_count_in_other_classes_are_rejected():
     assert [both.classes[label] for label in both.labels] == ["a", "b", "b", "a"]
 
 
-def test_a_class_of_one_picture_is_called_by_its_name():
-    with pytest.raises(InputError, match="photos has the class 'rare' with one picture"):
+def test_a_class_of_one_image_is_called_by_its_name():
+    with pytest.raises(InputError, match="photos has the class 'rare' with one image"):
         split(labelled(("cat", "rare"), (0, 0, 1)), 0.5, 0, "photos")
