@@ -16,6 +16,8 @@ from cvt.cli import main
 from cvt.deploy.doctor import Trial
 from cvt.weights.names import FROM_NATIVE, rename
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text()
 BLOCKS = re.findall(r"```(\w+)\n(.*?)```", README, re.DOTALL)
@@ -54,7 +56,6 @@ def test_commands_are_understood(args, monkeypatch, tmp_path, capsys):
                          capsys.readouterr().err)
 
 
-@pytest.mark.slow
 def test_python_examples_run(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     official = {rename(name, FROM_NATIVE["official"]): tensor

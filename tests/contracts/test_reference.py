@@ -9,6 +9,8 @@ import pytest
 
 from cvt.cli import COMMANDS, main
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def extension(monkeypatch):

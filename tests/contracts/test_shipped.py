@@ -21,6 +21,8 @@ from cvt.weights.card import ModelCard
 from cvt.weights.models import config_of, create_model, load_model
 from cvt.zoo import ZOO, shipped
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[2]
 TAGS = [tag for tag in ZOO if shipped(tag)]
 RESULTS = json.loads((ROOT / "benchmarks/results/shipped.json").read_text())["rows"]
@@ -39,7 +41,7 @@ def _offline(monkeypatch, tmp_path):
 
 
 def test_what_lies_in_the_package_is_in_the_zoo_and_small():
-    home = Path(cvt.__file__).parent / "shipped"
+    home = Path(cvt.__file__).parent / "weights/shipped"
 
     assert sorted(p.name for p in home.iterdir()) == sorted(TAGS)
     for tag in TAGS:
@@ -124,7 +126,6 @@ def test_a_shipped_file_under_another_name_keeps_its_classes(tmp_path):
     assert ModelCard.load("out") == ModelCard.load(shipped("cvt_nano.fashion_mnist"))
 
 
-@pytest.mark.slow
 def test_an_image_is_classified_right_after_installing():
     """In a process of its own, which may not so much as look up a host's address."""
     code = ("import sys\n"
@@ -173,7 +174,6 @@ def test_the_tag_is_meant_even_where_a_directory_has_its_name(tmp_path, capsys):
     assert not list((tmp_path / "cvt_nano.digits").iterdir())
 
 
-@pytest.mark.slow
 def test_training_starts_from_shipped_weights(tmp_path):
     assert main(["train", "--weights", "cvt_nano.fashion_mnist", "--data.name", "digits",
                  "--max_train_samples", "64", "--batch_size", "32", "--epochs", "1",

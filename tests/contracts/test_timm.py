@@ -36,6 +36,8 @@ from cvt.weights.names import FROM_NATIVE, rename
 from cvt.weights.timm import build_config, config_json, read_card
 from cvt.zoo import ZOO
 
+pytestmark = pytest.mark.slow
+
 
 def as_stages(config):
     return [dataclasses.asdict(stage) for stage in config.stages]
@@ -191,7 +193,6 @@ def test_a_wrong_argument_is_refused_with_what_to_do(arguments, message):
     ("cvt_nano", {}, 32), ("cvt_13", {}, 64), ("cvt_13", {"act_layer": "gelu"}, 71),
     ("cvt_nano", {"global_pool": "avg", "in_chans": 1}, 40),
 ])
-@pytest.mark.slow
 def test_one_image_gives_logits_that_checkpointing_leaves_alone(name, arguments, size):
     model = timm.create_model(name, **arguments).eval()
     x = torch.randn(1, model.in_chans, size, size + 8)
@@ -206,7 +207,6 @@ def test_one_image_gives_logits_that_checkpointing_leaves_alone(name, arguments,
 
 @pytest.mark.parametrize(("name", "pool"), [
     ("cvt_nano", "token"), ("cvt_nano", "avg"), ("cvt_13", None)])
-@pytest.mark.slow
 def test_every_parameter_gets_a_gradient_and_checkpointing_the_same(name, pool):
     model = timm.create_model(name, num_classes=42, drop_path_rate=0.0, global_pool=pool)
     again = copy.deepcopy(model)
@@ -435,7 +435,6 @@ def test_a_head_without_its_stage_is_refused(small, images):
 
 @pytest.mark.parametrize("name", ["cvt_nano", "cvt_13"])
 @pytest.mark.parametrize("in_chans", [3, 1])
-@pytest.mark.slow
 def test_features_only_gives_every_stage(name, in_chans):
     model = timm.create_model(name, features_only=True, in_chans=in_chans).eval()
     x = torch.randn(1, in_chans, 96, 96)
@@ -518,7 +517,6 @@ def official(model):
 
 @pytest.mark.parametrize("names", ["native", "official", "huggingface"])
 @pytest.mark.parametrize("suffix", [".safetensors", ".pth"])
-@pytest.mark.slow
 def test_weights_in_anybodys_names_load(tmp_path, small, images, names, suffix):
     source, path = small(num_classes=1000), tmp_path / f"weights{suffix}"
     tensors = {rename(name, FROM_NATIVE[names]): t for name, t in source.state_dict().items()}
@@ -531,7 +529,6 @@ def test_weights_in_anybodys_names_load(tmp_path, small, images, names, suffix):
 
 
 @pytest.mark.parametrize("num_classes", [5, 0])
-@pytest.mark.slow
 def test_pretrained_weights_take_other_channels_and_classes(tmp_path, shaken, num_classes):
     source = shaken(timm.create_model("cvt_13"))
     save_file(official(source), tmp_path / "w.safetensors")
@@ -605,7 +602,6 @@ def test_a_variant_is_written_by_its_name(name):
 
 
 @pytest.mark.parametrize("name", ["cvt_nano", "cvt_13"])
-@pytest.mark.slow
 def test_a_directory_of_ours_loads_in_timm(tmp_path, shaken, images, name):
     source = shaken(CvT(VARIANTS[name])).eval()
 

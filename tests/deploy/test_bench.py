@@ -15,6 +15,8 @@ from cvt.model import CvT
 from cvt.networks.complexity import multiply_adds, network_multiply_adds
 from cvt.system.errors import InputError
 
+pytestmark = pytest.mark.slow
+
 QUICK = ["--size", "32", "--rounds", "3", "--batch", "2"]
 
 
@@ -64,7 +66,6 @@ def test_ceiling_is_a_rate_this_machine_can_reach(monkeypatch):
     assert 1e8 < bench.matmul_rate(torch.float32, seconds=0.05) < 1e14
 
 
-@pytest.mark.slow
 def test_json_figures_follow_from_the_times(config_file, capsys):
     assert main(["bench", "cvt_nano", config_file, "--backends", "plain", "--peers",
                  "transformers:cvt_nano", "timm:resnet10t", *QUICK, "1", "--base",
@@ -91,7 +92,6 @@ def test_json_figures_follow_from_the_times(config_file, capsys):
     assert base["speedup"]["median"] == 1
 
 
-@pytest.mark.slow
 def test_peers_are_counted_as_ours_are():
     model = bench.build_peer("transformers:cvt_nano", 48)
     config = bench.config_of("cvt_nano")
@@ -102,13 +102,11 @@ def test_peers_are_counted_as_ours_are():
 
 
 @pytest.mark.parametrize("name", ["vit_small_patch16_224", "swin_tiny_patch4_window7_224"])
-@pytest.mark.slow
 def test_peers_are_built_for_the_size(name):
     with torch.inference_mode():
         assert bench.build_peer(f"timm:{name}", 64)(torch.zeros(1, 3, 64, 64)).shape == (1, 1000)
 
 
-@pytest.mark.slow
 def test_table_and_chart(tmp_path, capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "80")
     assert main(["bench", "cvt_nano", "--backends", "plain", "--peers", "transformers:cvt", *QUICK,
@@ -128,7 +126,6 @@ def test_table_and_chart(tmp_path, capsys, monkeypatch):
         assert len(image.convert("RGB").getcolors(1 << 20)) > 10
 
 
-@pytest.mark.slow
 def test_training_steps_count_three_forward_passes(capsys):
     threads = torch.get_num_threads()
     assert main(["bench", "cvt_nano", "--train", "--peers", "--threads", "1", *QUICK,
@@ -189,7 +186,6 @@ def test_what_one_backend_lacks_is_skipped(no_openvino):
     (["--peers", "--backends"], "nothing to measure"),
     (["cvt_13", "--peers", "--size", "2"], "pixels"),
 ])
-@pytest.mark.slow
 def test_what_is_asked_for_by_name_must_be_there(args, message, no_openvino, monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "transformers", None)
     model, *rest = args if args[0].startswith("cvt") else ["cvt_nano", *args]

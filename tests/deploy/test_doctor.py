@@ -13,6 +13,8 @@ from cvt.deploy.doctor import examine
 from cvt.model import CvT
 from cvt.system.errors import InputError
 
+pytestmark = pytest.mark.slow
+
 REAL = importlib.metadata.version
 
 
@@ -42,7 +44,6 @@ def found(telling):
         return examine()
 
 
-@pytest.mark.slow
 def test_every_backend_is_tried_and_agrees_with_pytorch(found):
     tried = {(t.backend, t.precision) for t in found.trials if t.device == "cpu"}
     assert tried == {(name, precision) for name, precisions in backends.PRECISIONS.items()
@@ -53,7 +54,6 @@ def test_every_backend_is_tried_and_agrees_with_pytorch(found):
     assert found.healthy
 
 
-@pytest.mark.slow
 def test_packages_are_those_that_pyproject_names(found):
     extras = {p.name: p.extra for p in found.packages}
     assert extras["torch"] is None
@@ -63,7 +63,6 @@ def test_packages_are_those_that_pyproject_names(found):
     assert next(p for p in found.packages if p.name == "torch").version == REAL("torch")
 
 
-@pytest.mark.slow
 def test_a_backend_that_fails_says_why_and_what_to_install(monkeypatch):
     def fail(model, backend, precision, **_):
         if backend == "openvino":

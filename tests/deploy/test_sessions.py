@@ -16,6 +16,8 @@ from cvt.deploy.graphs import openvino_graph, save_openvino
 from cvt.deploy.sessions import onnx_session, openvino_session
 from cvt.system.errors import InputError
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def network():
@@ -206,7 +208,6 @@ class Transpose(nn.Module):
         return x.transpose(1, 2)
 
 
-@pytest.mark.slow
 def test_a_limit_of_onednn_for_pytorch_does_not_crash_openvino(tmp_path):
     """It heeds the limit in one half of its code and not in the other, which ended the process."""
     norm = nn.Sequential(nn.Conv2d(3, 7, 1), nn.Flatten(2), Transpose(), nn.LayerNorm(7)).eval()

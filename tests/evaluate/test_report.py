@@ -15,6 +15,8 @@ from cvt.evaluate.metrics import score
 from cvt.evaluate.report import percent, short, write_report
 from cvt.system.errors import InputError
 
+pytestmark = pytest.mark.slow
+
 HOSTILE = "<script>alert(1)</script>"
 SECTIONS = ["curves", "confusion", "reliability", "mistakes", "classes", "configuration", "machine"]
 HISTORY = [{"epoch": e, "train_loss": 2 / e, "val_loss": 2.1 / e, "val_top1": 1 - 1 / e,
@@ -180,7 +182,6 @@ def test_mistakes_are_shown_with_what_was_said_and_what_is(page_of):
     assert page.all("img")[0]["alt"] == "An image of ant, taken for bee"
 
 
-@pytest.mark.slow
 def test_small_images_keep_hard_edges_and_large_ones_shrink(page_of):
     small = page_of(evaluation_of("abc"))
     large = page_of(evaluation_of("abc"), read=lambda _: Image.effect_noise((1600, 800), 50))
@@ -238,7 +239,6 @@ def test_configuration_is_folded_yaml(full_page):
     assert "model: cvt_nano optim: betas: - 0.9 - 0.999 root: images" in full_page.text
 
 
-@pytest.mark.slow
 def test_the_same_evaluation_makes_the_same_bytes(page_of):
     first, second = (page_of(evaluation_of("abcdefgh"), history=HISTORY).html for _ in range(2))
     assert first == second

@@ -29,6 +29,8 @@ from cvt.weights.card import ModelCard
 from cvt.weights.models import load_model
 from cvt.weights.native import save_model
 
+pytestmark = pytest.mark.slow
+
 CLASSES = ("ant", "bee", "cat", "dog")
 
 
@@ -125,7 +127,6 @@ def test_a_predictor_says_what_it_is(home, source, backend):
 
 @pytest.mark.parametrize(("backend", "precision", "tolerance"), [
     ("openvino", "fp32", 1e-5), ("eager", "bf16", 0.1)])
-@pytest.mark.slow
 def test_a_trained_model_runs_on_the_backend_that_is_asked_for(home, images, backend, precision,
                                                                tolerance):
     predictor = Predictor(home / "trained", backend=backend, precision=precision)
@@ -359,7 +360,6 @@ sys.exit(code)
 
 
 @pytest.mark.parametrize("source", ["openvino", "onnx"])
-@pytest.mark.slow
 def test_an_exported_model_classifies_where_there_is_no_torch(home, source):
     done = subprocess.run(
         [sys.executable, "-W", "error", "-c", NO_TORCH, "predict", str(home / "images"),
@@ -452,7 +452,6 @@ def test_names_are_files_folders_and_patterns(home, images, tmp_path):
         find_images([str(folder / "*.gif")])
 
 
-@pytest.mark.slow
 def test_an_export_that_pytorch_would_unpickle_is_opened_only_if_it_is_trusted(
         home, tmp_path, capsys):
     export(home / "trained", tmp_path / "torch", "torch")

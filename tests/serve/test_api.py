@@ -16,6 +16,8 @@ from cvt.serve.refusals import CODES
 from cvt.serve.watch import LOG, Line
 from cvt.weights.models import load_model
 
+pytestmark = pytest.mark.slow
+
 
 def error_of(answer):
     assert answer.headers["content-type"] == "application/json"
@@ -65,7 +67,6 @@ def test_one_bad_image_of_several_has_an_error_in_its_place(client, image):
     assert len(good["classes"]) == 4
 
 
-@pytest.mark.slow
 def test_no_answer_is_for_anothers_image(client, predictor, image, classify):
     seeds = range(200)
     expected = [p.classes for p in predictor([image(i) for i in seeds], 4)]

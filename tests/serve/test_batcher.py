@@ -9,6 +9,8 @@ from cvt.serve.batcher import Batcher
 from cvt.serve.config import ServeConfig
 from cvt.serve.refusals import Refusal
 
+pytestmark = pytest.mark.slow
+
 
 def prepare(data):
     if data == b"bad":

@@ -14,6 +14,8 @@ from cvt.cli import main
 from cvt.serve.config import ServeConfig
 from cvt.serve.refusals import CODES
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs/serving.md").read_text()
 

@@ -11,6 +11,8 @@ from PIL import Image
 from cvt.serve.config import ServeConfig
 from cvt.system.errors import InputError
 
+pytestmark = pytest.mark.slow
+
 
 def raw(port, data, *, seconds=5.0):
     """What a server answers to bytes, until it closes or for `seconds`."""
@@ -56,7 +58,6 @@ def test_a_request_of_more_images_is_refused(served, image, count, status):
 
 
 @pytest.mark.parametrize(("size", "status"), [((40, 39), 200), ((40, 40), 200), ((41, 40), 422)])
-@pytest.mark.slow
 def test_an_image_of_more_pixels_is_refused(served, image, classify, size, status):
     client = served(max_pixels=1600)
     answer = classify(client, image(size=size))
@@ -68,7 +69,6 @@ def test_an_image_of_more_pixels_is_refused(served, image, classify, size, statu
         assert explained.status_code == 422
 
 
-@pytest.mark.slow
 def test_pixels_are_counted_before_they_are_unpacked(served, classify):
     file = io.BytesIO()
     Image.new("1", (20_000, 20_000)).save(file, "PNG")

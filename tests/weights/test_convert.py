@@ -15,6 +15,8 @@ from cvt.weights.models import load_model
 from cvt.weights.native import save_model
 from cvt.weights.tensors import read_tensors
 
+pytestmark = pytest.mark.slow
+
 CLASSES = tuple("abcdefghij")
 FORMATS = ("native", "official", "huggingface", "timm")
 
@@ -38,7 +40,6 @@ def assert_same(path, source):
 
 
 @pytest.mark.parametrize(("first", "second"), list(itertools.product(FORMATS, FORMATS)))
-@pytest.mark.slow
 def test_every_format_goes_to_every_other_and_nothing_changes(tmp_path, source, first, second):
     one, two = place(tmp_path, first, "one"), place(tmp_path, second, "two")
 
@@ -101,7 +102,6 @@ def test_a_directory_has_a_model_card_for_the_hub(tmp_path, source, to):
     assert place(tmp_path, to).name in body
 
 
-@pytest.mark.slow
 def test_a_conversion_of_what_the_zoo_published_says_what_it_was_trained_on(tmp_path):
     torch.manual_seed(0)
     torch.save(CvT(VARIANTS["cvt_13"]).state_dict(), tmp_path / "CvT-13-384x384-IN-22k.pth")
@@ -188,7 +188,6 @@ def test_gray_images_have_no_processor_in_transformers(tmp_path, tiny):
 
 
 @pytest.mark.parametrize("to", FORMATS)
-@pytest.mark.slow
 def test_half_precision_is_half_the_bytes_and_loads_as_float32(tmp_path, source, to):
     half = place(tmp_path, to, "half")
 

@@ -22,6 +22,8 @@ from cvt.config import Preprocess
 from cvt.model import CvT
 from cvt.system.errors import InputError
 
+pytestmark = pytest.mark.slow
+
 
 def linear():
     return torch.nn.Linear(4, 10)
@@ -277,7 +279,6 @@ def bombs(tmp_path_factory):
 
 
 @pytest.mark.parametrize("name", BOMBS)
-@pytest.mark.slow
 def test_a_bomb_does_not_go_off(bombs, name):
     errors, grown = bombs[name]
 
@@ -376,7 +377,6 @@ def test_any_bit_of_a_safetensors_header_may_flip(tmp_path):
 
 
 @pytest.mark.parametrize("write", [write_archive, write_older])
-@pytest.mark.slow
 def test_any_bit_of_a_pickle_may_flip(tmp_path, write):
     """Values are not checked by these formats, so another file may be read; nothing else ends."""
     path = tmp_path / "w.bin"

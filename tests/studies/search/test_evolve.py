@@ -5,6 +5,8 @@ from cvt.studies.search.evolve import evolve, random_search, ranked
 from cvt.studies.search.space import Space
 from cvt.system.errors import InputError
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def space():

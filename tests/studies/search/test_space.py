@@ -9,6 +9,8 @@ from cvt.networks.supernet import GENES, chosen
 from cvt.studies.search.space import Space
 from cvt.system.errors import InputError
 
+pytestmark = pytest.mark.slow
+
 SIZE = (40, 56)
 
 
@@ -24,7 +26,6 @@ def everything(space):
     return list(itertools.product(GENES, repeat=4))
 
 
-@pytest.mark.slow
 def test_the_cost_of_any_choice_is_that_of_its_network(space):
     rng = Random(0)
     for _ in range(8):
