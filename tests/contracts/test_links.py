@@ -69,6 +69,14 @@ def test_every_public_name_tells_what_it_is():
         assert all(part.__doc__ for part in [found, *parts]), name
 
 
+def test_the_core_can_be_read_in_an_hour():
+    page = DOCS / "explanation/reading_order.md"
+    core, _, _ = page.read_text().partition("\n## Where to go")
+    files = re.findall(r"\]\((\.\./\.\./src/[^)]+)\)", core)
+    assert len(files) == len(set(files)) > 10
+    assert sum(len((page.parent / file).read_text().splitlines()) for file in files) <= 4000
+
+
 def test_drawings_are_shapes_and_letters_alone():
     for path in DOCS.glob("figures/*.svg"):
         drawing = path.read_text()
