@@ -29,7 +29,8 @@ logging.disable_progress_bar()
 
 
 def blocks(text, kind):
-    return re.findall(rf"```{kind}\n(.*?)```", text, re.DOTALL)
+    """Its blocks of code, with lines that end in a backslash joined."""
+    return re.findall(rf"```{kind}\n(.*?)```", text.replace("\\\n", " "), re.DOTALL)
 
 
 @pytest.fixture
