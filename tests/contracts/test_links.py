@@ -74,7 +74,8 @@ def test_the_core_can_be_read_in_an_hour():
     core, _, _ = page.read_text().partition("\n## Where to go")
     lines = 0
     for part in core.split("\n## ")[1:]:
-        files = [(page.parent / file).read_text() for file in re.findall(r"\]\(([^)]+\.py)\)", part)]
+        paths = re.findall(r"\]\(([^)]+\.py)\)", part)
+        files = [(page.parent / path).read_text() for path in paths]
         lines += sum(len(file.splitlines()) for file in files)
         for name in re.findall(r"`(?:\w+\.)?(\w+)`", part.replace(".py`", "")):
             assert any(re.search(rf"\b{name}\b", file) for file in files), name
