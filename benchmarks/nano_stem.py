@@ -1,10 +1,10 @@
-"""Which stem serves images of 28 pixels best? What cvt_nano's first token embedding rests on.
+"""Comparison of stems for images of 28 pixels: the reason for the first embedding of cvt_nano.
 
     python benchmarks/nano_stem.py [--images 12000] [--epochs 4] [--seeds 2] [--work DIR]
 
 Trains cvt_nano with each stem (kernel/stride/padding) on training images of Fashion-MNIST, and
-prints top-1 on the 10,000 test images after the last epoch, multiply-adds and time. With --work
-the same command goes on where it was interrupted.
+prints top-1 on the 10,000 test images after the last epoch, multiply-adds and time. With --work, an
+interrupted comparison resumes with the same command.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=2)
     parser.add_argument("--stems", nargs="+", default=["7/4/2", "7/2/3", "3/2/1"])
     parser.add_argument("--jobs", type=int, default=2)
-    parser.add_argument("--work", type=Path, help="where the runs go (default: nowhere)")
+    parser.add_argument("--work", type=Path, help="directory of the runs (default: temporary)")
     args = parser.parse_args()
     recipe = Recipe(
         model="cvt_nano", data=DataConfig(name="fashion_mnist"), device="cpu",
