@@ -38,8 +38,7 @@ from cvt.train.config import OptimConfig
 from cvt.train.recipe import Recipe
 from cvt.train.state import CHECKPOINTS, LAST
 from cvt.train.store import Store
-from cvt.weights.native import BEST
-from cvt.weights.tensors import read_tensors
+from cvt.weights.tensors import BEST, read_tensors
 from timing import keep
 
 ROOT = Path(__file__).parent

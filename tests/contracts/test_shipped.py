@@ -31,13 +31,13 @@ SHIRT = str(ROOT / "examples/shirt.png")
 
 @pytest.fixture(autouse=True)
 def _offline(monkeypatch, tmp_path):
-    def refuse(*_):
+    def reject(*_):
         raise AssertionError("this asks the network")
 
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(socket.socket, "connect", refuse)
-    monkeypatch.setattr(socket, "getaddrinfo", refuse)
-    monkeypatch.setattr("cvt.weights.models.fetch", refuse)
+    monkeypatch.setattr(socket.socket, "connect", reject)
+    monkeypatch.setattr(socket, "getaddrinfo", reject)
+    monkeypatch.setattr("cvt.weights.models.fetch", reject)
 
 
 def test_what_lies_in_the_package_is_in_the_zoo_and_small():
@@ -83,7 +83,7 @@ def test_a_model_card_says_what_a_user_must_know(tag):
     _, header, body = text.split("---\n", 2)
     recipe = Recipe.load(shipped(tag) / "recipe.yaml")
 
-    assert yaml.safe_load(header)["license"] == ZOO[tag].licence
+    assert yaml.safe_load(header)["license"] == ZOO[tag].license
     for word in ("| data |", "| command |", f"| seed, commit | {recipe.seed}, ", "| cost |",
                  "| input |", "## Intended use", "## Limits", "## Licence"):
         assert word in body
@@ -158,10 +158,10 @@ def test_digits_are_scored_on_what_was_held_out_and_nothing_is_written_into_the_
 
     assert main(["evaluate", "--model", "cvt_nano.digits", "--json"]) == 0
 
-    told, row = json.loads(capsys.readouterr().out), ZOO["cvt_nano.digits"]
-    assert told["n"] == row.n
+    result, row = json.loads(capsys.readouterr().out), ZOO["cvt_nano.digits"]
+    assert result["n"] == row.n
     # Another machine's rounding may move an image.
-    assert 100 * told["top1"]["value"] == pytest.approx(row.measured_top1, abs=100.5 / row.n)
+    assert 100 * result["top1"]["value"] == pytest.approx(row.measured_top1, abs=100.5 / row.n)
     assert (tmp_path / "runs/cvt_nano.digits/evaluation/report.html").is_file()
     assert sorted(shipped("cvt_nano.digits").iterdir()) == before
 

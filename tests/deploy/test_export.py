@@ -11,8 +11,7 @@ from cvt.deploy.graphs import open_graph
 from cvt.deploy.manifest import Manifest
 from cvt.model import CvT
 from cvt.system.errors import InputError
-from cvt.weights.models import load_model
-from cvt.weights.native import save_model
+from cvt.weights.models import load_model, save_model
 
 pytestmark = pytest.mark.slow
 

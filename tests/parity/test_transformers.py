@@ -22,8 +22,7 @@ from cvt.data.images import read_image
 from cvt.data.prepare import prepare
 from cvt.model import CvT, QuickGELU
 from cvt.weights.convert import convert
-from cvt.weights.models import load_model
-from cvt.weights.native import save_model
+from cvt.weights.models import load_model, save_model
 
 pytestmark = pytest.mark.slow
 
@@ -172,12 +171,13 @@ def test_the_pipeline_of_transformers_names_our_classes(tmp_path, ours):
     Image.new("RGB", (90, 80), (200, 30, 90)).save(tmp_path / "x.png")
 
     classify = pipeline("image-classification", str(tmp_path / "theirs"))
-    told = {row["label"]: row["score"] for row in classify(str(tmp_path / "x.png"))}
+    scores = {row["label"]: row["score"] for row in classify(str(tmp_path / "x.png"))}
 
     with torch.no_grad():
         x = torch.from_numpy(prepare(preprocess, read_image(tmp_path / "x.png")))[None]
         probabilities = nn.functional.softmax(model(x), 1)[0]
-    assert told == pytest.approx(dict(zip(CLASSES, probabilities.tolist(), strict=True)), abs=1e-3)
+    expected = dict(zip(CLASSES, probabilities.tolist(), strict=True))
+    assert scores == pytest.approx(expected, abs=1e-3)
 
 
 @pytest.mark.parametrize("size", [(224, 224), (160, 256)])

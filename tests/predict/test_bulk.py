@@ -22,7 +22,7 @@ from cvt.model import CvT
 from cvt.predict.bulk import classify_into
 from cvt.predict.predictor import Predictor, find_images
 from cvt.system.errors import InputError
-from cvt.weights.native import save_model
+from cvt.weights.models import save_model
 
 CLASSES = ("ant", "=bee", "cat", "dog")
 

@@ -26,8 +26,7 @@ from cvt.model import CvT
 from cvt.predict.predictor import Predictor, find_images, softmax
 from cvt.system.errors import InputError
 from cvt.weights.card import ModelCard
-from cvt.weights.models import load_model
-from cvt.weights.native import save_model
+from cvt.weights.models import load_model, save_model
 
 pytestmark = pytest.mark.slow
 

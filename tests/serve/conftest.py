@@ -20,8 +20,7 @@ from cvt.serve.config import ServeConfig
 from cvt.serve.explainer import explainer_of
 from cvt.serve.run import Uvicorn, listen
 from cvt.serve.watch import LOG
-from cvt.weights.models import load_model
-from cvt.weights.native import save_model
+from cvt.weights.models import load_model, save_model
 
 CLASSES = ("ant", "bee", "cat", "<b>dog</b>")
 

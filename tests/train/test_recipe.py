@@ -172,7 +172,7 @@ def test_an_option_that_needs_another_is_rejected_alone(name):
     ({"optim": {"momentum": 0.95}}, r"momentum=0\.95 has no effect, .* betas .* default, 0\.9"),
     ({"optim": {"name": "sgd", "betas": (0.8, 0.9)}}, r"betas=\(0\.8, 0\.9\) has no effect"),
     ({"optim": {"schedule": "constant", "min_lr": 1e-4}}, "min_lr=0.0001 has no effect"),
-    ({"distill": {"hard": True}}, r"hard=True has no effect, for there is no distill\.teacher"),
+    ({"distill": {"hard": True}}, r"hard=True has no effect, because there is no distill\.teacher"),
     ({"distill": {"teacher": "a", "hard": True, "temperature": 2.0}}, "any temperature the same"),
     ({"distill": {"teacher": "a", "share": 1.0}, "augment": {"label_smoothing": 0.1}},
      r"the labels no part in the loss, so augment\.label_smoothing=0\.1 has no effect"),

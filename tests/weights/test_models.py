@@ -7,8 +7,7 @@ from cvt.config import Preprocess
 from cvt.model import CvT
 from cvt.system.errors import InputError
 from cvt.weights.card import ModelCard
-from cvt.weights.models import load_model
-from cvt.weights.native import save_model
+from cvt.weights.models import load_model, save_model
 from cvt.weights.tensors import read_tensors, write_tensors
 
 CLASSES = tuple("abcdefghij")
@@ -83,7 +82,7 @@ def test_a_model_saved_again_replaces_the_old_one_and_leaves_nothing_beside(save
     assert sorted(p.name for p in saved.iterdir()) == ["best.safetensors", "config.json"]
 
 
-def test_class_names_that_do_not_fit_are_refused_before_anything_is_written(tmp_path, model):
+def test_class_names_that_do_not_fit_are_rejected_before_anything_is_written(tmp_path, model):
     with pytest.raises(InputError, match="9 class names for a classifier of 10"):
         save_model(tmp_path, model, PREPROCESS, CLASSES[:9])
 
@@ -106,11 +105,11 @@ def test_a_directory_without_a_config_is_no_model(saved):
 def test_a_directory_without_weights_is_no_model(saved):
     (saved / "best.safetensors").unlink()
 
-    with pytest.raises(InputError, match=r"has no weights; put model\.safetensors or best"):
+    with pytest.raises(InputError, match=r"has no weights, such as model\.safetensors or best"):
         load_model(saved)
 
 
-def test_an_unknown_key_in_the_config_is_refused(saved):
+def test_an_unknown_key_in_the_config_is_rejected(saved):
     data = json.loads((saved / "config.json").read_text())
     data["model"]["stages"][1]["kernal"] = 3
     (saved / "config.json").write_text(json.dumps(data))
@@ -120,18 +119,18 @@ def test_an_unknown_key_in_the_config_is_refused(saved):
         load_model(saved)
 
 
-def test_a_config_of_another_network_is_refused(saved, tiny):
+def test_a_config_of_another_network_is_rejected(saved, tiny):
     ModelCard(model=tiny(depths=(1, 1, 1)), preprocess=PREPROCESS, classes=CLASSES).save(saved)
 
-    with pytest.raises(InputError, match=r"34 left over"):
+    with pytest.raises(InputError, match=r"34 unexpected"):
         load_model(saved)
 
 
-def test_damaged_weights_are_refused(saved):
+def test_corrupt_weights_are_rejected(saved):
     whole = (saved / "best.safetensors").read_bytes()
     (saved / "best.safetensors").write_bytes(whole[:-1])
 
-    with pytest.raises(InputError, match=r"best\.safetensors is damaged"):
+    with pytest.raises(InputError, match=r"best\.safetensors is corrupt"):
         load_model(saved)
 
 
@@ -140,7 +139,7 @@ def test_a_write_that_fails_leaves_the_old_weights_and_nothing_beside(tmp_path):
     write_tensors({"a": torch.ones(2)}, path)
     shared = torch.zeros(4)
 
-    with pytest.raises(RuntimeError):  # safetensors refuses tensors that share memory
+    with pytest.raises(RuntimeError):  # safetensors rejects tensors that share memory
         write_tensors({"a": shared, "b": shared}, path)
 
     assert torch.equal(read_tensors(path)["a"], torch.ones(2))

@@ -12,7 +12,7 @@ from PIL import Image, ImageDraw
 from cvt.data.dataset import Dataset, LabeledImages
 from cvt.data.parallel import in_threads
 from cvt.system.errors import InputError
-from cvt.system.fonts import font, write_line
+from cvt.system.text import font, write_line
 
 MOST_CLASSES = 20
 ACROSS = 10  # images of a class

@@ -12,7 +12,7 @@ from PIL import Image, ImageDraw
 from cvt.data.parallel import in_threads
 from cvt.explain.run import Explanation
 from cvt.system.files import replace_file
-from cvt.system.fonts import write_line
+from cvt.system.text import write_line
 
 SHEET, ARRAYS = "sheet.png", "explanation.json"
 

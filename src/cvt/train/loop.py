@@ -43,8 +43,7 @@ from cvt.train.state import (
 )
 from cvt.train.stop import Stop, requeue
 from cvt.train.store import Store
-from cvt.weights.native import BEST
-from cvt.weights.tensors import write_tensors
+from cvt.weights.tensors import BEST, write_tensors
 
 
 def train(recipe: Recipe, output: str | Path, *, overwrite: bool = False, quiet: bool = False

@@ -139,7 +139,7 @@ class Teacher(nn.Module):
 def _cvt(name: str, card: ModelCard) -> tuple[nn.Module, Preprocess, Sequence[int]]:
     checkpoint = open_checkpoint(name)
     own = checkpoint.card
-    order = _order(name, card, own.classes if checkpoint.named else None)
+    order = _order(name, card, own.classes if checkpoint.has_class_names else None)
     return build(checkpoint)[0], own.preprocess, order
 
 

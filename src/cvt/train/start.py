@@ -52,13 +52,13 @@ def _with_head(checkpoint: Checkpoint, classes: tuple[str, ...]) -> Checkpoint:
     if weight is None:
         return checkpoint
     order, head = order_of(classes, known), list[int]()
-    if not checkpoint.named or len(weight) != len(known):
+    if not checkpoint.has_class_names or len(weight) != len(known):
         note = "it does not name its classes, so the head is new"
     elif isinstance(order, str):
         note = f"its classes are not the dataset's, such as {order!r}, so the head is new"
     else:
         head, note = order, "its classes are the dataset's, by name, so the head is kept"
-    return dataclasses.replace(checkpoint, head=tuple(head), notes=(*checkpoint.notes, note))
+    return dataclasses.replace(checkpoint, head_rows=tuple(head), notes=(*checkpoint.notes, note))
 
 
 def put_weights(model: CvT, checkpoint: Checkpoint) -> LoadReport:
@@ -68,9 +68,9 @@ def put_weights(model: CvT, checkpoint: Checkpoint) -> LoadReport:
     classes. Raises InputError where anything else does.
     """
     tensors, report = fit(model, checkpoint.tensors, checkpoint.path,
-                          adapt=("head", "in_chans", "pos_embed"), format=checkpoint.names,
+                          adapt=("head", "in_chans", "pos_embed"), format=checkpoint.format,
                           renamed=checkpoint.renamed, notes=checkpoint.notes,
-                          head=checkpoint.head)
+                          head_rows=checkpoint.head_rows)
     model.load_state_dict(tensors, strict=False)
     return report
 

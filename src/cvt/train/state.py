@@ -19,7 +19,7 @@ from cvt.evaluate.run import EVALUATION, METRICS, RECIPE, REPORT
 from cvt.system.errors import InputError, one_line
 from cvt.train.store import Checkpoint
 from cvt.weights.card import CONFIG
-from cvt.weights.native import BEST
+from cvt.weights.tensors import BEST
 
 LAST = "last.safetensors"
 CHECKPOINTS = "checkpoints"

@@ -16,7 +16,7 @@ from cvt.system.schema import write_mapping
 from cvt.train import loop
 from cvt.train.recipe import MACHINE, PLACES, Recipe
 from cvt.train.state import CHECKPOINTS, LAST, TENSORBOARD, clear_run
-from cvt.weights.native import BEST
+from cvt.weights.tensors import BEST
 
 RUNS, MODELS, FAILURE = "runs", "models", "diverged.json"
 STOPPED = "stopped; what was done is saved, and the same command goes on from there"
