@@ -190,6 +190,6 @@ def test_a_converted_tag_says_whose_it_is(tmp_path):
     for to in ("native", "timm"):
         assert main(["convert", "cvt_nano.digits", to, "--to", to]) == 0
         text = (tmp_path / to / "README.md").read_text()
-        assert "`cvt_nano.digits`, trained by this package's recipe" in text
+        assert "`cvt_nano.digits`, trained with the recipe of this package" in text
         assert yaml.safe_load(text.split("---\n")[1])["datasets"] == ["digits"]
     assert load_model("timm")[1].classes == tuple("0123456789")

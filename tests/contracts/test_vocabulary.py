@@ -46,7 +46,11 @@ def public_names(source):
 
 
 def words_of(name):
-    """The words of an identifier: of `MaxReaders` and `max_readers`, "max" and "readers"."""
+    """The words of an identifier: of `MaxReaders` and `max_readers`, "max" and "readers".
+
+    "at most" and "at least" are no names.
+    """
+    name = re.sub(r"at_(most|least)", "", name)
     return {word.lower() for word in re.findall(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+", name)}
 
 
@@ -64,6 +68,7 @@ def test_a_retired_word_in_a_name_would_be_noticed():
     assert names == {"MOST", "Gate", "late", "ask", "self", "told"}
     assert words_of("MostReaders") == words_of("most_readers") == {"most", "readers"}
     assert words_of("HTTPGate") == {"http", "gate"}
+    assert words_of("at_least_one") == {"one"}
 
 
 @pytest.mark.parametrize("call", [(), *((name,) for name in COMMANDS), ("data", "check"),

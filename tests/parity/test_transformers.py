@@ -101,7 +101,7 @@ def test_a_port_without_a_classifier_is_a_model_without_one(tmp_path, shaken):
         expected = nn.functional.layer_norm(port(x).cls_token_value[:, 0], (48,))
         assert_close(model(x), expected)
     assert card.classes == ()
-    assert "no last norm" in str(model.load_report)
+    assert "no final norm" in str(model.load_report)
 
 
 def test_official_weights_with_their_own_activation_differ_from_the_port(tmp_path, port):

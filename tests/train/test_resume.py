@@ -228,7 +228,7 @@ def test_a_network_and_a_teacher_that_were_moved_are_found_by_their_contents(
     (tmp_path / "away").mkdir()
     moved = {"model": str(net.rename(tmp_path / "away/net.json")),
              "distill.teacher": str(teacher.rename(tmp_path / "away/teacher"))}
-    with pytest.raises(InputError, match=r"net\.json is not there"):
+    with pytest.raises(InputError, match=r"net\.json does not exist"):
         loop.resume(run, quiet=True)
     loop.resume(run, quiet=True, changes=moved)
     whole, other = (read_tensors(place / "last.safetensors") for place in (tmp_path / "whole", run))

@@ -63,9 +63,8 @@ def read_checkpoint(path: str | Path, *, config: str | CvTConfig | None = None,
     has_card = (weights.parent / CONFIG).is_file()
     data = read_mapping(weights.parent / CONFIG) if has_card else {}
     if (network := data.get("network", "cvt")) != "cvt":
-        raise InputError(f"{weights.parent} contains a {network}, a baseline or a supernet, which "
-                         "only `cvt ablate` and `cvt search` use; its metrics are in metrics.json "
-                         "and report.html")
+        raise InputError(f"{weights.parent} contains a {network}, a baseline or a supernet and not "
+                         "a CvT; its metrics are in metrics.json and report.html")
     tensors, renamed, naming = to_native(read_tensors(weights), weights)
     notes: list[str] = []
     if naming == "huggingface" and not {"norm.weight", "norm.bias"} & set(tensors):

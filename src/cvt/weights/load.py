@@ -126,7 +126,7 @@ def fit(model: nn.Module, tensors: Mapping[str, Tensor], path: Path, *,
         reason = "head for other classes" if new_head else "head of another size"
         skipped |= {name: f"{_shape(fitted.pop(name))}, {reason}"
                     for name in heads if name in fitted}
-        missing = {name: f"{_shape(expected[name])}, newly initialized"
+        missing = {name: f"{_shape(expected[name])}, newly initialised"
                    for name in heads if name in expected}
     elif head_rows is not None and list(head_rows) != list(range(len(head_rows))):
         for name in heads:
