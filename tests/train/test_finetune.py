@@ -128,7 +128,7 @@ def test_a_head_for_other_classes_is_new_even_if_their_number_agrees(trained, cl
     start = load_model(trained)[0].head.weight
     assert not any(torch.equal(row, old) for row in model.head.weight for old in start)
     assert set(report.skipped) == set(report.missing) == set(HEAD)
-    assert report.skipped["head.weight"] == "3x16, a head of other classes"
+    assert report.skipped["head.weight"] == "3x16, head for other classes"
     assert "its classes are not the dataset's, such as '" in str(report)
     assert not set(HEAD) & set(report.loaded)
 

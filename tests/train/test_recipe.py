@@ -61,7 +61,7 @@ def test_one_channel_averages_the_statistics():
 
 @pytest.mark.parametrize(("values", "message"), [
     ({"model": "cvt_1"}, "did you mean cvt_"),
-    ({"model": "absent.yaml"}, "absent.yaml is not there"),
+    ({"model": "absent.yaml"}, "absent.yaml does not exist"),
     ({"image_size": 0}, "image"),
     ({"batch_size": 10, "optim": OptimConfig(accumulate=3)}, "divisor"),
     ({"epochs": 0}, "epochs=0"),
