@@ -31,8 +31,8 @@ import torch
 from PIL import Image
 
 from cvt.config import CvTConfig, StageConfig
-from cvt.data.builtin import fashion_mnist
 from cvt.data.config import DataConfig
+from cvt.data.sources.builtin import fashion_mnist
 from cvt.train import loop
 from cvt.train.recipe import OptimConfig, Recipe
 from cvt.train.state import UNREADABLE

@@ -2,7 +2,7 @@
 
     python benchmarks/input_pipeline.py [--rounds 15] [--only small large stages]
 
-The paper's augmentation at 224 pixels: RandomResizedCrop with the bicubic filter, mirror images,
+The paper's augmentation at 224 pixels: RandomResizedCrop with the bicubic filter, flips,
 RandAugment rand-m9-mstd0.5-inc1, random erasing by noise. Two worker processes each, kept from
 epoch to epoch; float32 batches, normalised, on the CPU. timm is measured with its prefetcher and
 without. The loaders take turns; a turn begins with batches that do not count, until those that were
@@ -34,14 +34,19 @@ from torch import Tensor
 from torchvision.transforms import Compose
 
 from cvt.config import IMAGENET_MEAN, IMAGENET_STD, Preprocess
-from cvt.data.augment import keep_a_bit, training_transform
+from cvt.data.augment import (
+    RandomResizedCrop,
+    decode_crop,
+    fix_posterize,
+    resize,
+    training_transform,
+)
 from cvt.data.config import AugmentConfig
-from cvt.data.crops import ResizedCrop, read_part, resized
-from cvt.data.folder import folder
 from cvt.data.loader import TrainLoader
-from cvt.data.prepare import pixels_of
+from cvt.data.pipeline import Sample, pack
+from cvt.data.prepare import to_array
 from cvt.data.randomness import seed_all
-from cvt.data.samples import Sample, stacked
+from cvt.data.sources.folder import folder
 from streaming import photo
 from timing import keep, ratio, summary
 
@@ -103,7 +108,7 @@ def mend(transform: Compose) -> None:
     """Keep timm's own from stopping at Pillow 12 and later."""
     for step in transform.transforms:
         if isinstance(step, RandAugment):
-            keep_a_bit(step)
+            fix_posterize(step)
 
 
 def in_turns(home: Path, *, batch: int, workers: int, rounds: int, skip: int, count: int
@@ -165,20 +170,20 @@ class Clock:
 def our_stages(paths: list[Path], clock: Clock) -> Tensor:
     pipeline = training_transform(PREPROCESS, AUGMENT)
     crop, erase = pipeline.read, pipeline.erase
-    assert isinstance(crop, ResizedCrop)
+    assert isinstance(crop, RandomResizedCrop)
     assert erase is not None
     mirror, vary = pipeline.steps
     samples = []
     for path in paths:
         data = clock("read", path.read_bytes)
         clock("seed", seed_all, 0, 0, next(DRAWS))
-        part = clock("decode", read_part, data, path.name, crop.draw, SIZE)
-        image = clock("crop, resize", resized, part, SIZE, "bicubic")
+        part = clock("decode", decode_crop, data, path.name, crop.draw, SIZE)
+        image = clock("crop, resize", resize, part, SIZE, "bicubic")
         image = clock("RandAugment", vary, clock("mirror", mirror, image))
-        pixels = clock("to bytes", lambda image=image: np.array(pixels_of(PREPROCESS, image)))
+        pixels = clock("to bytes", lambda image=image: np.array(to_array(PREPROCESS, image)))
         patch = clock("erase", erase, 3, SIZE, SIZE)
         samples.append(Sample(torch.from_numpy(pixels), patch))
-    return clock("normalise", clock("collate", stacked, samples).normalised, PREPROCESS)
+    return clock("normalise", clock("collate", pack, samples).normalize, PREPROCESS)
 
 
 def timms_stages(paths: list[Path], clock: Clock) -> Tensor:

@@ -126,8 +126,8 @@ def test_floating_point_samples_are_refused():
 @pytest.mark.parametrize(("data", "word"), [
     (b"", "empty"),
     (b"this is a text", "not an image"),
-    (encoded(Image.fromarray(gradient(64, 64)))[:200], "damaged or cut off"),
-    (encoded(Image.fromarray(gradient(64, 64)), "JPEG")[:700], "damaged or cut off"),
+    (encoded(Image.fromarray(gradient(64, 64)))[:200], "corrupt or truncated"),
+    (encoded(Image.fromarray(gradient(64, 64)), "JPEG")[:700], "corrupt or truncated"),
 ])
 def test_a_file_that_is_no_image_is_named_in_one_line(tmp_path, data, word):
     path = tmp_path / "x.png"

@@ -9,13 +9,13 @@ from PIL import Image
 
 from cvt.config import Preprocess
 from cvt.data.augment import training_transform
-from cvt.data.builtin import digits
 from cvt.data.config import AugmentConfig
 from cvt.data.dataset import LabeledImages
-from cvt.data.folder import files
-from cvt.data.loader import Faults, TrainLoader, evaluation_batches
+from cvt.data.loader import TrainLoader, evaluation_batches
+from cvt.data.pipeline import pack
 from cvt.data.randomness import seed_all
-from cvt.data.samples import stacked
+from cvt.data.sources.builtin import digits
+from cvt.data.unreadable import UnreadableImages
 from cvt.system.errors import InputError
 
 PREPROCESS = Preprocess(size=8, crop=1.0, mean=(0.0,), std=(1.0,))
@@ -34,7 +34,7 @@ def images(n=10, broken=()):
 def seen(pipeline, data, index):
     """The network's input (channels, size, size)."""
     sample = pipeline.sample(data.fetch(index), data.names[index])
-    return stacked([sample]).normalised(pipeline.preprocess)[0]
+    return pack([sample]).normalize(pipeline.preprocess)[0]
 
 
 def loader(workers=0, seed=0, augment=None, repeats=1, passes=1, balanced=False,
@@ -158,8 +158,8 @@ def test_batches_of_files_do_not_depend_on_the_number_of_workers(tmp_path, worke
     pipeline = training_transform(preprocess, augment)
 
     def batches(workers):
-        some = TrainLoader(files(("a", "b"), paths, [0, 1] * 4), pipeline, batch_size=4, seed=0,
-                           workers=workers)
+        data = LabeledImages.from_files(("a", "b"), paths, [0, 1] * 4)
+        some = TrainLoader(data, pipeline, batch_size=4, seed=0, workers=workers)
         return [x for epoch in range(2) for x, _ in some.epoch(epoch)]
 
     alone = batches(0)
@@ -234,7 +234,7 @@ def test_more_of_them_than_allowed_end_the_run():
 
 def test_evaluation_leaves_them_out_and_names_them():
     some = images(broken={0, 1, 2, 3, 9})
-    unreadable = Faults(some, 0.5)
+    unreadable = UnreadableImages(some, 0.5)
     batches = evaluation_batches(some, PREPROCESS, batch_size=4, unreadable=unreadable)
     assert which(batches) == [4, 5, 6, 7, 8]
     assert [name for name, _ in unreadable.rows()] == ["0", "1", "2", "3", "9"]
@@ -270,7 +270,7 @@ def test_repeats_vary_an_image_anew_and_keep_the_length_of_an_epoch():
 
 
 def test_a_file_that_has_gone_is_named(tmp_path):
-    gone = files(("a", "b"), [tmp_path / "gone.png"], [0])
+    gone = LabeledImages.from_files(("a", "b"), [tmp_path / "gone.png"], [0])
     with pytest.raises(InputError, match=r"gone\.png: No such file"):
         list(evaluation_batches(gone, PREPROCESS, batch_size=4))
 

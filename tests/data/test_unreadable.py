@@ -4,8 +4,7 @@ import os
 
 import pytest
 
-from cvt.data.images import fault
-from cvt.data.unreadable import read_unreadable, write_unreadable
+from cvt.data.unreadable import read_unreadable, unreadable_reason, write_unreadable
 from cvt.system.errors import InputError
 from cvt.train.log import Log
 from cvt.train.state import Progress
@@ -36,4 +35,4 @@ def test_a_run_lists_an_image_once_also_when_it_goes_on(tmp_path):
     (InputError("a.png is empty"), "a.png is empty"),
     (FileNotFoundError(2, "No such file or directory", "a.png"), "a.png: No such file")])
 def test_a_reason_names_its_image(error, told):
-    assert fault(error, "a.png").startswith(told)
+    assert unreadable_reason(error, "a.png").startswith(told)
