@@ -14,7 +14,7 @@ PHOTOS = [Image.fromarray(pixels) for pixels in load_sample_images().images]
 
 @pytest.fixture
 def photos(tmp_path):
-    """A directory of two classes, eight images of each, and none of them a fault."""
+    """A directory of two classes, eight images of each, and without duplicates."""
     for photo, name in zip(PHOTOS, ("temple", "flower"), strict=True):
         (tmp_path / "photos" / name).mkdir(parents=True)
         for i in range(8):
@@ -23,7 +23,7 @@ def photos(tmp_path):
     return tmp_path / "photos"
 
 
-def test_a_sound_dataset_passes_and_a_faulty_one_does_not(photos, capsys):
+def test_a_clean_dataset_passes_and_an_unreadable_image_fails(photos, capsys):
     assert main(["data", "check", str(photos)]) == 0
     assert "unreadable: 0" in capsys.readouterr().out
     assert main(["data", "check", str(photos), "--json", "--image_size", "250"]) == 0
@@ -36,11 +36,11 @@ def test_a_sound_dataset_passes_and_a_faulty_one_does_not(photos, capsys):
 
 
 def test_the_output_is_a_source_of_its_own(photos, tmp_path, capsys):
-    assert main(["data", "check", str(photos), "--output", str(tmp_path / "found")]) == 0
+    assert main(["data", "check", str(photos), "--output", str(tmp_path / "check")]) == 0
     assert "contact_sheet.png" in capsys.readouterr().err
-    assert main(["data", "check", str(tmp_path / "found/manifest.csv"), "--json"]) == 0
-    told = json.loads(capsys.readouterr().out)
-    assert (told["train"], told["val"]) == (12, 4)
+    assert main(["data", "check", str(tmp_path / "check/manifest.csv"), "--json"]) == 0
+    reported = json.loads(capsys.readouterr().out)
+    assert (reported["train"], reported["val"]) == (12, 4)
     assert main(["data", "copy", str(photos), str(tmp_path / "tar"), "--to", "shards"]) == 0
     assert main(["data", "check", str(tmp_path / "tar"), "--output", str(tmp_path / "b")]) == 0
     assert "no manifest.csv, because the images of shards" in capsys.readouterr().err

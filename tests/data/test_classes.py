@@ -75,7 +75,7 @@ def test_a_class_that_is_listed_twice_is_rejected():
         check_names(["cat", "dog", "".join(["c", "at"])], "it")
 
 
-def test_what_tells_classes_apart_is_kept():
+def test_what_distinguishes_classes_is_kept():
     kept = ("A", "a", "Masse", "Ma\u00dfe", "a1", "a01", "1", "1a", "x\u00b2", "x2", "9" * 5000)
     assert set(natural_order(kept, "it")) == set(kept)
 
@@ -119,10 +119,10 @@ def test_folder_manifest_and_shards_have_the_same_classes(tmp_path):
                     archive.addfile(info, io.BytesIO(data))
     (tmp_path / "list.csv").write_text("\n".join(rows) + "\n")
 
-    found = (folder(tmp_path / "photos"), manifest(tmp_path / "list.csv"),
+    datasets = (folder(tmp_path / "photos"), manifest(tmp_path / "list.csv"),
              shards(tmp_path / "tars"))
 
-    for data in found:
+    for data in datasets:
         assert data.train.classes == data.val.classes == (
             "-1", "0.5", "1", "2", "10", "B1", "a", "a2", "a10")
         assert sorted(data.train.labels) == sorted(data.val.labels) == list(range(9))

@@ -74,7 +74,7 @@ def test_fashion_mnist_is_read_from_where_torchvision_puts_it(tmp_path):
     assert len(fashion_mnist(tmp_path).train) == 20
 
 
-def test_a_cut_off_idx_file_is_named(tmp_path):
+def test_a_truncated_idx_file_is_named(tmp_path):
     write_fashion(tmp_path)
     path = tmp_path / "t10k-images-idx3-ubyte"
     path.write_bytes(path.read_bytes()[:-1])
@@ -82,7 +82,7 @@ def test_a_cut_off_idx_file_is_named(tmp_path):
         fashion_mnist(tmp_path)
 
 
-def test_a_damaged_gzip_file_is_named(tmp_path):
+def test_a_corrupt_gzip_file_is_named(tmp_path):
     write_fashion(tmp_path, pack=True)
     path = tmp_path / "train-images-idx3-ubyte.gz"
     path.write_bytes(path.read_bytes()[:40])
@@ -90,14 +90,14 @@ def test_a_damaged_gzip_file_is_named(tmp_path):
         fashion_mnist(tmp_path)
 
 
-def test_labels_that_do_not_match_the_images_are_refused(tmp_path):
+def test_labels_that_do_not_match_the_images_are_rejected(tmp_path):
     write_fashion(tmp_path)
     write_idx(tmp_path / "train-labels-idx1-ubyte", np.zeros(3))
     with pytest.raises(InputError, match="20 train images but 3 labels"):
         fashion_mnist(tmp_path)
 
 
-def test_idx_files_of_another_dataset_are_refused(tmp_path):
+def test_idx_files_of_another_dataset_are_rejected(tmp_path):
     write_fashion(tmp_path)
     write_idx(tmp_path / "t10k-labels-idx1-ubyte", np.arange(10) * 3)
     with pytest.raises(InputError, match="has the t10k label 27, and Fashion-MNIST has 10 classes"):
@@ -168,6 +168,6 @@ def test_a_folder_that_is_not_there_is_named(tmp_path):
     {"name": "folder"}, {"name": "digits", "root": "x"}, {"val_fraction": 1.0}, {"workers": -1},
     {"name": "mnist"},
 ])
-def test_data_settings_that_make_no_sense_are_refused(values):
+def test_data_options_that_make_no_sense_are_rejected(values):
     with pytest.raises(InputError):
         DataConfig(**values)

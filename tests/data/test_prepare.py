@@ -156,7 +156,7 @@ def test_normalising_is_division_subtraction_and_division_in_float32(mean):
     assert np.array_equal(prepare(preprocess, noise(32, 32)), x)
 
 
-def test_an_image_too_thin_to_resize_is_refused():
+def test_an_image_too_thin_to_resize_is_rejected():
     """Of 5 million pixels, but 2,300 million once its short side is resized."""
     with pytest.raises(InputError, match="1x5000000 pixels is too thin"):
         prepare(Preprocess(size=32), Image.new("RGB", (1, 5_000_000)))

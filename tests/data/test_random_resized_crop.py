@@ -23,7 +23,7 @@ def photo(width=640, height=400):
     return coarse.resize((width, height), Image.Resampling.BICUBIC)
 
 
-def turned(orientation):
+def exif_bytes(orientation):
     exif = Image.Exif()
     exif[0x0112] = orientation
     return exif.tobytes()
@@ -64,16 +64,16 @@ def test_a_box_at_the_edge_stays_inside_when_it_shrinks():
 
 @pytest.mark.parametrize("data", [
     encoded(photo()), encoded(photo().convert("L")), encoded(photo().convert("CMYK")),
-    encoded(photo(), exif=turned(6)), encoded(photo(), exif=turned(3)),
-    encoded(photo(), exif=turned(7)), encoded(photo(), progressive=True),
+    encoded(photo(), exif=exif_bytes(6)), encoded(photo(), exif=exif_bytes(3)),
+    encoded(photo(), exif=exif_bytes(7)), encoded(photo(), progressive=True),
     encoded(photo(), exif=b"Exif\x00\x00II*\x00\x08\x00\x00\x00\x01\x00\x12\x01\x03\x00\xff\xff"),
-    encoded(photo(), "PNG"), encoded(photo(), "PNG", exif=turned(6)), encoded(photo(), "WEBP"),
+    encoded(photo(), "PNG"), encoded(photo(), "PNG", exif=exif_bytes(6)), encoded(photo(), "WEBP"),
     encoded(photo().quantize(16), "PNG"), encoded(photo().convert("RGBA"), "PNG"),
     encoded(photo().convert("LA"), "PNG"), encoded(photo().convert("1"), "PNG"),
     encoded(Image.fromarray(np.asarray(photo().convert("L"), np.uint16) * 257), "PNG"),
     encoded(photo(), "TIFF"),
 ], ids=["rgb", "gray", "cmyk", "quarter turn", "half turn", "transverse", "progressive",
-        "broken exif", "png", "turned png", "webp", "palette", "rgba", "la", "one bit",
+        "broken exif", "png", "rotated png", "webp", "palette", "rgba", "la", "one bit",
         "sixteen bit", "tiff"])
 def test_any_file_is_read_as_it_is_everywhere(data):
     whole = read_image(data)
@@ -96,7 +96,7 @@ def test_deep_images_keep_the_range_of_the_whole():
     b"", b"this is a text", encoded(photo())[:6000], encoded(photo(), "PNG")[:6000],
     encoded(Image.fromarray(np.ones((9, 9), np.float32)), "TIFF"),
 ], ids=["empty", "text", "cut jpeg", "cut png", "floats"])
-def test_what_cannot_be_read_is_refused_in_the_same_words(data, side):
+def test_what_cannot_be_read_is_rejected_in_the_same_words(data, side):
     with pytest.raises(InputError) as expected:
         read_image(data, "x")
     with pytest.raises(InputError) as caught:

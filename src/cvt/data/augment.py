@@ -51,7 +51,7 @@ def training_transform(preprocess: Preprocess, augment: AugmentConfig) -> Pipeli
     if augment.crop == "shift":
         steps.append(partial(_shift, max(1, size // 8)))
     if augment.hflip:
-        steps.append(partial(_hflip, augment.hflip))
+        steps.append(v2.RandomHorizontalFlip(augment.hflip))
     if augment.color_jitter:
         steps.append(v2.ColorJitter(*(augment.color_jitter,) * 3))
     if augment.rand_augment:
@@ -74,12 +74,6 @@ def _shift(max_pixels: int, image: Image.Image) -> Image.Image:
     rows = (np.arange(height) + down).clip(0, height - 1)
     columns = (np.arange(width) + right).clip(0, width - 1)
     return Image.fromarray(np.asarray(image)[rows[:, None], columns])
-
-
-def _hflip(probability: float, image: Image.Image) -> Image.Image:
-    if torch.rand(1).item() >= probability:
-        return image
-    return image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
 
 
 def _rand_augment(config: str, preprocess: Preprocess) -> Callable[[Image.Image], Image.Image]:

@@ -94,7 +94,7 @@ class Dataset:
 
     train: LabeledImages
     val: LabeledImages
-    preprocess: Preprocess
+    preprocess: Preprocess = IMAGENET_PREPROCESS
 
     def __post_init__(self) -> None:
         if self.train.classes != self.val.classes:
@@ -116,6 +116,13 @@ def split(images: LabeledImages, val_fraction: float, seed: int, name: str) -> D
 
     Raises InputError, which calls the dataset `name`, for a class with a single image.
     """
+    train, val = split_indices(images, val_fraction, seed, name)
+    return Dataset(train=images.choose(train), val=images.choose(val))
+
+
+def split_indices(images: LabeledImages, val_fraction: float, seed: int, name: str
+                  ) -> tuple[list[int], list[int]]:
+    """The sorted indices of the training and validation images of `split`."""
     labels = np.array(images.labels)
     single = [images.classes[label] for label, n in
               zip(*np.unique(labels, return_counts=True), strict=True) if n < 2]
@@ -128,8 +135,7 @@ def split(images: LabeledImages, val_fraction: float, seed: int, name: str) -> D
     except ValueError as error:
         raise InputError(f"{name} cannot be split with data.val_fraction={val_fraction}: {error}"
                          ) from None
-    return Dataset(train=images.choose(np.sort(train).tolist()),
-                   val=images.choose(np.sort(val).tolist()), preprocess=IMAGENET_PREPROCESS)
+    return np.sort(train).tolist(), np.sort(val).tolist()
 
 
 def subset(images: LabeledImages, n: int, seed: int) -> LabeledImages:
@@ -176,11 +182,11 @@ def relabel(images: LabeledImages, classes: tuple[str, ...], has: str = "the ima
                    labels=tuple(indices[label] for label in images.labels))
 
 
-def check_val_classes(train: LabeledImages, val: LabeledImages, name: str) -> None:
+def check_trained(dataset: Dataset, name: str) -> None:
     """Raise InputError, which calls the dataset `name`, for a class without training images."""
-    if extra := sorted(set(val.labels) - set(train.labels)):
-        raise InputError(f"{name} has the class {train.classes[extra[0]]!r} in val but not in "
-                         "train; add training images of it or take it out")
+    if extra := sorted(set(dataset.val.labels) - set(dataset.train.labels)):
+        raise InputError(f"{name} has the class {dataset.val.classes[extra[0]]!r} in val but not "
+                         "in train; add training images of it or take it out")
 
 
 def _shortened(classes: Sequence[str]) -> str:

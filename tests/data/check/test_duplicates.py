@@ -31,9 +31,9 @@ def jpeg(image, quality):
 
 def pairs(images):
     hashes = [perceptual_hash(image) for image in images]
-    found = near_pairs(np.array([h.bits for h in hashes], np.uint64),
+    near = near_pairs(np.array([h.bits for h in hashes], np.uint64),
                        np.stack([h.thumbnail for h in hashes]))
-    return sorted((min(a, b), max(a, b)) for i, j in found for a, b in zip(i, j, strict=True))
+    return sorted((min(a, b), max(a, b)) for i, j in near for a, b in zip(i, j, strict=True))
 
 
 @pytest.mark.parametrize("change", [
@@ -59,13 +59,13 @@ def test_hashes_within_the_distance_are_all_found_once_and_no_others():
             hashes[k] ^= np.uint64(1 << int(bit))
     thumbnails = np.tile(rng.integers(0, 256, (1, 16, 16), dtype=np.uint8), (n, 1, 1))
 
-    found = [(int(a), int(b)) for i, j in near_pairs(hashes, thumbnails)
+    near = [(int(a), int(b)) for i, j in near_pairs(hashes, thumbnails)
              for a, b in zip(i, j, strict=True)]
 
     apart = np.unpackbits((hashes[:, None] ^ hashes).view(np.uint8).reshape(n, n, 8), axis=2).sum(2)
     wanted = {(a, b) for a, b in np.argwhere(apart <= MAX_DISTANCE).tolist() if a < b}
-    assert len(found) == len(wanted) > 1000
-    assert {(min(p), max(p)) for p in found} == wanted
+    assert len(near) == len(wanted) > 1000
+    assert {(min(p), max(p)) for p in near} == wanted
 
 
 def test_equal_hashes_of_images_that_differ_are_no_pair():

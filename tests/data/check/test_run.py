@@ -31,7 +31,7 @@ PHOTOS = [Image.fromarray(pixels) for pixels in load_sample_images().images]
 
 @pytest.fixture
 def root(tmp_path):
-    """train/ and val/ of two classes, six and two different images of each, all sound."""
+    """train/ and val/ of two classes, six and two different images of each, all readable."""
     for photo, name in zip(PHOTOS, ("temple", "flower"), strict=True):
         for i in range(8):
             path = tmp_path / "photos" / ("train" if i < 6 else "val") / name / f"{i}.jpg"
@@ -44,7 +44,7 @@ def names(images):
     return [os.path.basename(p.name) for p in images]
 
 
-def test_a_sound_dataset_has_nothing_to_report(root):
+def test_a_clean_dataset_has_nothing_to_report(root):
     report = check(folder(root), Preprocess(size=200))
     assert not report.has_errors
     assert (report.train, report.val, report.smaller_than_input) == (12, 4, 0)
@@ -60,13 +60,13 @@ def test_every_unreadable_image_is_listed_in_both_halves_with_its_reason(root):
     (root / "train/flower/gone.jpg").symlink_to("nowhere")
     Image.new("RGB", (1, 60_000)).save(root / "train/flower/thin.png")
     report = check(folder(root))
-    found = {(u.split, os.path.basename(u.name), u.label): u.reason for u in report.unreadable}
+    reasons = {(u.split, os.path.basename(u.name), u.label): u.reason for u in report.unreadable}
     assert report.has_errors
-    assert found.keys() == {("train", "0.jpg", "temple"), ("val", "7.jpg", "flower"),
-                            ("train", "gone.jpg", "flower"), ("train", "thin.png", "flower")}
-    for (_, name, _), word in zip(sorted(found), ("empty", "No such file", "too thin", "truncated"),
-                                  strict=True):
-        reason, = (r for (_, n, _), r in found.items() if n == name)
+    assert reasons.keys() == {("train", "0.jpg", "temple"), ("val", "7.jpg", "flower"),
+                              ("train", "gone.jpg", "flower"), ("train", "thin.png", "flower")}
+    words = ("empty", "No such file", "too thin", "truncated")
+    for (_, name, _), word in zip(sorted(reasons), words, strict=True):
+        reason, = (r for (_, n, _), r in reasons.items() if n == name)
         assert word in reason
         assert name in reason
     assert [(c.name, c.unreadable) for c in report.classes] == [("flower", 3), ("temple", 1)]
@@ -85,7 +85,7 @@ def test_a_smaller_recompressed_copy_in_val_is_a_leak_and_unrelated_images_are_n
     assert report.exact_duplicates == ()
 
 
-def test_equal_files_and_equal_pixels_are_told_apart_and_conflicting_labels_named(root):
+def test_equal_files_and_equal_pixels_are_distinguished_and_conflicting_labels_named(root):
     shutil.copy(root / "train/temple/1.jpg", root / "train/flower/again.jpg")
     with Image.open(root / "train/temple/2.jpg") as image:
         image.save(root / "val/temple/same.png")
@@ -100,7 +100,7 @@ def test_equal_files_and_equal_pixels_are_told_apart_and_conflicting_labels_name
     assert written["exact_duplicates"][0]["conflicting_labels"] is True
 
 
-def test_copies_within_train_are_no_fault(root):
+def test_duplicates_within_train_are_no_error(root):
     shutil.copy(root / "train/temple/1.jpg", root / "train/temple/again.jpg")
     report = check(folder(root))
     assert len(report.exact_duplicates) == 1
@@ -139,7 +139,7 @@ def test_how_images_are_stored_is_counted(root):
     assert report.height.max == 300  # as it is seen, a quarter turn on
 
 
-def test_classes_without_validation_images_and_the_balance_are_told(root):
+def test_classes_without_validation_images_and_the_imbalance_are_reported(root):
     shutil.rmtree(root / "val/temple")
     for i in range(4):
         (root / f"train/temple/{i}.jpg").unlink()
@@ -157,9 +157,9 @@ def test_images_that_never_were_files_are_checked_too():
 
 
 def test_progress_counts_every_image(root):
-    told = []
-    check(folder(root), progress=lambda *args: told.append(args))
-    assert told == [(i, 16) for i in range(1, 17)]
+    reported = []
+    check(folder(root), progress=lambda *args: reported.append(args))
+    assert reported == [(i, 16) for i in range(1, 17)]
 
 
 def test_the_manifest_leaves_unreadable_images_out_of_training_only(root, tmp_path):
@@ -168,33 +168,33 @@ def test_the_manifest_leaves_unreadable_images_out_of_training_only(root, tmp_pa
     for name in ("train/temple/0.jpg", "val/flower/7.jpg"):
         (root / name).write_bytes(b"?")
     data = folder(root)
-    written = save_report(check(data), data, tmp_path / "found", "photos")
+    written = save_report(check(data), data, tmp_path / "check", "photos")
     assert [p.name for p in written] == [REPORT, SHEET, MANIFEST]
-    again = manifest(tmp_path / "found" / MANIFEST)
+    again = manifest(tmp_path / "check" / MANIFEST)
     assert again.train.classes == data.train.classes
     assert {os.path.realpath(n) for n in again.val.names} == set(data.val.names)
     assert {os.path.realpath(n) for n in again.train.names} == (
         set(data.train.names) - {str(root / "train/temple/0.jpg")})
-    assert len(json.loads((tmp_path / "found" / REPORT).read_text())["unreadable"]) == 2
+    assert len(json.loads((tmp_path / "check" / REPORT).read_text())["unreadable"]) == 2
     # Relative, so that both may be moved together.
     shutil.move(root, tmp_path / "elsewhere")
     (tmp_path / "elsewhere").rename(root)
     assert str(tmp_path) not in "".join(
-        line.split(",")[0] for line in (tmp_path / "found" / MANIFEST).read_text(
+        line.split(",")[0] for line in (tmp_path / "check" / MANIFEST).read_text(
             errors="surrogateescape").splitlines())
 
 
 def test_no_manifest_is_written_of_images_that_are_not_files(tmp_path):
     data = digits()
-    written = save_report(check(data), data, tmp_path / "found", "digits")
+    written = save_report(check(data), data, tmp_path / "check", "digits")
     assert [p.name for p in written] == [REPORT, SHEET]
 
 
-def test_findings_do_not_lie_among_the_images(root, tmp_path):
-    for output in (root, root / "train/found"):
+def test_the_output_is_not_written_among_the_images(root, tmp_path):
+    for output in (root, root / "train/check"):
         with pytest.raises(InputError, match="is inside"):
             check_output(output, root)
-    check_output(tmp_path / "found", root)
+    check_output(tmp_path / "check", root)
     check_output(tmp_path, tmp_path / "list.csv")
 
 
@@ -231,6 +231,6 @@ def test_the_kind_of_a_source_is_guessed_from_what_lies_there(tmp_path, make, ki
 
 def test_a_check_of_its_own_manifest_finds_the_same_sizes(root, tmp_path):
     data = folder(root)
-    save_report(check(data), data, tmp_path / "found", "photos")
-    table = load_dataset(DataConfig(name="manifest", root=str(tmp_path / "found" / MANIFEST)))
+    save_report(check(data), data, tmp_path / "check", "photos")
+    table = load_dataset(DataConfig(name="manifest", root=str(tmp_path / "check" / MANIFEST)))
     assert check(table).to_dict()["width"] == check(data).to_dict()["width"]

@@ -165,7 +165,7 @@ def table(tmp_path, root, *labels):
 
 
 @pytest.mark.parametrize("label", ["a/b", "..", ".hidden", "/etc", "x" * 300])
-def test_a_class_that_no_directory_can_be_named_after_is_refused_and_shards_keep_it(root, tmp_path,
+def test_a_class_that_no_directory_can_be_named_after_is_rejected_and_shards_keep_it(root, tmp_path,
                                                                                    label):
     data = table(tmp_path, root, "plain", label)
     with pytest.raises(InputError, match="--to shards"):
@@ -182,7 +182,7 @@ def test_classes_that_are_numbers_keep_their_meaning_in_shards(root, tmp_path):
     assert [small.train.classes[k] for k in small.train.labels] == ["7", "1", "0"]
 
 
-def test_what_the_archives_cannot_hold_is_refused(root, tmp_path):
+def test_what_the_archives_cannot_hold_is_rejected(root, tmp_path):
     for labels, message in ((("a\nb", "c"), "line break"), ((" a", "7"), "with a blank")):
         with pytest.raises(InputError, match=message):
             copy(table(tmp_path, root, *labels), tmp_path / "out", to="shards")

@@ -65,7 +65,7 @@ def test_a_split_is_chosen_by_name(tmp_path):
         huggingface(str(tmp_path / "set"), val_split="three")
 
 
-def test_a_hidden_test_set_is_refused(tmp_path):
+def test_a_hidden_test_set_is_rejected(tmp_path):
     hidden = half(4).to_dict() | {"label": [-1] * 4}
     test = datasets.Dataset.from_dict(hidden, features=half(1).features)
     datasets.DatasetDict(train=half(10), test=test).save_to_disk(tmp_path / "set")
@@ -73,7 +73,7 @@ def test_a_hidden_test_set_is_refused(tmp_path):
         huggingface(str(tmp_path / "set"))
 
 
-def test_a_missing_label_is_refused_and_a_missing_image_named(tmp_path):
+def test_a_missing_label_is_rejected_and_a_missing_image_named(tmp_path):
     rows = half(10).to_dict()
     rows["image"][7] = None
     features = half(1).features
@@ -156,8 +156,8 @@ def test_a_copy_gives_every_image_its_class(tmp_path, to, names):
 
     data, small = load_dataset(config), {"folder": folder, "shards": shards}[to](tmp_path / "out")
     for half, other in ((data.train, small.train), (data.val, small.val)):
-        told = {half.read(i).tobytes(): name for i, name in enumerate(called(half))}
-        assert {other.read(i).tobytes(): name for i, name in enumerate(called(other))} == told
+        reported = {half.read(i).tobytes(): name for i, name in enumerate(called(half))}
+        assert {other.read(i).tobytes(): name for i, name in enumerate(called(other))} == reported
     if to == "shards":
         assert small.train.classes == data.train.classes == tuple(names)
 
@@ -171,6 +171,6 @@ def test_what_is_no_dataset_says_why(tmp_path):
         huggingface(str(tmp_path / "only"))
 
 
-def test_settings_of_another_source_are_refused():
+def test_options_of_another_source_are_rejected():
     with pytest.raises(InputError, match=r"data\.subset=x is for data\.name=huggingface"):
         DataConfig(subset="x")

@@ -114,7 +114,7 @@ def test_classes_of_test_rows_alone_are_left_out_with_them(tmp_path):
 @pytest.mark.parametrize("split", [True, False])
 def test_a_class_whose_training_images_are_all_unreadable_is_rejected(tmp_path, split):
     heading = "path,label,unreadable" + ",split" * split
-    rows = [f"{name}{i}.png,{name},{'damaged' * (name == 'b')}" + f",{('val', 'train')[i]}" * split
+    rows = [f"{name}{i}.png,{name},{'corrupt' * (name == 'b')}" + f",{('val', 'train')[i]}" * split
             for name in "ab" for i in range(2)]
     with pytest.raises(InputError, match="the class 'b' in val but not in train"):
         manifest(table(tmp_path, "\n".join([heading, *rows]) + "\n"), 0.5)
@@ -122,7 +122,7 @@ def test_a_class_whose_training_images_are_all_unreadable_is_rejected(tmp_path, 
 
 @pytest.mark.parametrize("split", [True, False])
 def test_what_cannot_be_read_is_left_out_of_training_and_kept_in_validation(tmp_path, split):
-    rows = [(f"{i}.png", "ab"[i % 2], ("train", "val")[i // 10], "damaged" if i in (3, 13) else "")
+    rows = [(f"{i}.png", "ab"[i % 2], ("train", "val")[i // 10], "corrupt" if i in (3, 13) else "")
             for i in range(20)]
     text = "path,label,split,unreadable\n" if split else "path,label,unreadable\n"
     for path, label, half, why in rows:
@@ -161,7 +161,7 @@ def test_a_table_that_cannot_be_used_says_why(tmp_path, text, message):
         manifest(table(tmp_path, text))
 
 
-def test_other_files_are_refused(tmp_path):
+def test_other_files_are_rejected(tmp_path):
     with pytest.raises(InputError, match="is not a file"):
         manifest(tmp_path / "gone.csv")
     with pytest.raises(InputError, match=r"suffix '\.xlsx'"):

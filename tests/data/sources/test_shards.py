@@ -87,7 +87,7 @@ def test_a_list_that_does_not_tell_classes_apart_is_rejected(tmp_path, text, mes
         labelled(tmp_path, "0", "1", classes=text)
 
 
-@pytest.mark.parametrize(("names", "labels", "found"), [
+@pytest.mark.parametrize(("names", "labels", "expected"), [
     ("cat dog", "0 1 cat", "cat dog cat"),
     ("cat dog", "000 01", "cat dog"),
     ("0 1 2", "2 0", "2 0"),  # a name and its own number are the same
@@ -96,13 +96,13 @@ def test_a_list_that_does_not_tell_classes_apart_is_rejected(tmp_path, text, mes
     ("7 cat", "1 0", "cat 7"),
     ("-1 0 1", "-1 0 1 2", None),
 ])
-def test_a_number_is_a_line_or_a_name_as_all_of_them_are(tmp_path, names, labels, found):
+def test_a_number_is_a_line_or_a_name_as_all_of_them_are(tmp_path, names, labels, expected):
     lines = names.replace(" ", "\n")
-    if found is None:
+    if expected is None:
         with pytest.raises(InputError, match=r"class .*, and classes\.txt has 3 names, which lack"):
             labelled(tmp_path, *labels.split(), classes=lines)
     else:
-        assert labelled(tmp_path, *labels.split(), classes=lines)[1] == found.split()
+        assert labelled(tmp_path, *labels.split(), classes=lines)[1] == expected.split()
 
 
 @pytest.mark.parametrize(("names", "labels"), [
@@ -166,26 +166,26 @@ def test_the_index_is_kept_and_made_anew_for_other_archives(tmp_path):
     pack(tmp_path / "a.tar", *samples(range(30)))
     assert len(shards(tmp_path).all) == 30
     whole = (tmp_path / INDEX).read_bytes()
-    for damaged in (b"damaged", whole[: len(whole) // 2], whole.replace(b"0003.png", b"0004.png")):
-        (tmp_path / INDEX).write_bytes(damaged)
+    for corrupt in (b"corrupt", whole[: len(whole) // 2], whole.replace(b"0003.png", b"0004.png")):
+        (tmp_path / INDEX).write_bytes(corrupt)
         assert len(shards(tmp_path).all) == 30
 
 
 @pytest.mark.parametrize("format", [tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
-def test_a_damaged_archive_is_not_taken_for_a_shorter_one(tmp_path, format):
+def test_a_corrupt_archive_is_not_mistaken_for_a_shorter_one(tmp_path, format):
     pack(tmp_path / "a.tar", *samples(range(5)), format=format)
     whole = (tmp_path / "a.tar").read_bytes()
-    found = list(archive_members(tmp_path / "a.tar"))
-    assert len(found) == 10
-    header = found[4].offset - 512
+    members = list(archive_members(tmp_path / "a.tar"))
+    assert len(members) == 10
+    header = members[4].offset - 512
     flipped = whole[:header] + bytes([whole[header] ^ 1]) + whole[header + 1:]
-    for damaged in (flipped, whole[:header], whole[: header + 100], whole[: header + 600]):
-        (tmp_path / "a.tar").write_bytes(damaged)
+    for corrupt in (flipped, whole[:header], whole[: header + 100], whole[: header + 600]):
+        (tmp_path / "a.tar").write_bytes(corrupt)
         with pytest.raises(InputError, match=r"a\.tar is not a complete, uncompressed tar archive"):
             shards(tmp_path)
 
 
-def test_archives_without_an_image_to_hold_out_are_refused(tmp_path):
+def test_archives_without_an_image_to_hold_out_are_rejected(tmp_path):
     pack(tmp_path / "train-0.tar", *samples(range(6)))
     pack(tmp_path / "val-0.tar", ("notes.txt", b"nothing"))
     with pytest.raises(InputError, match="has no images to validate with"):
@@ -201,14 +201,14 @@ def test_an_index_that_would_run_code_is_not_believed(tmp_path):
 def test_a_directory_that_cannot_be_written_does_without_an_index(tmp_path, monkeypatch):
     pack(tmp_path / "a.tar", *samples(range(20)))
 
-    def refuse(*_):
+    def fail(*_):
         raise PermissionError
 
-    monkeypatch.setattr("cvt.data.sources.shards.replace_file", refuse)
+    monkeypatch.setattr("cvt.data.sources.shards.replace_file", fail)
     assert len(shards(tmp_path).all) == 20
 
 
-def test_an_archive_cut_off_later_is_an_unreadable_image(tmp_path):
+def test_an_archive_truncated_later_is_an_unreadable_image(tmp_path):
     pack(tmp_path / "a.tar", *samples(range(20)))
     data = shards(tmp_path)
     whole = (tmp_path / "a.tar").read_bytes()

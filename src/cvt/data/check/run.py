@@ -62,7 +62,11 @@ def check(dataset: Dataset, preprocess: Preprocess | None = None,
             progress(i + 1, len(images))
     duplicates = Duplicates(summaries.pixels, summaries.files, summaries.bits,
                             summaries.thumbnails, len(dataset.train))
-    source = partial(_source, dataset)
+
+    def source(i: int) -> ImageSource:
+        return ImageSource(split="train" if i < len(dataset.train) else "val",
+                           name=images.names[i], label=images.classes[images.labels[i]])
+
     sizes = summaries.sizes[summaries.pixels >= 0]
     return DatasetReport(
         train=len(dataset.train), val=len(dataset.val), classes=_class_counts(dataset, summaries),
@@ -136,13 +140,6 @@ class _Summaries:
         self.formats.update(filter(None, [summary.header.format]))
         self.multi_frame += summary.header.multi_frame
         self.exif_rotated += summary.header.exif_rotated
-
-
-def _source(dataset: Dataset, index: int) -> ImageSource:
-    n = len(dataset.train)
-    images, i = (dataset.train, index) if index < n else (dataset.val, index - n)
-    return ImageSource(split="train" if index < n else "val", name=images.names[i],
-                       label=images.classes[images.labels[i]])
 
 
 def _class_counts(dataset: Dataset, summaries: _Summaries) -> tuple[ClassCount, ...]:

@@ -5,14 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from cvt.data.classes import natural_order
-from cvt.data.dataset import (
-    IMAGENET_PREPROCESS,
-    SPLITS,
-    Dataset,
-    LabeledImages,
-    relabel,
-    split,
-)
+from cvt.data.dataset import SPLITS, Dataset, LabeledImages, relabel, split
 from cvt.data.images import list_images
 from cvt.system.errors import InputError
 
@@ -35,7 +28,7 @@ def folder(root: Path, val_fraction: float = 0.2, seed: int = 0) -> Dataset:
         train, val = _scan(root / "train"), _scan(root / "val", min_classes=1)
         return Dataset(train=train, val=relabel(
             val, train.classes, f"{root / 'val'} has", f"{root / 'train'} lacks",
-            "add training images of it or move it away"), preprocess=IMAGENET_PREPROCESS)
+            "add training images of it or move it away"))
     images = _scan(root)
     if {name.lower() for name in images.classes} <= SPLITS.keys():
         raise InputError(f"{root} has {', '.join(images.classes)}, which are names of splits, not "

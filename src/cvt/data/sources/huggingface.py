@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cvt.data.classes import check_names
-from cvt.data.dataset import IMAGENET_PREPROCESS, Dataset, LabeledImages, relabel, split
+from cvt.data.dataset import Dataset, LabeledImages, relabel, split
 from cvt.system.errors import InputError, did_you_mean, one_line
 from cvt.system.extras import require
 
@@ -59,7 +59,7 @@ def huggingface(root: str, *, subset: str | None = None, image_column: str | Non
     val = relabel(_labeled_images(splits[held_out], held_out, image, label), train.classes,
                   f"{where} has", "the split train lacks", "add training images of it, or choose "
                   "another split with data.val_split")
-    return Dataset(train=train, val=val, preprocess=IMAGENET_PREPROCESS)
+    return Dataset(train=train, val=val)
 
 
 def _column(root: str, features: Any, kind: type, chosen: str | None, option: str) -> str:

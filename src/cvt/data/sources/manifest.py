@@ -6,20 +6,12 @@ import csv
 import math
 import os
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import replace
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
 from cvt.data.classes import natural_order
-from cvt.data.dataset import (
-    IMAGENET_PREPROCESS,
-    SPLITS,
-    Dataset,
-    LabeledImages,
-    check_val_classes,
-    split,
-)
+from cvt.data.dataset import SPLITS, Dataset, LabeledImages, check_trained, split_indices
 from cvt.system.errors import InputError, did_you_mean
 from cvt.system.extras import require
 from cvt.system.files import replace_file
@@ -48,10 +40,9 @@ def manifest(path: Path, val_fraction: float = 0.2, seed: int = 0) -> Dataset:
             raise InputError(f"{path}, row {empty[0]} after the heading: {name} is empty or NaN; "
                              "fill it in, or take the row out")
     has_split = bool(rows) and "split" in rows[0]
-    splits = [_split(path, i, row["split"]) for i, row in enumerate(rows, 1)] if has_split else []
-    if has_split:
-        rows = [row for row, half in zip(rows, splits, strict=True) if half != "test"]
-        splits = [half for half in splits if half != "test"]
+    splits = [_split(path, i, row["split"]) if has_split else "" for i, row in enumerate(rows, 1)]
+    rows = [row for row, half in zip(rows, splits, strict=True) if half != "test"]
+    splits = [half for half in splits if half != "test"]
     classes = natural_order((row["label"] for row in rows), str(path))
     if len(classes) < 2:
         raise InputError(f"{path} has {len(rows)} images of {len(classes)} classes; classification "
@@ -59,22 +50,18 @@ def manifest(path: Path, val_fraction: float = 0.2, seed: int = 0) -> Dataset:
     labels = {name: i for i, name in enumerate(classes)}
     images = LabeledImages.from_files(classes, [path.parent / row["path"] for row in rows],
                                       [labels[row["label"]] for row in rows])
-    unreadable = [bool(row.get("unreadable")) for row in rows]
-    if not has_split:
-        dataset = split(images, val_fraction, seed, str(path))
-        bad = {name for name, why in zip(images.names, unreadable, strict=True) if why}
-        readable = [i for i, name in enumerate(dataset.train.names) if name not in bad]
-        dataset = replace(dataset, train=dataset.train.choose(readable))
+    if has_split:
+        train, val = ([i for i, half in enumerate(splits) if half == name]
+                      for name in ("train", "val"))
     else:
-        train = [i for i, half in enumerate(splits) if half == "train" and not unreadable[i]]
-        val = [i for i, half in enumerate(splits) if half == "val"]
-        for half, chosen in (("train", train), ("val", val)):
-            if not chosen:
-                raise InputError(f"{path} has no image whose split is {half}; add some, or leave "
-                                 "the column out, and data.val_fraction of each class is held out")
-        dataset = Dataset(train=images.choose(train), val=images.choose(val),
-                          preprocess=IMAGENET_PREPROCESS)
-    check_val_classes(dataset.train, dataset.val, str(path))
+        train, val = split_indices(images, val_fraction, seed, str(path))
+    train = [i for i in train if not rows[i].get("unreadable")]
+    for name, chosen in (("train", train), ("val", val)):
+        if has_split and not chosen:
+            raise InputError(f"{path} has no image whose split is {name}; add some, or leave the "
+                             "column out, and data.val_fraction of each class is held out")
+    dataset = Dataset(train=images.choose(train), val=images.choose(val))
+    check_trained(dataset, str(path))
     return dataset
 
 

@@ -11,22 +11,16 @@ import contextlib
 import json
 import zipfile
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from decimal import Decimal
 from functools import partial
 from pathlib import Path, PurePosixPath
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from cvt.data.classes import canonical_name, check_names, natural_order
-from cvt.data.dataset import (
-    IMAGENET_PREPROCESS,
-    Dataset,
-    LabeledImages,
-    check_val_classes,
-    split,
-)
+from cvt.data.dataset import Dataset, LabeledImages, check_trained, split
 from cvt.data.images import SUFFIXES
 from cvt.data.sources.archives import Member, archive_members
 from cvt.system.errors import InputError
@@ -66,20 +60,20 @@ def shards(root: Path, val_fraction: float = 0.2, seed: int = 0) -> Dataset:
               for half, paths in archives.items()}
     if "all" in images:
         return split(images["all"], val_fraction, seed, str(root))
+    dataset = Dataset(train=images["train"], val=images["val"])
     if not (root / CLASSES).is_file():
-        check_val_classes(images["train"], images["val"], str(root))
-    return Dataset(train=images["train"], val=images["val"], preprocess=IMAGENET_PREPROCESS)
+        check_trained(dataset, str(root))
+    return dataset
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Index:
+class _Index(NamedTuple):
     """The location and class of each image; arrays of one length, except for `archives`."""
 
     archives: NDArray[np.str_]  # paths relative to the root, with size and modification time
-    archive: NDArray[np.int32]  # of each image, an index into archives
+    archive: NDArray[np.int64]  # of each image, an index into archives
+    name: NDArray[np.str_]
     offset: NDArray[np.int64]  # bytes
     size: NDArray[np.int64]
-    name: NDArray[np.str_]
     label: NDArray[np.str_]  # as written
     text: NDArray[np.bool_]  # whether the label is a JSON string, a name before it is a number
 
@@ -91,21 +85,18 @@ def _read_or_build_index(root: Path, archives: Sequence[Path]) -> _Index:
         # Opened here, because numpy leaves a corrupt file open.
         with (root / INDEX).open("rb") as raw, np.load(raw, allow_pickle=False) as file:
             if file["archives"].tolist() == stamps:
-                return _Index(**{key: file[key] for key in _Index.__dataclass_fields__})
+                return _Index(*(file[key] for key in _Index._fields))
     except (OSError, ValueError, LookupError, EOFError, zipfile.BadZipFile):
         pass  # missing or corrupt
     rows = [(number, *row) for number, path in enumerate(archives) for row in _samples(path)]
     if not rows:
         raise InputError(f"the archives in {root} hold no images; a sample is an image and a "
                          "file of the same name that ends in .cls or .json")
-    archive, name, offset, size, label, text = zip(*rows, strict=True)
-    index = _Index(archives=np.array(stamps), archive=np.array(archive, np.int32),
-                   offset=np.array(offset, np.int64), size=np.array(size, np.int64),
-                   name=np.array(name), label=np.array(label), text=np.array(text, bool))
+    index = _Index(np.array(stamps), *map(np.array, zip(*rows, strict=True)))
 
     def write(part: Path) -> None:
         with part.open("wb") as file:
-            np.savez(file, **vars(index))
+            np.savez(file, **index._asdict())
 
     with contextlib.suppress(OSError):  # a read-only disk; the index is built again the next time
         replace_file(root / INDEX, write)
@@ -226,6 +217,6 @@ def _labeled_images(root: Path, index: _Index, classes: tuple[str, ...],
 
 
 # A module function, not a closure: images are pickled to send them to worker processes.
-def _fetch(paths: Sequence[Path], archive: NDArray[np.int32], offset: NDArray[np.int64],
+def _fetch(paths: Sequence[Path], archive: NDArray[np.int64], offset: NDArray[np.int64],
            size: NDArray[np.int64], index: int) -> bytes:
     return Member(paths[archive[index]], "", int(offset[index]), int(size[index])).read()
