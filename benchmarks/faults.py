@@ -31,8 +31,8 @@ import torch
 
 import cvt.train.store as store_module
 from cvt.config import CvTConfig, StageConfig
-from cvt.data.builtin import digits
 from cvt.data.config import AugmentConfig
+from cvt.data.sources.builtin import digits
 from cvt.train import loop
 from cvt.train.config import OptimConfig
 from cvt.train.recipe import Recipe

@@ -34,7 +34,7 @@ with atheris.instrument_imports(include=["PIL", "python_multipart", "cvt", "h11"
 def image(data: bytes) -> None:
     """A file's bytes to the network's input."""
     try:
-        array = prepare(Preprocess(size=32), read_image(data, most=1_000_000))
+        array = prepare(Preprocess(size=32), read_image(data, max_pixels=1_000_000))
     except InputError:
         return
     assert array.shape == (3, 32, 32)

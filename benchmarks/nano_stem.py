@@ -18,8 +18,8 @@ from statistics import fmean
 
 from cvt.config import VARIANTS, CvTConfig
 from cvt.data.config import AugmentConfig, DataConfig
-from cvt.data.datasets import load_dataset
 from cvt.data.fingerprint import digest
+from cvt.data.load import load_dataset
 from cvt.networks.complexity import multiply_adds
 from cvt.studies.ablate.plan import plan_run
 from cvt.studies.ablate.pool import train_all

@@ -14,8 +14,8 @@ from pathlib import Path
 from statistics import fmean
 
 from cvt.data.config import AugmentConfig, DataConfig
-from cvt.data.datasets import load_dataset
 from cvt.data.fingerprint import digest
+from cvt.data.load import load_dataset
 from cvt.studies.ablate.plan import plan_run
 from cvt.studies.ablate.pool import train_all
 from cvt.studies.ablate.results import outcome

@@ -22,8 +22,8 @@ from typing import Any
 
 from cvt.config import VARIANTS, CvTConfig
 from cvt.data.config import AugmentConfig, DataConfig
-from cvt.data.datasets import load_dataset
 from cvt.data.fingerprint import digest
+from cvt.data.load import load_dataset
 from cvt.networks.complexity import multiply_adds, parameters
 from cvt.networks.supernet import GENES, choice_of, chosen
 from cvt.studies.ablate.plan import plan_run

@@ -8,7 +8,7 @@ A file's name tells what it shows: 7-of-digit-1234.png.
 import sys
 from pathlib import Path
 
-from cvt.data.builtin import digits
+from cvt.data.sources.builtin import digits
 
 
 def main() -> None:

@@ -204,7 +204,7 @@ def test_what_cannot_be_calibrated_on_is_refused(tmp_path, source, images):
             (None, "int8 is calibrated on images like those"),
             (few, "on at least 8 images, 7 given"),
             ([tmp_path / "empty"], "empty has no images in it or below it"),
-            ([images, broken], r"broken\.png is damaged or cut off"),
+            ([images, broken], r"broken\.png is corrupt or truncated"),
             ([images, tmp_path / "nowhere.png"], r"nowhere\.png: No such file")]:
         with pytest.raises(InputError, match=message):
             export(source, tmp_path / "x", "openvino", "int8", images=calibration)

@@ -5,8 +5,8 @@ import torch
 from torch import nn
 
 from cvt.config import CvTConfig, Preprocess, StageConfig
-from cvt.data.builtin import digits
 from cvt.data.loader import evaluation_batches
+from cvt.data.sources.builtin import digits
 from cvt.evaluate.run import classify, evaluate
 from cvt.model import CvT
 from cvt.system.errors import InputError

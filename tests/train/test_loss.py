@@ -10,11 +10,11 @@ from PIL import Image
 
 from cvt.config import CvTConfig, Preprocess, StageConfig
 from cvt.data.augment import training_transform
-from cvt.data.builtin import digits
 from cvt.data.config import AugmentConfig
 from cvt.data.dataset import LabeledImages
 from cvt.data.loader import TrainLoader
 from cvt.data.randomness import seed_all
+from cvt.data.sources.builtin import digits
 from cvt.model import CvT
 from cvt.system.errors import InputError
 from cvt.train.config import DistillConfig, OptimConfig

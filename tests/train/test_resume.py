@@ -153,7 +153,7 @@ def test_a_class_more_is_another_run(cut, photos):
 
 
 def test_images_above_the_limit_are_held_apart_by_their_sizes(cut, photos, monkeypatch):
-    monkeypatch.setattr(fingerprint, "HASHED", 100)
+    monkeypatch.setattr(fingerprint, "MAX_HASHED_BYTES", 100)
     run = cut(7)
     another(photos, "ant/04.bmp")  # of the same size
     loop.resume(run, quiet=True)

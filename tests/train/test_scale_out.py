@@ -13,8 +13,8 @@ import torch
 from PIL import Image
 
 from cvt.cli import main
-from cvt.data.builtin import digits
 from cvt.data.loader import TrainLoader
+from cvt.data.sources.builtin import digits
 from cvt.evaluate.run import evaluate
 from cvt.model import CvT
 from cvt.train.config import OptimConfig

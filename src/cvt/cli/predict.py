@@ -18,7 +18,7 @@ from cvt.cli.parser import Parser
 from cvt.system.text import printable
 
 if TYPE_CHECKING:
-    from cvt.data.archives import Member
+    from cvt.data.sources.archives import Member
     from cvt.predict.bulk import Progress
     from cvt.predict.predictor import Prediction, Predictor
 

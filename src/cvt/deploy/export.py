@@ -19,9 +19,8 @@ from torch import Tensor, nn
 from cvt.config import Act
 from cvt.data.config import DataConfig
 from cvt.data.dataset import Dataset, LabeledImages, relabel
-from cvt.data.datasets import load_dataset
-from cvt.data.folder import files
 from cvt.data.images import list_images
+from cvt.data.load import load_dataset
 from cvt.data.loader import Batch, evaluation_batches
 from cvt.deploy.graphs import (
     GRAPHS,
@@ -125,7 +124,7 @@ def _images(names: Sequence[str | Path]) -> LabeledImages:
         if not found:
             raise InputError(f"{path} has no images in it or below it")
         paths += found
-    return files(("",), paths, (0,) * len(paths))
+    return LabeledImages.from_files(("",), paths, (0,) * len(paths))
 
 
 def _some(images: LabeledImages, most: int) -> LabeledImages:

@@ -14,8 +14,9 @@ from torch import Tensor, nn
 from cvt.config import Act
 from cvt.data.config import DataConfig
 from cvt.data.dataset import LabeledImages, relabel
-from cvt.data.datasets import load_dataset
-from cvt.data.loader import Batch, Faults, evaluation_batches
+from cvt.data.load import load_dataset
+from cvt.data.loader import Batch, evaluation_batches
+from cvt.data.unreadable import UnreadableImages
 from cvt.evaluate.metrics import Evaluation, score
 from cvt.evaluate.report import write_report
 from cvt.system.device import autocast, device_name, out_of_memory, pick_device
@@ -38,15 +39,15 @@ def evaluate(model: nn.Module, card: ModelCard, images: LabeledImages, *, batch_
     not know.
     """
     images = relabel(images, card.classes)
-    unreadable = Faults(images, max_unreadable)
+    unreadable = UnreadableImages(images, max_unreadable)
     batches = evaluation_batches(images, card.preprocess, batch_size=batch_size, workers=workers,
                                  unreadable=unreadable)
     logits, labels = classify(model, batches, precision=precision)
     return evaluation_of(images, logits, labels, unreadable)
 
 
-def evaluation_of(images: LabeledImages, logits: Tensor, labels: Tensor, unreadable: Faults
-                  ) -> Evaluation:
+def evaluation_of(images: LabeledImages, logits: Tensor, labels: Tensor,
+                  unreadable: UnreadableImages) -> Evaluation:
     """What `classify` gave of `images` in their order, but those that are `unreadable`, scored.
 
     Raises InputError where none can be read.

@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from cvt.data.prepare import check_channels, frame, normalised
+from cvt.data.prepare import check_channels, normalize, resize_and_crop
 from cvt.explain.attention import look, rollout
 from cvt.explain.colours import Floats, overlay, token_colours
 from cvt.explain.gradcam import grad_cam
@@ -84,8 +84,8 @@ def explain(model: CvT, card: ModelCard, image: Image.Image, *, target: str | No
         raise InputError(f"there is no class {target!r}; {did_you_mean(target, card.classes)}")
     device = next(model.parameters()).device
     check_channels(card.preprocess)
-    seen = frame(card.preprocess, image)
-    x = torch.from_numpy(normalised(card.preprocess, seen))[None].to(device)
+    seen = resize_and_crop(card.preprocess, image)
+    x = torch.from_numpy(normalize(card.preprocess, seen))[None].to(device)
     with torch.inference_mode():
         logits, maps, looked = look(model, x)
     stages = range(1, len(model.stages) + 1) if stages is None else stages

@@ -18,7 +18,7 @@ from itertools import chain, islice
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from cvt.data.archives import Member
+from cvt.data.sources.archives import Member
 from cvt.data.unreadable import UNREADABLE
 from cvt.predict.predictor import STDIN, Prediction, Predictor
 from cvt.system.errors import InputError, did_you_mean

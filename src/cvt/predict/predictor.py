@@ -20,9 +20,10 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from cvt.data.archives import Member, images_of
-from cvt.data.images import as_rgb, fault, list_images, read_image
+from cvt.data.images import list_images, read_image, to_rgb
 from cvt.data.prepare import check_channels, prepare
+from cvt.data.sources.archives import Member, archive_images
+from cvt.data.unreadable import unreadable_reason
 from cvt.deploy.manifest import MANIFEST, Format, Manifest, Precision
 from cvt.deploy.sessions import Backend, Session, onnx_session, openvino_session
 from cvt.system.errors import InputError, did_you_mean
@@ -188,7 +189,7 @@ class Predictor:
             name = "the standard input"
         try:
             if isinstance(source, Image.Image):
-                image = as_rgb(source, name)
+                image = to_rgb(source, name)
             elif isinstance(source, Member):
                 image = read_image(source.read(), name)
             elif source == STDIN and stdin is not None:
@@ -197,7 +198,7 @@ class Predictor:
                 image = read_image(source, name)
             return prepare(self.card.preprocess, image)
         except (InputError, OSError) as error:
-            return fault(error, name)
+            return unreadable_reason(error, name)
 
     def _prediction(self, name: str, logits: NDArray[np.float32], top_k: int) -> Prediction:
         if not np.isfinite(logits).all():
@@ -356,6 +357,6 @@ def _opened(names: Iterable[str]) -> Iterator[str | Member]:
     """Archives as the images in them, other names as they are."""
     for name in names:
         if name.endswith(".tar") and Path(name).is_file():
-            yield from images_of(Path(name))
+            yield from archive_images(Path(name))
         else:
             yield name

@@ -90,7 +90,7 @@ class Server:
 
     def _prepare(self, data: bytes) -> Input:
         return prepare(self.predictor.card.preprocess,
-                       read_image(data, "the file", most=self.config.max_pixels))
+                       read_image(data, "the file", max_pixels=self.config.max_pixels))
 
     def _logits(self, batch: Input) -> Logits:
         return self.predictor.logits(batch)

@@ -26,7 +26,7 @@ def explainer_of(model: CvT, card: ModelCard, name: str, most: int) -> Explainer
     """
     def explained(data: bytes, target: str | None) -> Explained:
         start = time.perf_counter()
-        found = explain(model, card, read_image(data, "the file", most=most), target=target)
+        found = explain(model, card, read_image(data, "the file", max_pixels=most), target=target)
         return Explained(
             model=name,
             classes=[Scored(index=i, name=label, probability=p)

@@ -10,7 +10,7 @@ from typing import Any
 from torch import nn
 
 from cvt.data.dataset import Dataset
-from cvt.data.fingerprint import differences, fingerprint, hash_of
+from cvt.data.fingerprint import differences, fingerprint, hash_parts
 from cvt.evaluate.run import RECIPE
 from cvt.system.errors import InputError
 from cvt.train.recipe import LENGTH, MACHINE, PLACES, Recipe
@@ -28,7 +28,7 @@ def identity(recipe: Recipe, card: ModelCard, dataset: Dataset, batches: int,
     tensors = {} if teacher is None else teacher.state_dict()
     return json.loads(json.dumps({  # as it comes back from a checkpoint
         "recipe": recipe.flat(), "card": card.to_dict(), "data": fingerprint(dataset),
-        "batches": batches, "teacher": hash_of(
+        "batches": batches, "teacher": hash_parts(
             tensor.detach().cpu().numpy().tobytes() for tensor in tensors.values())}))
 
 

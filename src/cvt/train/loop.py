@@ -15,7 +15,8 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from cvt.data.loader import Batch, Faults, evaluation_batches
+from cvt.data.loader import Batch, evaluation_batches
+from cvt.data.unreadable import UnreadableImages
 from cvt.deploy.manifest import sha256
 from cvt.evaluate.metrics import Evaluation
 from cvt.evaluate.report import write_report
@@ -362,14 +363,14 @@ def _best_on_disk(run: Path, progress: Progress, store: Store) -> None:
 def _evaluate(model: torch.nn.Module, setting: Setting) -> Evaluation | None:
     """The evaluation on the validation images, each classified by one process; for the main one."""
     recipe, engine, val = setting.recipe, setting.engine, setting.dataset.val
-    own = Faults(val, recipe.data.max_unreadable)
+    own = UnreadableImages(val, recipe.data.max_unreadable)
     logits, labels = classify(model, evaluation_batches(
         val, setting.card.preprocess, batch_size=setting.at_a_time, workers=recipe.data.workers,
         rank=engine.rank, world=engine.world, unreadable=own), precision=recipe.precision)
     shares = engine.gathered((logits, labels, dict(own)))
     if not shares:
         return None
-    unreadable = Faults(val, recipe.data.max_unreadable)
+    unreadable = UnreadableImages(val, recipe.data.max_unreadable)
     for _, _, reasons in shares:
         unreadable.update(reasons)
     order = torch.tensor([i for rank in range(engine.world)

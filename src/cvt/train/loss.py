@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from cvt.config import Preprocess
-from cvt.data.classes import order_of
+from cvt.data.classes import class_order
 from cvt.data.dataset import LabeledImages
 from cvt.system.device import autocast
 from cvt.system.errors import InputError, one_line
@@ -167,7 +167,7 @@ def _order(name: str, card: ModelCard, known: Sequence[str] | None) -> list[int]
     if known is None:
         raise InputError(f"the teacher {name} does not name its classes, so they cannot be matched "
                          "with those of the images; write them into its config.json")
-    order = order_of(card.classes, known)
+    order = class_order(card.classes, known)
     if isinstance(order, str):
         raise InputError(f"the teacher {name} and the images have other classes, such as "
                          f"{order!r}; a teacher knows the same ones")

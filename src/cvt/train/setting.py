@@ -13,10 +13,11 @@ from torch import nn
 
 from cvt.data.augment import training_transform
 from cvt.data.dataset import subset
-from cvt.data.datasets import load_dataset
 from cvt.data.fingerprint import differences
-from cvt.data.loader import Faults, TrainLoader
+from cvt.data.load import load_dataset
+from cvt.data.loader import TrainLoader
 from cvt.data.randomness import seed_all
+from cvt.data.unreadable import UnreadableImages
 from cvt.model import CvT
 from cvt.networks.build import build_network
 from cvt.system.errors import InputError
@@ -53,7 +54,7 @@ class Setting:
                                   repeats=recipe.augment.repeats,
                                   balanced=recipe.sampling == "balanced",
                                   max_unreadable=recipe.data.max_unreadable)
-        self.unreadable = Faults(dataset.val, recipe.data.max_unreadable)
+        self.unreadable = UnreadableImages(dataset.val, recipe.data.max_unreadable)
         self.loss = Loss(recipe, self.card, dataset.train)
         self.epochs, self.steps = self.length(Progress())
         self.identity: dict[str, Any] = {}

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from torch import nn
 
-from cvt.data.classes import order_of
+from cvt.data.classes import class_order
 from cvt.data.dataset import Dataset
 from cvt.model import CvT
 from cvt.system.errors import InputError
@@ -51,7 +51,7 @@ def _with_head(checkpoint: Checkpoint, classes: tuple[str, ...]) -> Checkpoint:
     known, weight = checkpoint.card.classes, checkpoint.tensors.get("head.weight")
     if weight is None:
         return checkpoint
-    order, head = order_of(classes, known), list[int]()
+    order, head = class_order(classes, known), list[int]()
     if not checkpoint.has_class_names or len(weight) != len(known):
         note = "it does not name its classes, so the head is new"
     elif isinstance(order, str):

@@ -14,7 +14,7 @@ from PIL import Image
 
 from cvt.cli import main
 from cvt.config import CvTConfig, StageConfig
-from cvt.data.datasets import load_dataset
+from cvt.data.load import load_dataset
 from cvt.studies.search import run
 from cvt.studies.search.config import SearchConfig
 from cvt.studies.search.result import Result

@@ -11,8 +11,8 @@ from typing import Any
 import torch
 
 from cvt.data.dataset import Dataset
-from cvt.data.datasets import load_dataset
 from cvt.data.fingerprint import digest
+from cvt.data.load import load_dataset
 from cvt.networks.build import build_network
 from cvt.networks.complexity import network_multiply_adds
 from cvt.studies.ablate.chart import draw

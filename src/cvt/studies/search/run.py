@@ -11,9 +11,10 @@ from pathlib import Path
 from typing import Any, cast
 
 from cvt.data.dataset import Dataset, LabeledImages, relabel, rest, subset
-from cvt.data.datasets import load_dataset
 from cvt.data.fingerprint import digest
-from cvt.data.loader import Batch, Faults, evaluation_batches
+from cvt.data.load import load_dataset
+from cvt.data.loader import Batch, evaluation_batches
+from cvt.data.unreadable import UnreadableImages
 from cvt.evaluate.run import METRICS, RECIPE
 from cvt.networks.build import build_network
 from cvt.networks.supernet import GENES, Choice, Supernet, choice_of
@@ -150,4 +151,4 @@ def _told(score: Score, method: str, say: Say) -> Score:
 def _batches(images: LabeledImages, card: ModelCard, recipe: Recipe) -> list[Batch]:
     return list(evaluation_batches(
         images, card.preprocess, batch_size=recipe.batch_size, workers=recipe.data.workers,
-        unreadable=Faults(images, recipe.data.max_unreadable)))
+        unreadable=UnreadableImages(images, recipe.data.max_unreadable)))
