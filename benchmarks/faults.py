@@ -29,15 +29,15 @@ from pathlib import Path
 
 import torch
 
-import cvt.train.store as store_module
+import cvt.train.checkpoints as store_module
 from cvt.config import CvTConfig, StageConfig
 from cvt.data.builtin import digits
 from cvt.data.config import AugmentConfig
 from cvt.train import loop
+from cvt.train.checkpoints import CheckpointStore
 from cvt.train.config import OptimConfig
+from cvt.train.directory import CHECKPOINTS, LAST
 from cvt.train.recipe import Recipe
-from cvt.train.state import CHECKPOINTS, LAST
-from cvt.train.store import Store
 from cvt.weights.native import BEST
 from cvt.weights.tensors import read_tensors
 from timing import keep
@@ -182,7 +182,7 @@ def damage(home: Path, whole: Path, plan: Recipe, flips: int) -> dict[str, objec
     """Bits, lengths and names of the newest checkpoint changed: seen, and passed over?"""
     run, rng = stopped(home, plan), random.Random(0)
     seen = 0
-    store = Store(run / CHECKPOINTS)
+    store = CheckpointStore(run / CHECKPOINTS)
     newest = max(p for p in (run / CHECKPOINTS).glob("step-*"))
     step = int(newest.name.removeprefix("step-"))
     files = sorted(newest.iterdir())
@@ -217,7 +217,7 @@ def damage(home: Path, whole: Path, plan: Recipe, flips: int) -> dict[str, objec
                 file.write_bytes(content)
             tried += 1
             fell_back += (finish(copy, plan, home / "damage.log") and same(whole, copy)
-                          and (copy / CHECKPOINTS / f"damaged-{newest.name}").exists())
+                          and (copy / CHECKPOINTS / f"corrupt-{newest.name}").exists())
             shutil.rmtree(copy)
     return {**results, "files_harmed": tried, "fell_back_and_bit_equal": fell_back}
 
@@ -243,7 +243,7 @@ def disks(home: Path, whole: Path, plan: Recipe) -> dict[str, object]:
                 loop.train(plan, run, quiet=True)
 
             clear = ended(fork(hurt, log)) == 1 and os.strerror(code) in log.read_text()
-            intact = Store(run / CHECKPOINTS).repair() == []
+            intact = CheckpointStore(run / CHECKPOINTS).repair() == []
             right += clear and intact and finish(run, plan, log) and same(whole, run)
             said.append(log.read_text().splitlines()[0])
     return {"runs": len(codes) * len(calls), "clear_intact_and_bit_equal": right,
@@ -279,7 +279,7 @@ def settings(home: Path) -> dict[str, object]:
         for source, root in sources(home / str(accumulate)).items():
             for workers in (0, 1, 4):
                 plan = recipe(home, optim=OptimConfig(lr=3e-3, warmup_epochs=0.5,
-                                                      accumulate=accumulate))
+                                                      grad_accum_steps=accumulate))
                 plan = Recipe.from_dict({**plan.to_dict(), "data": {
                     "name": source, "root": str(root), "workers": workers}})
                 runs.append(f"{source}, workers {workers}, accumulate {accumulate}")
@@ -323,7 +323,7 @@ def ranks(home: Path, count: int) -> dict[str, object]:
         start = time.monotonic()
         _, error = launcher.communicate(timeout=120)
         seconds[how].append(time.monotonic() - start)
-        reasons += ("no sign of life" if how == "frozen" else "SIGKILL") in error
+        reasons += ("no heartbeat" if how == "frozen" else "SIGKILL") in error
         shutil.rmtree(run)
     return {"faults": count, "said_why": reasons,
             "longest_s": {how: max(s, default=0.0) for how, s in seconds.items()}}

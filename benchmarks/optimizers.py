@@ -42,8 +42,8 @@ def main() -> None:
             for rate in RATES:
                 recipe = Recipe(
                     model="cvt_nano", data=DataConfig(name="fashion_mnist"), device="cpu",
-                    max_train_samples=args.images, epochs=1, passes=args.epochs, batch_size=128,
-                    ema=0.99, augment=AugmentConfig(hflip=0.5), optim=OptimConfig(
+                    max_train_samples=args.images, epochs=1, passes_per_epoch=args.epochs,
+                    batch_size=128, ema=0.99, augment=AugmentConfig(hflip=0.5), optim=OptimConfig(
                         name=name, lr=rate, momentum=momentum, warmup_epochs=0.1, clip_grad=1.0))
                 row = Row(label=f"{name} {rate:g}")
                 data = digest(load_dataset(recipe.data))

@@ -6,7 +6,7 @@ import pytest
 from cvt.cli import main
 from cvt.config import CvTConfig, StageConfig
 from cvt.train import plan as plan_module
-from cvt.train.plan import _fitting
+from cvt.train.plan import _max_micro_batch
 
 from .torchrun import launch
 
@@ -46,11 +46,11 @@ def test_the_disk_it_names_is_what_a_run_takes(options, tmp_path, capsys):
 
 
 def test_its_memory_is_that_of_validation_too(options, capsys, monkeypatch):
-    def hungry(model, setting):
+    def hungry(model, setup):
         return len(b"x" * int(4e8)) / 4e8  # bytes; a second
 
     monkeypatch.setattr("cvt.train.plan._validation", hungry)
-    before = max(plan_module._kilobytes(Path("/proc/self/status"), "VmRSS"), 0)
+    before = max(plan_module._proc_bytes(Path("/proc/self/status"), "VmRSS"), 0)
     assert main(["train", *options, "--dry-run", "--json"]) == 0
     plan = json.loads(capsys.readouterr().out)
     assert plan["validation_seconds"] == 1
@@ -62,7 +62,7 @@ def test_it_is_shown_as_a_table(options, capsys):
     assert main(["train", *options, "--dry_run"]) == 0
     out = capsys.readouterr().out
     assert "1,437 to train, 360 to validate" in out
-    assert "--optim.accumulate 1" in out
+    assert "--optim.grad_accum_steps 1" in out
 
 
 @pytest.mark.slow
@@ -72,7 +72,7 @@ def test_processes_measure_what_exchange_costs(options):
     plan = json.loads(out)
     assert plan["processes"] == 2
     assert plan["exchange_seconds"] > 0
-    assert plan["at_a_time"] == 32
+    assert plan["micro_batch_size"] == 32
 
 
 @pytest.mark.parametrize(("peak", "less", "limit", "fits"), [
@@ -84,4 +84,4 @@ def test_processes_measure_what_exchange_costs(options):
     (2000, 2000, 3000, 16),  # too small to be seen
 ])
 def test_the_batch_that_fits_follows_from_two_peaks(peak, less, limit, fits):
-    assert _fitting(64, 16, peak, less, limit) == fits
+    assert _max_micro_batch(64, 16, peak, less, limit) == fits
