@@ -84,7 +84,7 @@ def test_a_corrupt_checkpoint_is_named_renamed_and_skipped(store, name, change):
     assert same(store.read(store.latest_step()), checkpoint(20))
 
 
-def test_every_flipped_bit_is_seen(store):
+def test_every_flipped_bit_is_detected(store):
     place = store.directory / "step-00000030"
     generator = torch.Generator().manual_seed(0)
     files = sorted(place.iterdir())
@@ -100,7 +100,7 @@ def test_every_flipped_bit_is_seen(store):
     assert same(store.read(30), checkpoint(30))
 
 
-def test_a_directory_under_another_step_is_not_taken_for_it(store):
+def test_a_directory_under_another_step_is_not_used_for_it(store):
     (store.directory / "step-00000030").rename(store.directory / "step-00000040")
     messages = store.repair()
     assert "holds step 30" in messages[0]
@@ -149,7 +149,7 @@ def test_a_failing_disk_leaves_what_was_there(store, monkeypatch, call, number):
     assert same(store.read(store.latest_step()), checkpoint(30))
 
 
-def test_what_a_killed_process_left_is_swept_away(store):
+def test_remains_of_a_killed_process_are_removed(store):
     (store.directory / ".step-00000040.x").mkdir()
     (store.directory / ".step-00000040.x" / "model.safetensors").write_bytes(b"half")
     store.repair()

@@ -77,7 +77,7 @@ def test_a_run_starts_from_weights_and_their_preprocessing(recipe, trained, tmp_
 
 
 @pytest.mark.slow
-def test_a_resumed_run_needs_the_weights_no_more(recipe, trained, tmp_path):
+def test_a_resumed_run_no_longer_needs_the_weights(recipe, trained, tmp_path):
     loop.train(recipe, tmp_path / "whole", quiet=True)
     shutil.copytree(tmp_path / "whole", tmp_path / "cut")
     for gone in ("metrics.json", "checkpoints/step-00000004"):
@@ -168,7 +168,7 @@ def test_imagenets_head_is_kept_for_directories_called_by_wordnet_id(tmp_path):
     assert torch.equal(begin(tmp_path / "published", *ids[::-1])[0].head.weight, start.flip(0))
 
 
-def test_weights_of_another_network_are_refused(trained, tmp_path):
+def test_weights_of_another_network_are_rejected(trained, tmp_path):
     with pytest.raises(InputError, match="of another network than model=cvt_13; leave model out"):
         loop.train(Recipe(model="cvt_13", weights=str(trained)), tmp_path / "run")
     assert not (tmp_path / "run").exists()
@@ -189,12 +189,12 @@ def test_what_is_frozen_stays_bit_for_bit(recipe, trained, tmp_path, freeze, mov
         assert not any(part in name for name in moved), part
 
 
-def test_freezing_without_weights_is_refused():
+def test_freezing_without_weights_is_rejected():
     with pytest.raises(InputError, match="give --weights"):
         Recipe(freeze=FreezeConfig(backbone=True))
 
 
-def test_more_frozen_stages_than_there_are_are_refused(recipe, tmp_path):
+def test_more_frozen_stages_than_there_are_are_rejected(recipe, tmp_path):
     with pytest.raises(InputError, match=r"freeze\.stages=3, and the network has 2"):
         loop.train(dataclasses.replace(recipe, freeze=FreezeConfig(stages=3)), tmp_path / "run")
 
@@ -268,7 +268,7 @@ def test_a_teacher_may_be_timms(recipe, tmp_path):
                    tmp_path / "other")
 
 
-def test_a_teacher_of_other_classes_is_refused(recipe, trained, tmp_path):
+def test_a_teacher_of_other_classes_is_rejected(recipe, trained, tmp_path):
     wrong = dataclasses.replace(recipe, distill=DistillConfig(teacher=str(trained)))
     with pytest.raises(InputError, match="and the images have different classes, such as '0'"):
         loop.train(wrong, tmp_path / "run")

@@ -120,7 +120,7 @@ def die_after(steps, monkeypatch):
     monkeypatch.setattr(loop, "clear_run", lambda _: None)
 
 
-def test_best_weights_that_are_damaged_come_from_their_checkpoint(recipe, tmp_path, monkeypatch):
+def test_best_weights_that_are_corrupt_come_from_their_checkpoint(recipe, tmp_path, monkeypatch):
     loop.train(recipe, tmp_path / "whole", quiet=True)
     die_after(22, monkeypatch)
     with pytest.raises(SystemExit):
@@ -229,7 +229,7 @@ def fail_for_good(recipe, tmp_path, monkeypatch, steps):
     monkeypatch.setattr(loop.Engine, "step", failing)
 
 
-def test_too_many_of_them_go_back_to_the_last_checkpoint_and_are_drawn_anew(
+def test_too_many_of_them_roll_back_to_the_last_checkpoint_and_reshuffle(
         recipe, tmp_path, monkeypatch, capfd):
     recipe = dataclasses.replace(recipe, save_every=4, skip_nonfinite=1)
     fail_for_good(recipe, tmp_path, monkeypatch, (9, 10))
@@ -244,8 +244,9 @@ def test_too_many_of_them_go_back_to_the_last_checkpoint_and_are_drawn_anew(
 
 
 @pytest.mark.parametrize(("number", "reshuffles"), [(10, 1), (14, 0)])
-def test_a_run_that_went_back_resumes_exactly(recipe, tmp_path, monkeypatch, number, reshuffles):
-    """Killed before the first checkpoint of what was drawn anew, and after it."""
+def test_a_run_that_was_rolled_back_resumes_exactly(
+        recipe, tmp_path, monkeypatch, number, reshuffles):
+    """Killed before the first checkpoint of the reshuffled rest, and after it."""
     recipe = dataclasses.replace(recipe, save_every=4, skip_nonfinite=1)
     fail_for_good(recipe, tmp_path, monkeypatch, (9, 10))
     loop.train(recipe, tmp_path / "whole", quiet=True)
@@ -267,7 +268,7 @@ def test_a_run_that_went_back_resumes_exactly(recipe, tmp_path, monkeypatch, num
     assert not torch.equal(whole["head.weight"], undisturbed["head.weight"])
 
 
-def test_what_is_drawn_anew_has_other_dropout_and_mixing(recipe, tmp_path):
+def test_a_reshuffled_epoch_has_other_dropout_and_mixing(recipe, tmp_path):
     """Of the very same batch, too."""
     with loop.Engine(recipe.with_absolute_paths()) as engine:
         setup = Setup(recipe, engine)
@@ -282,7 +283,7 @@ def test_what_is_drawn_anew_has_other_dropout_and_mixing(recipe, tmp_path):
     assert len(set(losses)) == 3
 
 
-def test_where_that_does_not_help_the_run_ends_and_leaves_the_batch(recipe, tmp_path, monkeypatch):
+def test_if_a_rollback_does_not_help_the_run_dumps_the_batch(recipe, tmp_path, monkeypatch):
     recipe = dataclasses.replace(recipe, save_every=4, skip_nonfinite=0)
     hurt(monkeypatch, {9: 9}, math.nan)
     with pytest.raises(DivergedError, match=r"epoch 1, step 10, .*the batch is in .*diverged"):
@@ -294,7 +295,7 @@ def test_where_that_does_not_help_the_run_ends_and_leaves_the_batch(recipe, tmp_
     assert loop.resume(tmp_path / "run", quiet=True).n == 360  # from step 8
 
 
-def test_another_step_that_fails_after_it_went_back_ends_the_run_too(recipe, tmp_path, monkeypatch):
+def test_another_failing_step_after_a_rollback_ends_the_run_too(recipe, tmp_path, monkeypatch):
     """On a GPU the second failure may come a few steps apart, which must not go on for ever."""
     recipe = dataclasses.replace(recipe, save_every=4, skip_nonfinite=0)
     hurt(monkeypatch, {9: 1, 10: 1, 11: 1}, math.nan)
@@ -302,7 +303,7 @@ def test_another_step_that_fails_after_it_went_back_ends_the_run_too(recipe, tmp
         loop.train(recipe, tmp_path / "run", quiet=True)
 
 
-def test_a_warm_up_that_is_longer_than_the_run_is_told(recipe, tmp_path, capfd):
+def test_a_warm_up_that_is_longer_than_the_run_is_reported(recipe, tmp_path, capfd):
     short = dataclasses.replace(recipe, steps=3)
     loop.train(short, tmp_path / "a")
     assert ("takes 6 steps, and the run has 3: the learning rate never reaches 0.003"
@@ -312,7 +313,7 @@ def test_a_warm_up_that_is_longer_than_the_run_is_told(recipe, tmp_path, capfd):
     assert "never reaches" not in capfd.readouterr().err
 
 
-def test_a_run_killed_between_its_first_files_goes_on(recipe, tmp_path):
+def test_a_run_killed_between_its_first_files_resumes(recipe, tmp_path):
     (tmp_path / "run").mkdir()
     recipe.save(tmp_path / "run/recipe.yaml")
     assert loop.resume(tmp_path / "run", quiet=True).n == 360
@@ -353,7 +354,7 @@ def out_of_memory_above(images, monkeypatch):
     monkeypatch.setattr(TrainingForm, "forward", failing)
 
 
-def test_where_memory_runs_out_the_batch_is_split(recipe, tmp_path, monkeypatch, capfd):
+def test_if_memory_runs_out_the_batch_is_split(recipe, tmp_path, monkeypatch, capfd):
     recipe = dataclasses.replace(recipe, epochs=1)
     split = dataclasses.replace(recipe, optim=dataclasses.replace(recipe.optim, grad_accum_steps=2))
     loop.train(split, tmp_path / "split", quiet=True)
@@ -365,7 +366,7 @@ def test_where_memory_runs_out_the_batch_is_split(recipe, tmp_path, monkeypatch,
     torch.testing.assert_close(other, one, rtol=0, atol=0)
 
 
-def test_where_that_is_not_enough_it_says_what_to_do(recipe, tmp_path, monkeypatch):
+def test_if_that_is_not_enough_the_error_says_what_to_do(recipe, tmp_path, monkeypatch):
     out_of_memory_above(10, monkeypatch)
     with pytest.raises(InputError, match="out of memory with a micro-batch of 64 images; decrease"):
         loop.train(recipe, tmp_path / "run", quiet=True)
@@ -421,7 +422,7 @@ def test_a_loss_that_is_not_finite_ends_the_run_and_says_where(recipe, tmp_path)
     assert not (tmp_path / "run/diverged").exists()
 
 
-def test_a_run_is_not_overwritten_unasked(recipe, tmp_path):
+def test_a_run_is_overwritten_only_on_request(recipe, tmp_path):
     one = dataclasses.replace(recipe, epochs=1)
     loop.train(one, tmp_path / "run", quiet=True)
     before = (tmp_path / "run/best.safetensors").read_bytes()
@@ -439,7 +440,7 @@ def test_a_complete_run_is_not_resumed(recipe, tmp_path):
         loop.resume(tmp_path / "run", quiet=True)
 
 
-def test_a_damaged_checkpoint_is_named_and_passed_over(recipe, tmp_path, capfd):
+def test_a_corrupt_checkpoint_is_named_and_skipped(recipe, tmp_path, capfd):
     loop.train(recipe, tmp_path / "run", quiet=True)
     whole = read_tensors(tmp_path / "run/last.safetensors")
     (tmp_path / "run/metrics.json").unlink()
@@ -453,7 +454,7 @@ def test_a_damaged_checkpoint_is_named_and_passed_over(recipe, tmp_path, capfd):
     torch.testing.assert_close(again, whole, rtol=0, atol=0)
 
 
-def test_fp16_on_a_cpu_is_refused(recipe, tmp_path):
+def test_fp16_on_a_cpu_is_rejected(recipe, tmp_path):
     with pytest.raises(InputError, match="a CPU has bf16"):
         loop.train(dataclasses.replace(recipe, precision="fp16", device="cpu"), tmp_path / "run")
 
@@ -485,7 +486,7 @@ def test_a_run_stopped_in_its_first_epoch_is_not_in_the_way(recipe, tmp_path, mo
     assert [path.name for path in (tmp_path / "run").iterdir()] == ["mine.txt"]
 
 
-def test_a_run_does_not_go_on_with_other_classes(recipe, tmp_path):
+def test_a_run_does_not_resume_with_other_classes(recipe, tmp_path):
     rng = np.random.default_rng(0)
     for name in ("ant", "bee"):
         (tmp_path / "photos" / name).mkdir(parents=True)
@@ -501,7 +502,7 @@ def test_a_run_does_not_go_on_with_other_classes(recipe, tmp_path):
         loop.resume(tmp_path / "run", quiet=True)
 
 
-def test_validation_takes_as_many_images_at_a_time_as_training(recipe, tmp_path, monkeypatch):
+def test_validation_uses_the_micro_batch_size_of_training(recipe, tmp_path, monkeypatch):
     """The last one too, and after memory ran out in training."""
     sizes, forward = [], CvT.forward
 
@@ -518,7 +519,7 @@ def test_validation_takes_as_many_images_at_a_time_as_training(recipe, tmp_path,
 
 
 @pytest.mark.parametrize("split", [{"grad_accum_steps": 4}, {}])
-def test_single_images_whose_maps_have_one_place_are_refused(recipe, tmp_path, split):
+def test_single_images_with_1x1_maps_are_rejected(recipe, tmp_path, split):
     """Of which BatchNorm has no variance to take."""
     small = dataclasses.replace(
         recipe, image_size=4, batch_size=4 if split else 1, augment=AugmentConfig(),

@@ -57,7 +57,7 @@ def _shade(i):
     return Image.new("RGB", (4, 4), (20 * (i - 990),) * 3 if i >= 990 else (255,) * 3)
 
 
-def test_balanced_class_weights_make_up_for_rare_classes(card, rare):
+def test_balanced_class_weights_compensate_for_rare_classes(card, rare):
     weight = balanced_weights(rare)
     counts = torch.bincount(torch.tensor(rare.labels))
     torch.testing.assert_close(weight * counts, torch.full((10,), len(rare) / 10))
@@ -96,9 +96,9 @@ def test_class_weights_are_those_of_the_images_that_are_trained_on():
 def test_the_loss_is_its_formula(card, rare, weighted, smoothing, mixed, distill):
     recipe = Recipe(class_weights="balanced" if weighted else "none",
                     augment=AugmentConfig(label_smoothing=smoothing))
-    loss, answers = Loss(recipe, card, rare), torch.randn(6, 10) * 2
+    loss, predictions = Loss(recipe, card, rare), torch.randn(6, 10) * 2
     if distill:
-        loss.distill, loss.teacher = distill, torch.nn.Identity()  # x are its answers
+        loss.distill, loss.teacher = distill, torch.nn.Identity()  # x are its logits
     logits, labels = torch.randn(6, 10) * 2, torch.tensor([0, 1, 2, 0, 9, 5])
     counts = torch.tensor([rare.labels.count(k) for k in range(10)]).double()
 
@@ -106,12 +106,12 @@ def test_the_loss_is_its_formula(card, rare, weighted, smoothing, mixed, distill
     targets[range(6), labels] = 1.0
     if mixed:
         targets = 0.7 * targets + 0.3 * targets.flip(0)
-    found = loss(answers, logits, targets.float() if mixed else labels)
+    result = loss(predictions, logits, targets.float() if mixed else labels)
 
     def log_softmax(x):
         return x - x.exp().sum(1, keepdim=True).log()
 
-    z, t = logits.double(), answers.double()
+    z, t = logits.double(), predictions.double()
     each = -(((1 - smoothing) * targets + smoothing / 10) * log_softmax(z)).sum(1)
     if distill:
         if distill.hard:
@@ -122,11 +122,11 @@ def test_the_loss_is_its_formula(card, rare, weighted, smoothing, mixed, distill
         each = (1 - distill.alpha) * each + distill.alpha * apart
     if weighted:
         each = each * (targets * (counts.sum() / (10 * counts))).sum(1)
-    torch.testing.assert_close(found.double(), each.sum() / 6, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(result.double(), each.sum() / 6, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("mixed", [False, True], ids=["labels", "mixed"])
-def test_what_is_best_to_answer_to_an_image_is_its_own_smoothed_target(card, lopsided, mixed):
+def test_the_optimal_prediction_for_an_image_is_its_own_smoothed_target(card, lopsided, mixed):
     """However rare its class is."""
     recipe = Recipe(class_weights="balanced", augment=AugmentConfig(label_smoothing=0.1))
     loss = Loss(recipe, card, lopsided)
@@ -140,7 +140,7 @@ def test_what_is_best_to_answer_to_an_image_is_its_own_smoothed_target(card, lop
 
 
 @pytest.mark.parametrize("parts", [2, 4])
-def test_parts_of_a_batch_add_up(card, rare, parts):
+def test_micro_batches_add_up(card, rare, parts):
     recipe = Recipe(class_weights="balanced", augment=AugmentConfig(label_smoothing=0.1))
     loss = Loss(recipe, card, rare)
     logits, labels = torch.randn(8, 10), torch.tensor([0, 0, 0, 1, 2, 3, 4, 5])
@@ -281,13 +281,13 @@ def test_the_classes_of_a_teacher_of_timm_are_matched_by_name(card, tmp_path, na
     ({"label_names": list("987654321")}, "does not name its classes"),
     ({"label_names": list("012345678a")}, "and the images have different classes, such as '9'"),
 ])
-def test_a_teacher_of_timm_of_other_or_unknown_classes_is_refused(card, tmp_path, names, message):
+def test_a_teacher_of_timm_of_other_or_unknown_classes_is_rejected(card, tmp_path, names, message):
     _, config = of_timm(tmp_path / "other", 10, **names)
     with pytest.raises(InputError, match=message):
         Teacher(config, card, "fp32")
 
 
-def test_a_teacher_without_names_of_its_classes_is_refused(card, teacher):
+def test_a_teacher_without_names_of_its_classes_is_rejected(card, teacher):
     model, own = load_model(teacher)
     bare = teacher.with_name("bare")
     bare.mkdir()

@@ -118,7 +118,7 @@ def test_the_average_of_the_weights_is_that_of_its_formula(tiny_file, tmp_path):
 
 @pytest.mark.parametrize("values", [{"lr": -1.0}, {"betas": (0.9, 1.0)}, {"grad_accum_steps": 0},
                                     {"lr": float("nan")}])
-def test_settings_that_make_no_sense_are_refused(values):
+def test_invalid_values_are_rejected(values):
     with pytest.raises(ValueError, match=next(iter(values))):
         dataclasses.replace(OptimConfig(), **values)
 

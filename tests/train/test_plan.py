@@ -20,7 +20,7 @@ def options(tmp_path):
             "--epochs=3", f"--output={tmp_path / 'run'}"]
 
 
-def test_a_dry_run_says_what_a_run_takes_and_writes_nothing(options, tmp_path, capsys):
+def test_a_dry_run_estimates_a_run_and_writes_nothing(options, tmp_path, capsys):
     assert main(["train", *options, "--dry-run", "--json"]) == 0
     plan = json.loads(capsys.readouterr().out)
     assert (plan["steps"], plan["epochs"], plan["processes"]) == (66, 3, 1)
@@ -34,7 +34,7 @@ def test_a_dry_run_says_what_a_run_takes_and_writes_nothing(options, tmp_path, c
 
 
 @pytest.mark.slow
-def test_the_disk_it_names_is_what_a_run_takes(options, tmp_path, capsys):
+def test_its_disk_space_is_that_of_a_run(options, tmp_path, capsys):
     assert main(["train", *options, "--dry-run", "--json"]) == 0
     plan = json.loads(capsys.readouterr().out)
     assert main(["train", *options, "--quiet"]) == 0
@@ -45,7 +45,7 @@ def test_the_disk_it_names_is_what_a_run_takes(options, tmp_path, capsys):
     assert 0.5 * plan["disk"] <= run <= 1.1 * plan["disk"]
 
 
-def test_its_memory_is_that_of_validation_too(options, capsys, monkeypatch):
+def test_its_memory_includes_validation(options, capsys, monkeypatch):
     def hungry(model, setup):
         return len(b"x" * int(4e8)) / 4e8  # bytes; a second
 
@@ -66,7 +66,7 @@ def test_it_is_shown_as_a_table(options, capsys):
 
 
 @pytest.mark.slow
-def test_processes_measure_what_exchange_costs(options):
+def test_several_processes_measure_the_all_reduce(options):
     code, out, error = launch(2, "train", *options, "--device=cpu", "--dry-run", "--json")
     assert code == 0, error
     plan = json.loads(out)

@@ -76,7 +76,7 @@ def test_one_channel_averages_the_statistics():
     ({"network": "supernet", "compile": True}, "network=supernet .* leave out compile"),
     ({"compile": True, "grad_checkpointing": True}, "exclude each other"),
 ])
-def test_recipes_that_cannot_be_carried_out_are_refused(values, message):
+def test_recipes_that_cannot_be_carried_out_are_rejected(values, message):
     with pytest.raises(InputError, match=message):
         Recipe(**values)
 

@@ -1,4 +1,4 @@
-"""What a run goes on with: the images and the recipe that it was begun with, or others if asked."""
+"""What a run resumes with: the images and recipe of its start, or others on request."""
 
 import dataclasses
 import json
@@ -95,7 +95,7 @@ EDITS = {
 
 @pytest.mark.parametrize("edit", EDITS)
 @pytest.mark.parametrize("stopped_at", [7, 13])
-def test_a_run_does_not_go_on_with_other_images_unless_asked(cut, photos, edit, stopped_at):
+def test_a_run_resumes_with_other_images_only_on_request(cut, photos, edit, stopped_at):
     run = cut(stopped_at)
     apply, words = EDITS[edit]
     apply(photos)
@@ -207,7 +207,7 @@ def test_a_network_that_was_edited_is_named(cut, recipe, tmp_path, file):
         loop.resume(run, quiet=True)
 
 
-def test_where_and_how_it_is_computed_may_change(cut, photos, recipe, tmp_path):
+def test_paths_and_execution_may_change(cut, photos, recipe, tmp_path):
     loop.train(recipe, tmp_path / "whole", quiet=True)
     run = cut(13)
     moved = photos.rename(photos.with_name("moved"))
@@ -302,7 +302,7 @@ def test_a_run_that_was_killed_before_its_last_validation_takes_no_further_step(
     assert state(run)["progress"]["step"] == 11
 
 
-def test_what_an_extension_cannot_mean_is_refused(recipe, tmp_path):
+def test_invalid_extensions_are_rejected(recipe, tmp_path):
     loop.train(dataclasses.replace(recipe, epochs=2), tmp_path / "run", quiet=True)
     metrics = (tmp_path / "run/metrics.json").read_bytes()
     for changes, words in (({"epochs": 2}, "complete, with 2 epochs; give more --epochs"),
@@ -319,7 +319,7 @@ def test_what_an_extension_cannot_mean_is_refused(recipe, tmp_path):
     assert (tmp_path / "run/metrics.json").read_bytes() == metrics
 
 
-def test_a_run_that_ended_by_patience_goes_on_with_more_of_it(recipe, tmp_path):
+def test_a_run_that_ended_by_patience_resumes_with_more_of_it(recipe, tmp_path):
     still = dataclasses.replace(recipe, epochs=9, patience=1, ema=0.0, optim=OptimConfig(
         lr=0.0, warmup_lr=0.0, min_lr=0.0, warmup_epochs=0, weight_decay=0.0))
     loop.train(still, tmp_path / "run", quiet=True)
@@ -331,7 +331,7 @@ def test_a_run_that_ended_by_patience_goes_on_with_more_of_it(recipe, tmp_path):
     assert len(history(tmp_path / "run")) == 9
 
 
-def test_the_command_takes_what_may_change_and_refuses_the_rest(recipe, tmp_path, capsys):
+def test_the_command_takes_what_may_change_and_rejects_the_rest(recipe, tmp_path, capsys):
     loop.train(dataclasses.replace(recipe, epochs=1), tmp_path / "run", quiet=True)
     run = str(tmp_path / "run")
     assert main(["train", "--resume", run, "--epochs", "2", "--data.workers=1", "--quiet"]) == 0

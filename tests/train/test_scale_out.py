@@ -137,7 +137,7 @@ def test_a_run_of_two_processes_resumes_exactly(tiny_file, tmp_path):
     torch.testing.assert_close(cut, whole, rtol=0, atol=0)
 
 
-def test_processes_that_see_other_images_are_refused(tiny_file, tmp_path):
+def test_processes_that_see_other_images_are_rejected(tiny_file, tmp_path):
     """As where each machine has a copy of its own."""
     for rank in range(2):
         for name in ("ant", "bee"):
@@ -181,7 +181,7 @@ def test_a_frozen_process_ends_all_within_a_minute_and_says_so(tiny_file, tmp_pa
         launcher.kill()
 
 
-def test_a_batch_that_cannot_be_shared_is_refused(tiny_file, tmp_path, monkeypatch, capfd):
+def test_a_batch_that_cannot_be_shared_is_rejected(tiny_file, tmp_path, monkeypatch, capfd):
     monkeypatch.setenv("WORLD_SIZE", "2")
     assert main(options_of(tiny_file, tmp_path / "run", "--batch_size=66")) == 1
     assert "batch_size=66 is shared by 2 processes" in capfd.readouterr().err

@@ -54,7 +54,7 @@ def test_one_that_fails_does_not_cost_the_run(tiny_file, tmp_path, monkeypatch, 
     assert capfd.readouterr().err.count("goes on without them: no route to host") == 1
 
 
-def test_one_that_does_not_answer_is_told_before_the_run(tiny_file, tmp_path, monkeypatch):
+def test_one_that_does_not_respond_is_reported_before_the_run(tiny_file, tmp_path, monkeypatch):
     wandb = pytest.importorskip("wandb")
 
     def fail(**_):
