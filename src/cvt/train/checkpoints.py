@@ -59,7 +59,7 @@ class CheckpointStore:
     def __init__(self, directory: Path, keep: int = 2) -> None:
         self.directory, self.keep = directory, keep
 
-    def save(self, checkpoint: TrainingCheckpoint, protect: int | None = None) -> Path:
+    def save(self, checkpoint: TrainingCheckpoint, protect: int | None = None) -> None:
         """Write a checkpoint; then remove those that are neither recent nor of step `protect`.
 
         Raises OSError if the disk is full or fails; earlier checkpoints are then unchanged.
@@ -89,7 +89,6 @@ class CheckpointStore:
         for i, (step, old) in enumerate(self._steps()):
             if i >= self.keep and step != protect:
                 self._remove(old)
-        return path
 
     def repair(self) -> list[str]:
         """Rename every checkpoint that is newer than the newest intact one to corrupt-step-N.

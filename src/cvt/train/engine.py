@@ -16,7 +16,6 @@ from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 from statistics import median
-from types import TracebackType
 from typing import Any, Self, cast
 
 import torch
@@ -96,20 +95,13 @@ class Engine(Processes):
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None,
-                 trace: TracebackType | None) -> None:
-        self.close()
-
-    def close(self) -> None:
-        """Leave the process group and finish the trackers.
-
-        Without it the next engine of this process would have the same device and precision.
-        """
+    def __exit__(self, *_: object) -> None:
         for tracker in self._accelerator.trackers:
             with contextlib.suppress(Exception):  # of a client; the run is over
                 tracker.finish()
         self._accelerator.trackers = []
-        super().close()
+        self.leave()
+        # Otherwise the next engine of this process would have the same device and precision.
         AcceleratorState._reset_state(reset_partial_state=True)
 
     def prepare(self, model: nn.Module, optimizer: torch.optim.Optimizer, loss: Loss,

@@ -38,7 +38,6 @@ class _Run:
 
     directory: Path
     setup: Setup
-    identity: Mapping[str, Any]
     accept_data_changes: bool = False
 
     @property
@@ -59,8 +58,8 @@ def train(recipe: Recipe, output: str | Path, *, overwrite: bool = False, quiet:
     """
     directory, recipe = Path(output), recipe.with_absolute_paths()
     with Engine(recipe) as engine:
-        setup = Setup(recipe, engine)  # before anything is written
-        run = _Run(directory=directory, setup=setup, identity=setup.identity())
+        setup = Setup(recipe, engine, identify=True)  # before anything is written
+        run = _Run(directory=directory, setup=setup)
         lock = engine.on_main(lambda: create_run(directory, overwrite))
         try:
             return _train(run, [], quiet=quiet)
@@ -101,10 +100,9 @@ def resume(output: str | Path, *, changes: Mapping[str, Any] | None = None,
             store = CheckpointStore(directory / CHECKPOINTS)
             repaired = engine.on_main(store.repair) or []
             latest = engine.broadcast(store.latest_step())
-            setup = Setup(recipe, engine,
-                          directory if recipe.weights and latest is not None else None)
-            run = _Run(directory=directory, setup=setup, identity=setup.identity(),
-                       accept_data_changes=accept_data_changes)
+            setup = Setup(recipe, engine, identify=True, resumed=(
+                directory if recipe.weights and latest is not None else None))
+            run = _Run(directory=directory, setup=setup, accept_data_changes=accept_data_changes)
             if latest is not None:
                 _restore(run, latest)
             _check_extended(run, complete)
@@ -155,7 +153,7 @@ def _restore(run: _Run, step: int) -> None:
     setup, recipe, engine = run.setup, run.setup.recipe, run.setup.engine
     checkpoint = run.store.read(step)
     before = checkpoint.state["identity"]
-    data_changes = compare_identity(before, run.identity, run.directory,
+    data_changes = compare_identity(before, setup.identity, run.directory,
                                     accept_data_changes=run.accept_data_changes)
     setup.state.restore(checkpoint)
     progress = setup.state.progress
@@ -168,7 +166,7 @@ def _restore(run: _Run, step: int) -> None:
             f"from step {step} on with changed data: {'; '.join(data_changes)}. Epoch "
             f"{len(progress.history) + 1} restarts, with {len(setup.loader)} steps")
     epochs, steps = setup.length()
-    if data_changes or any(before["recipe"][name] != run.identity["recipe"][name]
+    if data_changes or any(before["recipe"][name] != setup.identity["recipe"][name]
                            for name in ("epochs", "steps")):
         lr = learning_rate(recipe.optim, step, steps, len(setup.loader))
         progress.notes.append(
@@ -290,7 +288,7 @@ def _save(run: _Run) -> None:
     progress = state.progress
     progress.skipped, progress.accum_steps = 0, engine.accum_steps
     progress.scaler = engine.scaler_state()
-    checkpoint = state.checkpoint(run.identity)
+    checkpoint = state.checkpoint(run.setup.identity)
     engine.on_main(lambda: run.store.save(checkpoint, progress.best.get("step")))
 
 

@@ -111,7 +111,7 @@ def plan(recipe: Recipe, output: Path) -> Plan:
         step = median(steps)
         # The best weights are evaluated once more at the end.
         total = total_steps * step + (epochs + 1) * validation
-        checkpoint = _bytes(*setup.state.checkpoint({}).tensors.values())
+        checkpoint = _bytes(*setup.state.checkpoint(setup.identity).tensors.values())
         return Plan(
             device=device_name(engine.device), processes=engine.world_size,
             parameters=sum(p.numel() for p in model.parameters()),
@@ -127,7 +127,8 @@ def plan(recipe: Recipe, output: Path) -> Plan:
             # Those kept, the best epoch's, one being written, and the best and the last weights.
             disk=((recipe.keep_checkpoints + 2) * checkpoint
                   + 2 * _bytes(setup.state.eval_model.state_dict())),
-            disk_free=shutil.disk_usage(_existing(output)).free,
+            disk_free=shutil.disk_usage(next(
+                p for p in (output.absolute(), *output.absolute().parents) if p.exists())).free,
             scaling=_scaling(setup, step, exchange, validation))
 
 
@@ -201,11 +202,6 @@ def _scaling(setup: Setup, step: float, exchange: float | None, validation: floa
 
 def _bytes(*parts: Mapping[str, Tensor]) -> int:
     return sum(t.numel() * t.element_size() for part in parts for t in part.values())
-
-
-def _existing(path: Path) -> Path:
-    path = path.absolute()
-    return next(p for p in (path, *path.parents) if p.exists())
 
 
 def _memory(engine: Engine) -> int:

@@ -7,7 +7,7 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Self, TypeVar, cast
 
 import torch
@@ -28,12 +28,19 @@ class Processes:
     """The processes of a run that `torchrun` started, or a single one.
 
     device: where this process computes. rank, world_size: its number, and how many there are.
+
+    With several, a thread sends a heartbeat to the launcher's key-value store, independently of the
+    collectives, and ends this process when another one is frozen.
     """
 
     def __init__(self, rank: int, world_size: int, device: torch.device) -> None:
         self.rank, self.world_size, self.device = rank, world_size, device
-        self._heartbeat = Heartbeat(rank, world_size)
-        self._turns = 0
+        self._actions = 0
+        self._left = threading.Event()
+        if world_size > 1:
+            self._store = dist.distributed_c10d._get_default_store().clone()
+            self._thread = threading.Thread(target=self._watch, name="cvt-heartbeat", daemon=True)
+            self._thread.start()
 
     @property
     def main(self) -> bool:
@@ -71,75 +78,45 @@ class Processes:
     def on_main(self, action: Callable[[], _T]) -> _T | None:
         """Call `action` in the main process only, and return its result there.
 
-        The others wait without a timeout: not in a collective, whose timeout is for steps.
+        The others wait without a timeout: not in a collective, whose timeout is for steps. Raises
+        InputError in them if it fails in the main process.
         """
         if self.world_size == 1:
             return action()
-        self._turns += 1
-        with self._heartbeat.turn(self._turns):
-            return action() if self.main else None
-
-    def close(self) -> None:
-        """Leave the process group."""
-        self._heartbeat.stop()
-        if dist.is_initialized():
-            dist.destroy_process_group()
-
-
-class Heartbeat:
-    """A thread that reports that this process is alive, and ends it when another one is frozen.
-
-    It uses the launcher's key-value store, independently of the collectives. With one process it
-    does nothing.
-    """
-
-    def __init__(self, rank: int, world_size: int) -> None:
-        self._rank, self._world_size = rank, world_size
-        self._stopped = threading.Event()
-        if world_size == 1:
-            return
-        self._store = dist.distributed_c10d._get_default_store().clone()
-        self._thread = threading.Thread(target=self._watch, name="cvt-heartbeat", daemon=True)
-        self._thread.start()
-
-    def stop(self) -> None:
-        """Report that this process is done; the others no longer wait for it."""
-        if self._world_size == 1 or self._stopped.is_set():
-            return
-        self._stopped.set()
-        self._thread.join()
-        with contextlib.suppress(RuntimeError):  # the launcher, and its store, may be gone
-            self._store.set(f"beat/{self._rank}", "done")
-
-    @contextlib.contextmanager
-    def turn(self, number: int) -> Iterator[None]:
-        """Run the block in the main process while the others wait, without a timeout.
-
-        Raises InputError in the others if it fails in the main process.
-        """
-        key = f"turn/{number}"
-        if self._rank == 0:
+        self._actions += 1
+        key = f"action/{self._actions}"
+        if self.main:
             try:
-                yield
+                result = action()
             except BaseException:
                 self._store.set(key, "failed")
                 raise
             self._store.set(key, "done")
-            return
-        yield
+            return result
         while not self._store.check([key]):
             time.sleep(_POLL)
         if self._store.get(key) != b"done":
             raise InputError("the main process failed; see its error")
+        return None
+
+    def leave(self) -> None:
+        """Leave the process group; the others no longer wait for this process."""
+        if self.world_size > 1 and not self._left.is_set():
+            self._left.set()
+            self._thread.join()
+            with contextlib.suppress(RuntimeError):  # the launcher, and its store, may be gone
+                self._store.set(f"beat/{self.rank}", "done")
+        if dist.is_initialized():
+            dist.destroy_process_group()
 
     def _watch(self) -> None:
         beats = 0
-        others = [rank for rank in range(self._world_size) if rank != self._rank]
+        others = [rank for rank in range(self.world_size) if rank != self.rank]
         seen = {rank: (b"", time.monotonic()) for rank in others}
         try:
-            while not self._stopped.wait(_INTERVAL):
+            while not self._left.wait(_INTERVAL):
                 beats += 1
-                self._store.set(f"beat/{self._rank}", str(beats))
+                self._store.set(f"beat/{self.rank}", str(beats))
                 now = time.monotonic()
                 for rank in others:
                     key = f"beat/{rank}"
@@ -150,11 +127,11 @@ class Heartbeat:
                         self._end(f"process {rank} has sent no heartbeat for {_TIMEOUT:.0f} s: it "
                                   "or its machine is frozen")
         except (RuntimeError, OSError) as error:  # those of the store
-            if not self._stopped.is_set():
+            if not self._left.is_set():
                 self._end(f"the launcher cannot be reached any more ({error})")
 
     def _end(self, reason: str) -> None:
-        sys.stderr.write(f"cvt train: {reason}; process {self._rank} of {self._world_size} ends "
+        sys.stderr.write(f"cvt train: {reason}; process {self.rank} of {self.world_size} ends "
                          "too. Continue with cvt train --resume DIR\n")
         sys.stderr.flush()
         os._exit(1)  # the main thread may wait in a collective that never completes

@@ -136,9 +136,8 @@ class Recipe:
 
     def __post_init__(self) -> None:
         check_types(self)
-        for name in ("epochs", "passes_per_epoch", "batch_size", "keep_checkpoints", "timeout"):
-            check(getattr(self, name) >= 1, f"{name}={getattr(self, name)} must be at least 1")
-        for name in ("steps", "max_train_samples"):
+        for name in ("epochs", "passes_per_epoch", "steps", "max_train_samples", "batch_size",
+                     "keep_checkpoints", "timeout"):
             value = getattr(self, name)
             check(value is None or value >= 1, f"{name}={value} must be at least 1")
         for name in ("seed", "save_every", "skip_nonfinite", "patience"):

@@ -37,11 +37,13 @@ from cvt.weights.models import open_checkpoint
 class Setup:
     """All parts of a run: dataset, model card, loader, loss and the initial training state.
 
-    resumed: the directory of a run that has checkpoints, and no longer needs the pretrained weights
-    of its recipe. Raises InputError if the recipe cannot be trained.
+    identify: set `identity`, which the checkpoints hold; all images are read for it. resumed: the
+    directory of a run that has checkpoints, and no longer needs the pretrained weights of its
+    recipe. Raises InputError if the recipe cannot be trained.
     """
 
-    def __init__(self, recipe: Recipe, engine: Engine, resumed: Path | None = None) -> None:
+    def __init__(self, recipe: Recipe, engine: Engine, *, identify: bool = False,
+                 resumed: Path | None = None) -> None:
         self.recipe, self.engine = recipe, engine
         dataset = load_dataset(recipe.data)
         if recipe.max_train_samples:
@@ -58,6 +60,8 @@ class Setup:
             max_unreadable=recipe.data.max_unreadable)
         self.val_unreadable = Faults(dataset.val, recipe.data.max_unreadable)
         self.loss = Loss(recipe, self.card, dataset.train)
+        # Before the network: it would differ between processes that see different classes.
+        self.identity = self._identify() if identify else {}
 
         seed_all(recipe.seed)
         model = build_network(self.card)
@@ -71,22 +75,6 @@ class Setup:
         optimizer = build_optimizer(model, recipe.optim)
         engine.prepare(model, optimizer, self.loss, len(self.card.classes), frozen)
         self.state = TrainingState(model=model, ema=ema, optimizer=optimizer)
-
-    def identity(self) -> dict[str, Any]:
-        """The identity of the run, with a fingerprint of the images, which are read for it.
-
-        Raises InputError if the processes see different images.
-        """
-        own = run_identity(self.recipe, self.card, self.dataset, len(self.loader),
-                           self.loss.teacher)
-        data = self.engine.gather(own["data"])
-        other = next((rank for rank, seen in enumerate(data) if seen != data[0]), None)
-        if (other := self.engine.broadcast(other)) is not None:
-            what = differences(data[0], data[other]) if self.engine.main else ()
-            raise InputError(f"process {other} sees other images in {self.recipe.data.root} than "
-                             "the main process" + (f": {'; '.join(what)}" if what else "")
-                             + "; give all processes the same copy")
-        return own
 
     def batches(self) -> Generator[Batch]:
         """Training batches from the first epoch on, without end."""
@@ -103,6 +91,19 @@ class Setup:
         if recipe.steps is not None:
             return done + math.ceil((recipe.steps - before) / batches), recipe.steps
         return recipe.epochs, before + (recipe.epochs - done) * batches
+
+    def _identify(self) -> dict[str, Any]:
+        """The identity of the run. Raises InputError if the processes see different images."""
+        own = run_identity(self.recipe, self.card, self.dataset, len(self.loader),
+                           self.loss.teacher)
+        data = self.engine.gather(own["data"])
+        other = next((rank for rank, seen in enumerate(data) if seen != data[0]), None)
+        if (other := self.engine.broadcast(other)) is not None:
+            what = differences(data[0], data[other]) if self.engine.main else ()
+            raise InputError(f"process {other} sees other images in {self.recipe.data.root} than "
+                             "the main process" + (f": {'; '.join(what)}" if what else "")
+                             + "; give all processes the same copy")
+        return own
 
 
 def resolve_model(recipe: Recipe, dataset: Dataset) -> tuple[ModelCard, Checkpoint | None]:

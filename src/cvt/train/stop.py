@@ -7,7 +7,7 @@ import shutil
 import signal
 import subprocess
 import threading
-from types import FrameType, TracebackType
+from types import FrameType
 from typing import Self
 
 _SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1")
@@ -31,8 +31,7 @@ class Stop:
                     self._previous[number] = signal.signal(number, self._receive)
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None,
-                 trace: TracebackType | None) -> None:
+    def __exit__(self, *_: object) -> None:
         for number in list(self._previous):
             self._restore(number)
 
