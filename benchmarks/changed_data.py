@@ -204,8 +204,8 @@ class Shards(Folder):
 
 OPTIONS: dict[str, Any] = {
     "optim.lr": 2e-3, "optim.weight_decay": 0.1, "optim.schedule": "linear", "optim.name": "sgd",
-    "optim.clip_grad": 2.0, "optim.accumulate": 2, "optim.layer_decay": 0.9, "batch_size": 8,
-    "seed": 7, "ema": 0.5, "passes": 2, "augment.mixup": 0.0, "augment.hflip": 0.5,
+    "optim.clip_grad": 2.0, "optim.grad_accum_steps": 2, "optim.layer_decay": 0.9, "batch_size": 8,
+    "seed": 7, "ema": 0.5, "passes_per_epoch": 2, "augment.mixup": 0.0, "augment.hflip": 0.5,
     "augment.label_smoothing": 0.1, "class_weights": "balanced", "sampling": "balanced",
     "image_size": 12, "in_chans": 1, "drop_path_rate": 0.3, "best_by": "val_loss",
     "skip_nonfinite": 5, "optim.lrr": 1.0,
@@ -233,7 +233,7 @@ def a_recipe(source: Folder, home: Path) -> Recipe:
               StageConfig(dim=8, num_heads=2, depth=1, cls_token=True, drop_rate=0.1))
     CvTConfig(stages=stages, num_classes=3, image_size=8).save(home / "tiny.json")
     return Recipe(model=str(home / "tiny.json"), image_size=8, epochs=EPOCHS, batch_size=4,
-                  ema=0.9, device="cpu", save_every=4, keep=9,
+                  ema=0.9, device="cpu", save_every=4, keep_checkpoints=9,
                   data=DataConfig(name=source.name, root=source.data),  # type: ignore[arg-type]
                   augment=AugmentConfig(crop="shift", mixup=0.2),
                   optim=OptimConfig(lr=1e-3, warmup_epochs=0))

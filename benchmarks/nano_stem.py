@@ -48,7 +48,7 @@ def main() -> None:
     args = parser.parse_args()
     recipe = Recipe(
         model="cvt_nano", data=DataConfig(name="fashion_mnist"), device="cpu",
-        max_train_samples=args.images, epochs=1, passes=args.epochs, batch_size=128,
+        max_train_samples=args.images, epochs=1, passes_per_epoch=args.epochs, batch_size=128,
         augment=AugmentConfig(hflip=0.5),
         optim=OptimConfig(lr=2e-3, warmup_epochs=0.25, clip_grad=1.0))
     with tempfile.TemporaryDirectory() as scratch:

@@ -44,7 +44,7 @@ def a_recipe(images: int, passes: int, **more: Any) -> Recipe:
     """One epoch of several passes: the test images are scored once, and choose nothing."""
     return Recipe(
         model="cvt_nano", data=DataConfig(name="fashion_mnist"), max_train_samples=images,
-        epochs=1, passes=passes, batch_size=64, ema=0.99, device="cpu",
+        epochs=1, passes_per_epoch=passes, batch_size=64, ema=0.99, device="cpu",
         augment=AugmentConfig(crop="shift", hflip=0.5),
         optim=OptimConfig(lr=1e-3, warmup_epochs=0.1, clip_grad=1.0), **more)
 

@@ -1,9 +1,9 @@
-"""What a training step of CvT-13 costs: the model, its training form, the port in transformers.
+"""Duration of a training step of CvT-13: the model, its training form, the port in transformers.
 
     python benchmarks/training_step.py [--batch 16] [--rounds 9]
 
-Forward, cross entropy, backward and AdamW, in fp32 and under bf16 autocast, all in one process and
-interleaved; the port in fp32 is 1.0.
+Forward, cross entropy, backward and AdamW, in fp32 and under bf16 autocast, interleaved in one
+process. Speedups are relative to the port in fp32.
 """
 
 from __future__ import annotations

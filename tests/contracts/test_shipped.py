@@ -177,7 +177,7 @@ def test_the_tag_is_meant_even_where_a_directory_has_its_name(tmp_path, capsys):
 def test_training_starts_from_shipped_weights(tmp_path):
     assert main(["train", "--weights", "cvt_nano.fashion_mnist", "--data.name", "digits",
                  "--max_train_samples", "64", "--batch_size", "32", "--epochs", "1",
-                 "--optim.warmup_epochs", "0", "--freeze.trunk", "true", "--device", "cpu",
+                 "--optim.warmup_epochs", "0", "--freeze.backbone", "true", "--device", "cpu",
                  "--output", "run", "--quiet"]) == 0
 
     start, end = create_model("cvt_nano.fashion_mnist"), load_model(tmp_path / "run")[0]

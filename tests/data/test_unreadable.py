@@ -22,7 +22,7 @@ def test_a_name_of_any_bytes_comes_back(tmp_path):
 def test_a_run_lists_an_image_once_also_when_it_goes_on(tmp_path):
     row = ("train", os.fsdecode(b"b\xff.png"), "is truncated")
     for _ in range(2):
-        log = Log(tmp_path, epochs=1, total=1, progress=Progress(), quiet=True,
+        log = Log(tmp_path, epochs=1, steps=1, progress=Progress(), quiet=True,
                   track=lambda *_: None)
         with log:
             log.unreadable([row])

@@ -105,7 +105,7 @@ def test_another_recipe_makes_other_runs_but_another_device_or_place_does_not(re
     def name(changed, output=tmp_path, seed=0, data="as it was"):
         return plan.plan_run(changed, row, seed, output, data).directory.name
 
-    same = [recipe, dataclasses.replace(recipe, device="cpu", keep=5, save_every=3),
+    same = [recipe, dataclasses.replace(recipe, device="cpu", keep_checkpoints=5, save_every=3),
             dataclasses.replace(recipe, data=dataclasses.replace(recipe.data, workers=2))]
     other = [dataclasses.replace(recipe, epochs=2), dataclasses.replace(recipe, batch_size=64)]
     assert len({name(r) for r in same} | {name(recipe, tmp_path / "elsewhere")}) == 1

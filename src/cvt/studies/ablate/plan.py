@@ -14,8 +14,8 @@ from cvt.studies.ablate.studies import Row
 from cvt.system.errors import DivergedError, StoppedError
 from cvt.system.schema import write_mapping
 from cvt.train import loop
+from cvt.train.directory import CHECKPOINTS, LAST, TENSORBOARD, clear_run
 from cvt.train.recipe import MACHINE, PLACES, Recipe
-from cvt.train.state import CHECKPOINTS, LAST, TENSORBOARD, clear_run
 from cvt.weights.tensors import BEST
 
 RUNS, MODELS, FAILURE = "runs", "models", "diverged.json"
@@ -50,7 +50,7 @@ def plan_run(base: Recipe, row: Row, seed: int, output: Path, data: str,
     digest of the dataset. images: how many to train on, with the recipe's number of steps, in one
     epoch.
     """
-    own = base.config(1)
+    own = base.card(("",)).model
     config = row.change(replace(own, num_classes=1000))
     model = base.model
     if config.stages != own.stages:
@@ -61,7 +61,7 @@ def plan_run(base: Recipe, row: Row, seed: int, output: Path, data: str,
     recipe = replace(base, model=model, network=row.network, seed=seed)
     if images is not None:
         passes = -(-(base.steps or 0) * base.batch_size // images)
-        recipe = replace(recipe, max_train_samples=images, passes=passes)
+        recipe = replace(recipe, max_train_samples=images, passes_per_epoch=passes)
     plain: dict[str, Any] = {k: v for k, v in recipe.flat().items() if k not in MACHINE | PLACES}
     plain |= {"model": config.to_dict(), "dataset": data, "teacher": recipe.distill.teacher}
     parts = [row.network, *([f"{images}"] if images else []), f"seed{seed}",

@@ -51,8 +51,8 @@ def train_all(runs: Sequence[Run], *, jobs: int, keep_weights: bool = False) -> 
                     worker = busy[ready]  # type: ignore[index]
                     yield worker.result()
                     worker.give(waiting)
-                if stop.asked:
-                    raise StoppedError(STOPPED, 128 + stop.asked)
+                if stop.received:
+                    raise StoppedError(STOPPED, 128 + stop.received)
     finally:
         for worker in workers:
             worker.end()

@@ -15,7 +15,7 @@ from cvt.evaluate.run import METRICS
 from cvt.studies.ablate.plan import FAILURE, Run
 from cvt.studies.ablate.studies import MARGIN, Claim
 from cvt.system.schema import read_mapping
-from cvt.train.state import JSONL
+from cvt.train.directory import JSONL
 
 Verdict = Literal["holds", "does not hold", "cannot be told"]
 

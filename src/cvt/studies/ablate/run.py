@@ -26,7 +26,6 @@ from cvt.system.files import replace_file
 from cvt.system.machine import describe_machine
 from cvt.system.schema import read_mapping, write_mapping
 from cvt.train.recipe import Recipe
-from cvt.weights.card import ModelCard
 
 RESULTS, VERSION = "ablation.json", 1
 
@@ -170,11 +169,10 @@ def _study(study: Study, cells: Mapping[Cell, Sequence[Run]], dataset: Dataset) 
 
 def _cost(recipe: Recipe, dataset: Dataset) -> dict[str, int]:
     """Parameters, and multiply-adds of one image."""
-    preprocess, classes = recipe.preprocess(dataset.preprocess), dataset.train.classes
-    card = ModelCard(model=recipe.config(len(classes), preprocess.size), preprocess=preprocess,
-                     classes=classes, network=recipe.network)
+    card = recipe.card(dataset.train.classes, dataset.preprocess)
+    size = card.preprocess.size
     with torch.device("meta"):
         network = build_network(card)
-        image = torch.empty(1, preprocess.channels, preprocess.size, preprocess.size)
+        image = torch.empty(1, card.preprocess.channels, size, size)
     return {"parameters": sum(p.numel() for p in network.parameters()),
             "multiply_adds": network_multiply_adds(network, image)}

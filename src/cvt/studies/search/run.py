@@ -27,9 +27,9 @@ from cvt.studies.search.space import Space
 from cvt.system.device import pick_device
 from cvt.system.errors import InputError, StoppedError
 from cvt.train import loop
+from cvt.train.directory import LAST
 from cvt.train.recipe import Recipe
-from cvt.train.start import starting_point
-from cvt.train.state import LAST
+from cvt.train.setup import resolve_model
 from cvt.weights.card import ModelCard
 from cvt.weights.tensors import read_tensors
 
@@ -59,7 +59,7 @@ def search(recipe: Recipe, config: SearchConfig, output: str | Path, *, quiet: b
     if home.is_file():
         raise InputError(f"--output {home} is a file; give a directory")
     dataset = load_dataset(recipe.data)
-    card, _ = starting_point(recipe, dataset)
+    card, _ = resolve_model(recipe, dataset)
     space = Space(card.model, (card.preprocess.size, card.preprocess.size))
     space.check(config.budget)
     recipe, held_out = _kept_apart(recipe, config, dataset)

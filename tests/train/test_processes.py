@@ -7,7 +7,7 @@ from torch import nn
 
 from cvt.model import CvT
 from cvt.networks.surgery import swap
-from cvt.train.sync import SyncedBatchNorm2d
+from cvt.train.processes import SyncBatchNorm2d
 
 pytestmark = pytest.mark.slow
 
@@ -24,7 +24,7 @@ def _alone(tmp_path):
 @pytest.mark.filterwarnings("ignore:.*all_gather is deprecated:FutureWarning")
 def test_checkpointing_counts_a_batch_once(tiny, shaken):
     model, x = shaken(CvT(tiny())).train(), torch.randn(4, 3, 64, 64)
-    swap(model, nn.BatchNorm2d, SyncedBatchNorm2d.of)
+    swap(model, nn.BatchNorm2d, SyncBatchNorm2d.of)
     results = []
     for enable in (False, True):
         twin = copy.deepcopy(model)
