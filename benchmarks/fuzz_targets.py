@@ -23,11 +23,11 @@ with atheris.instrument_imports(include=["PIL", "python_multipart", "cvt", "h11"
     from cvt.data.prepare import prepare
     from cvt.predict.predictor import Predictor
     from cvt.serve.app import Server
-    from cvt.serve.body import Body, Memory
+    from cvt.serve.body import MemoryBudget, RequestBody
     from cvt.serve.config import ServeConfig
-    from cvt.serve.refusals import Refusal
-    from cvt.serve.run import Uvicorn, listen
-    from cvt.serve.watch import LOG
+    from cvt.serve.errors import RequestError
+    from cvt.serve.run import GracefulServer, listen
+    from cvt.serve.telemetry import LOG
     from cvt.system.errors import InputError
 
 
@@ -51,18 +51,18 @@ def form(data: bytes) -> None:
                 yield data[start:start + 64]
 
     async def read() -> None:
-        with Body(Request(), config, memory) as body:
+        with RequestBody(Request(), config, memory) as body:
             try:
                 uploads = await body.uploads()
-            except Refusal:
+            except RequestError:
                 return
             assert 0 < len(uploads) <= config.max_images
             assert sum(len(u.data) for u in uploads) <= len(data)
 
     config = ServeConfig()
-    memory = Memory(config.max_bodies)
+    memory = MemoryBudget(config.max_buffered_bytes)
     asyncio.run(read())
-    assert memory.held == 0
+    assert memory.used == 0
 
 
 def request_target() -> Callable[[bytes], None]:
@@ -72,7 +72,7 @@ def request_target() -> Callable[[bytes], None]:
                     api_key=None, explainer=None)
     LOG.setLevel(logging.CRITICAL)
     taken = listen(config).__enter__()
-    uvicorn = Uvicorn(server)
+    uvicorn = GracefulServer(server)
     threading.Thread(target=uvicorn.run, kwargs={"sockets": [taken]}, daemon=True).start()
     while not uvicorn.started:
         time.sleep(0.01)

@@ -305,7 +305,7 @@ def schema(model: Path, examples: int, program: str) -> dict[str, Any]:
             link.request("GET", "/metrics")
             counts = Counter()
             for code, number in re.findall(
-                    rf'cvt_requests_total{{path="{path}",status="(\d+)"}} ([\d.e+]+)',
+                    rf'cvt_http_requests_total{{path="{path}",status="(\d+)"}} ([\d.e+]+)',
                     link.getresponse().read().decode()):
                 counts[code] += int(float(number))
             if counts.total() < examples:

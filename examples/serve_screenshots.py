@@ -48,7 +48,7 @@ def shoot(url: str, path: Path, *, width: int, dark: bool = False, file: Path | 
         wait.until(lambda _: seen("#samples button"))
         if file is None:
             browser.find_element(By.CSS_SELECTOR, "#samples button[title=dress]").click()
-            wait.until(lambda _: seen("#see"))
+            wait.until(lambda _: seen("#explanation"))
             browser.find_element(By.CSS_SELECTOR, "input[value=rollout]").click()
         else:
             browser.find_element(By.ID, "file").send_keys(str(file))
