@@ -26,7 +26,7 @@ from starlette.types import ASGIApp
 
 from cvt.data.images import read_image
 from cvt.data.prepare import prepare
-from cvt.predict.predictor import Predictor, ranked
+from cvt.predict.predictor import Predictor, top_classes
 from cvt.serve.batcher import Batcher, Input, Logits
 from cvt.serve.body import FORM, MemoryBudget, RequestBody, Upload
 from cvt.serve.config import ServeConfig, split_list
@@ -118,7 +118,7 @@ class Server:
                                      f"{self.predictor.precision}")
         return Prediction(name=upload.name, classes=[
             ClassProbability(index=i, name=self.predictor.card.classes[i], probability=probability)
-            for i, probability in ranked(result, top_k)])
+            for i, probability in top_classes(result, top_k)])
 
     def check_explainable(self, target: str | None) -> Explainer:
         """The explainer. Raises RequestError if there is none, if it is overloaded, and for an
