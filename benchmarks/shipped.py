@@ -34,7 +34,7 @@ def main() -> None:
         rows[tag] = {"n": found.n, "top1": asdict(found.top1), "top5": asdict(found.top5),
                      "loss": found.loss, "ece": found.ece,
                      "sha256": hashlib.sha256((home / WEIGHTS).read_bytes()).hexdigest()}
-        print(f"{tag:<24}{found.headline()}", flush=True)
+        print(f"{tag:<24}{found.summary()}", flush=True)
     print(keep("shipped", {"rows": rows}))
 
 

@@ -91,7 +91,7 @@ def test_a_sample_shows_its_predictions_and_explanation(page, predictor, image):
     until_seen(page)
 
     [prediction] = predictor([image(1)], 4)
-    assert bars(page) == [[name, f"{100 * p:.1f} %"] for name, p in prediction.classes]
+    assert bars(page) == [[name, f"{p:.1%}"] for name, p in prediction.classes]
     widths = [bar.size["width"] for bar in page.find_elements(By.CSS_SELECTOR, ".bar div")]
     assert widths == sorted(widths, reverse=True)
     assert "ms on the server" in find(page, "#latency").text

@@ -94,7 +94,8 @@ def classify_into(output: str | Path, predictor: Predictor, images: Sequence[str
     if not images:
         raise InputError("there are no images to classify")
     if STDIN in images:
-        raise InputError("a job cannot read the standard input (-), because it could not be resumed; give files")
+        raise InputError("a job cannot read the standard input (-), because it could not be "
+                         "resumed; give files")
     if table == "parquet":
         require("pyarrow.parquet", "data")
     output = Path(output)

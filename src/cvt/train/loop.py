@@ -19,7 +19,7 @@ from cvt.data.loader import Batch, Faults, evaluation_batches
 from cvt.deploy.manifest import sha256
 from cvt.evaluate.metrics import Evaluation
 from cvt.evaluate.report import write_report
-from cvt.evaluate.run import METRICS, RECIPE, REPORT, classify, evaluation_of
+from cvt.evaluate.run import METRICS, RECIPE, REPORT, classify, score_logits
 from cvt.networks.build import load_network
 from cvt.system.device import device_name
 from cvt.system.errors import DivergedError, InputError, StoppedError
@@ -376,7 +376,7 @@ def _evaluate(model: torch.nn.Module, setting: Setting) -> Evaluation | None:
     order = torch.tensor([i for rank in range(engine.world)
                           for i in range(rank, len(val), engine.world) if i not in unreadable])
     place = order.argsort()
-    return evaluation_of(val, torch.cat([share[0] for share in shares])[place],
+    return score_logits(val, torch.cat([share[0] for share in shares])[place],
                          torch.cat([share[1] for share in shares])[place], unreadable)
 
 

@@ -115,7 +115,7 @@ async function classify(blob) {
   }
 }
 
-const percent = (p) => `${(100 * p).toFixed(1)} %`;
+const percent = (p) => `${(100 * p).toFixed(1)}%`;
 
 function showClasses(classes) {
   $("classes").replaceChildren(...classes.map(({ name, probability }) => {
