@@ -1,6 +1,8 @@
-"""What `hostile.py` fuzzes: python benchmarks/fuzz_targets.py image|form|request CORPUS [OPTIONS]
+"""Fuzz targets of `hostile.py`.
 
-A file of its own, for atheris counts what is reached only in modules that it imports first.
+    python benchmarks/fuzz_targets.py image|form|request CORPUS [OPTIONS]
+
+A separate file, because atheris measures coverage only in modules that are imported after it.
 """
 
 from __future__ import annotations
@@ -32,7 +34,7 @@ with atheris.instrument_imports(include=["PIL", "python_multipart", "cvt", "h11"
 
 
 def image(data: bytes) -> None:
-    """A file's bytes to the network's input."""
+    """Decode and preprocess the bytes of an image."""
     try:
         array = prepare(Preprocess(size=32), read_image(data, most=1_000_000))
     except InputError:
@@ -42,12 +44,12 @@ def image(data: bytes) -> None:
 
 
 def form(data: bytes) -> None:
-    """A form's bytes to its files."""
+    """Parse the bytes of a form."""
     class Request:
         headers = {"content-type": "multipart/form-data; boundary=b"}
 
         async def stream(self):
-            for start in range(0, len(data), 64):  # in pieces, as a network brings it
+            for start in range(0, len(data), 64):  # in chunks, as from a network
                 yield data[start:start + 64]
 
     async def read() -> None:
@@ -66,7 +68,7 @@ def form(data: bytes) -> None:
 
 
 def request_target() -> Callable[[bytes], None]:
-    """A server in this process, of which every input is a connection's bytes."""
+    """A server in this process; each input is the bytes of a connection."""
     config = ServeConfig(port=0, read_timeout=0.5)
     server = Server(Predictor("cvt_nano.fashion_mnist"), config, name="tiny", samples=None,
                     api_key=None, explainer=None)
@@ -83,13 +85,13 @@ def request_target() -> Callable[[bytes], None]:
             try:
                 link.sendall(data)
                 link.shutdown(socket.SHUT_WR)
-                answer = b""
+                response = b""
                 while received := link.recv(65536):
-                    answer += received
+                    response += received
             except ConnectionError:
-                return  # hung up on while it still sends
-        for status in re.findall(rb"^HTTP/1\.1 (\d+)", answer, re.M):
-            assert status not in (b"500", b"502"), answer
+                return  # the server closed the connection early
+        for status in re.findall(rb"^HTTP/1\.1 (\d+)", response, re.M):
+            assert status not in (b"500", b"502"), response
 
     return request
 

@@ -80,7 +80,8 @@ def test_calibration_error_agrees_with_its_definition_and_torchmetrics(seed):
 def test_full_confidence_is_in_the_last_bin():
     probs = torch.tensor([[1.0, 0.0], [0.96, 0.04]])
     result = evaluate(probs, torch.tensor([1, 0]))
-    assert result.calibration_bins[-1] == pytest.approx((2, 0.98, 0.5))
+    last = result.calibration_bins[-1]
+    assert (last.n, last.confidence, last.accuracy) == pytest.approx((2, 0.98, 0.5))
     assert result.ece == pytest.approx(0.48)
 
 

@@ -5,10 +5,11 @@ Shape letters: n images, K classes. Fractions are in [0, 1]; the loss is in nats
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from scipy.stats import binomtest
@@ -56,7 +57,8 @@ class ClassScore:
     """Harmonic mean of precision and recall."""
 
 
-class Bin(NamedTuple):
+@dataclass(frozen=True, kw_only=True)
+class Bin:
     """The predictions with a confidence in one bin; all zeros for an empty bin."""
 
     n: int
@@ -82,7 +84,8 @@ class Misclassified:
     """Probability of the predicted class."""
 
 
-class Unreadable(NamedTuple):
+@dataclass(frozen=True, kw_only=True)
+class Unreadable:
     """An unreadable image."""
 
     name: str
@@ -137,12 +140,8 @@ class Evaluation:
 
     def to_dict(self) -> dict[str, Any]:
         """All metrics as dicts and lists, for JSON."""
-        return {**asdict(self), "classes": list(self.classes),
-                "per_class": [asdict(c) for c in self.per_class],
-                "confusion_matrix": [list(row) for row in self.confusion_matrix],
-                "calibration_bins": [b._asdict() for b in self.calibration_bins],
-                "misclassified": [asdict(m) for m in self.misclassified],
-                "unreadable": [u._asdict() for u in self.unreadable]}
+        data: dict[str, Any] = json.loads(json.dumps(asdict(self)))
+        return data
 
 
 def score(probs: Tensor, labels: Tensor, names: Sequence[str], classes: tuple[str, ...],
@@ -179,7 +178,8 @@ def score(probs: Tensor, labels: Tensor, names: Sequence[str], classes: tuple[st
         confusion_matrix=tuple(tuple(row) for row in confusion.tolist()),
         calibration_bins=bins,
         misclassified=_misclassified(confidence, predicted, labels, names, readable),
-        unreadable=tuple(Unreadable(names[i], unreadable[i]) for i in sorted(unreadable)))
+        unreadable=tuple(Unreadable(name=names[i], reason=unreadable[i])
+                         for i in sorted(unreadable)))
 
 
 def _check(probs: Tensor, labels: Tensor, names: int, k: int, loss: float) -> None:
@@ -215,7 +215,7 @@ def _calibration_bins(confidence: Tensor, correct: Tensor) -> tuple[Bin, ...]:
     bin_index = torch.bucketize(confidence, edges)
     counts, confidences, hits = (torch.bincount(bin_index, weights, NUM_BINS).tolist()
                                  for weights in (None, confidence, correct.double()))
-    return tuple(Bin(c, s / c, h / c) if c else Bin(0, 0.0, 0.0)
+    return tuple(Bin(n=c, confidence=s / max(c, 1), accuracy=h / max(c, 1))
                  for c, s, h in zip(counts, confidences, hits, strict=True))
 
 

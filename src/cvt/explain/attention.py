@@ -6,10 +6,8 @@ the last stage's blocks are computed again. Shape letters as in `cvt.model`.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -48,8 +46,13 @@ def forward_attention(model: CvT, images: Tensor
     """
     stage, config = model.stages[-1], model.config.stages[-1]
     inputs: list[tuple[ConvAttention, Tensor, Grid]] = []
-    with _record_inputs([cast("Block", block).attn for block in stage.blocks], inputs):
+    hooks = [cast("Block", block).attn.register_forward_pre_hook(
+        lambda attn, args: inputs.append((attn, *args))) for block in stage.blocks]
+    try:
         features, maps = model.forward_intermediates(images)
+    finally:
+        for hook in hooks:
+            hook.remove()
     logits = model.forward_head(features)
     if stage.cls_token is None:
         return logits, maps, None
@@ -92,19 +95,3 @@ def _key_to_tokens(config: StageConfig, grid: Grid) -> Tensor:
         ceil_mode=config.projection == "avg")
     spread = keys.flatten(1).T  # (S, T)
     return torch.block_diag(torch.ones(1, 1), spread / spread.sum(1, keepdim=True))
-
-
-@contextmanager
-def _record_inputs(modules: Sequence[ConvAttention],
-                   inputs: list[tuple[ConvAttention, Tensor, Grid]]) -> Iterator[None]:
-    """Within the block, append each of `modules` and its arguments to `inputs` when it is called.
-    """
-    def record(module: Any, args: tuple[Tensor, Grid]) -> None:
-        inputs.append((module, *args))
-
-    handles = [module.register_forward_pre_hook(record) for module in modules]
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
