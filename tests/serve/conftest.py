@@ -48,14 +48,14 @@ def predictor(trained):
 @pytest.fixture
 def slow(predictor, monkeypatch):
     """slow(seconds): from now on the network takes that long for each batch."""
-    real = predictor.logits
+    real = predictor._session
 
     def slow(seconds):
-        def logits(batch):
+        def session(batch):
             time.sleep(seconds)
             return real(batch)
 
-        monkeypatch.setattr(predictor, "logits", logits)
+        monkeypatch.setattr(predictor, "_session", session)
 
     return slow
 

@@ -287,7 +287,7 @@ def test_an_internal_error_is_500_with_an_id_that_is_in_the_log(served, predicto
 
     LOG.setLevel(logging.ERROR)
     with monkeypatch.context() as patch:
-        patch.setattr(predictor, "logits", broken)
+        patch.setattr(predictor, "_session", broken)
         answer = classify(client, image())
     code, message = error_of(answer)
     assert code == "internal_error"

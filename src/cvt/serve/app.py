@@ -86,8 +86,7 @@ class Server:
             for _twice in range(2):  # a runtime compiles for a shape when it sees it again
                 await asyncio.to_thread(self.predictor.logits, np.zeros(
                     (images, card.model.in_chans, size, size), np.float32))
-        # Looked up at each batch, so that a test may replace it.
-        async with Batcher(self._prepare, lambda batch: self.predictor.logits(batch), self.config,
+        async with Batcher(self._prepare, self.predictor.logits, self.config,
                            threads=available_cores(),
                            on_batch=self.metrics.batch_size.observe) as self.batcher:
             self.metrics.images_in_flight.set_function(lambda: self.batcher.in_flight)
