@@ -19,20 +19,20 @@ from cvt.weights.models import load_model
 pytestmark = pytest.mark.slow
 
 
-def error_of(answer):
-    assert answer.headers["content-type"] == "application/json"
-    error = answer.json()["error"]
-    assert error["request_id"] == answer.headers["x-request-id"]
-    assert ERROR_CODES[error["code"]][0] == answer.status_code
+def error_of(response):
+    assert response.headers["content-type"] == "application/json"
+    error = response.json()["error"]
+    assert error["request_id"] == response.headers["x-request-id"]
+    assert ERROR_CODES[error["code"]][0] == response.status_code
     return error["code"], error["message"]
 
 
 def test_the_bytes_of_an_image_get_the_predictors_classes(client, predictor, image, classify):
-    answer = classify(client, image())
+    response = classify(client, image())
 
     [expected] = predictor([image()], 4)
-    assert answer.status_code == 200
-    body = answer.json()
+    assert response.status_code == 200
+    body = response.json()
     assert body["model"] == "tiny"
     assert 0 < body["duration_seconds"] < 30
     [prediction] = body["predictions"]
@@ -72,21 +72,21 @@ def test_no_response_is_for_another_image(client, predictor, image, classify):
     expected = [p.classes for p in predictor([image(i) for i in seeds], 4)]
 
     with ThreadPoolExecutor(16) as pool:
-        answers = list(pool.map(lambda i: classify(client, image(i)).json(), seeds))
+        responses = list(pool.map(lambda i: classify(client, image(i)).json(), seeds))
 
-    for answer, wanted in zip(answers, expected, strict=True):
-        got = {c["name"]: c["probability"] for c in answer["predictions"][0]["classes"]}
+    for response, wanted in zip(responses, expected, strict=True):
+        got = {c["name"]: c["probability"] for c in response["predictions"][0]["classes"]}
         assert got == pytest.approx(dict(wanted), abs=1e-5)
     assert client.server.batcher.in_flight == client.server.memory.used == 0
 
 
 def test_an_explanation_has_the_maps_of_cvt_explain(client, trained, image):
-    answer = client.post("/v1/explain", content=image(), params={"target": "bee"},
+    response = client.post("/v1/explain", content=image(), params={"target": "bee"},
                          headers={"content-type": "image/png"})
 
     model, card = load_model(trained)
     expected = explain(model, card, read_image(image()), target="bee")
-    body = answer.json()
+    body = response.json()
     assert body["target"] == "bee"
     assert {c["name"]: c["probability"] for c in body["classes"]} == pytest.approx(
         dict(expected.classes), rel=1e-5)
@@ -105,10 +105,10 @@ def test_an_explanation_has_the_maps_of_cvt_explain(client, trained, image):
 def test_an_exported_model_cannot_be_explained(served, image):
     client = served(explainable=False)
 
-    answer = client.post("/v1/explain", content=image(), headers={"content-type": "image/png"})
+    response = client.post("/v1/explain", content=image(), headers={"content-type": "image/png"})
 
-    assert answer.status_code == 501
-    assert error_of(answer)[0] == "not_explainable"
+    assert response.status_code == 501
+    assert error_of(response)[0] == "not_explainable"
     assert client.get("/v1/model").json()["explainable"] is False
 
 
@@ -125,9 +125,9 @@ def test_health_and_readiness(client):
     assert client.get("/healthz").json() == client.get("/readyz").json() == {"status": "ok"}
     client.server.shutting_down = True
     try:
-        answer = client.get("/readyz")
-        assert answer.status_code == 503
-        assert error_of(answer)[0] == "shutting_down"
+        response = client.get("/readyz")
+        assert response.status_code == 503
+        assert error_of(response)[0] == "shutting_down"
         assert client.get("/healthz").status_code == 200
     finally:
         client.server.shutting_down = False
@@ -156,11 +156,11 @@ def test_the_openapi_document_has_every_path_and_response(client):
 
     assert set(paths) == {"/v1/classify", "/v1/explain", "/v1/model", "/healthz", "/readyz",
                           "/metrics"}
-    answers = paths["/v1/classify"]["post"]["responses"]
-    assert {"200", "400", "401", "408", "413", "415", "422", "429", "503"} <= set(answers)
+    responses = paths["/v1/classify"]["post"]["responses"]
+    assert {"200", "400", "401", "408", "413", "415", "422", "429", "503"} <= set(responses)
     for status, codes in (("413", ("request_too_large", "too_many_images")),
                           ("422", ("unreadable_image", "invalid_request"))):
-        assert all(f"`{code}`: " in answers[status]["description"] for code in codes)
+        assert all(f"`{code}`: " in responses[status]["description"] for code in codes)
 
 
 def test_a_request_keeps_its_id_or_gets_one(client):
@@ -182,9 +182,9 @@ def test_an_unknown_path_or_method_has_an_error_of_the_same_form(client, method,
 
 def test_an_image_is_never_fetched_from_a_url(client):
     for kind in ("text/plain", "application/json", "application/x-www-form-urlencoded", ""):
-        answer = client.post("/v1/classify", content=b"http://127.0.0.1/x.png",
+        response = client.post("/v1/classify", content=b"http://127.0.0.1/x.png",
                              headers={"content-type": kind})
-        assert error_of(answer)[0] == "unsupported_media_type"
+        assert error_of(response)[0] == "unsupported_media_type"
 
 
 @pytest.mark.parametrize(("content", "kind", "code", "message"), [
@@ -214,15 +214,15 @@ def test_a_parameter_out_of_range_is_rejected(client, image, classify, params):
 
 
 def test_an_unknown_target_class_is_rejected(client, image):
-    answer = client.post("/v1/explain", content=image(), params={"target": "bea"},
+    response = client.post("/v1/explain", content=image(), params={"target": "bea"},
                          headers={"content-type": "image/png"})
-    assert error_of(answer) == ("invalid_request", "there is no class 'bea'; did you mean bee?")
-    answer = client.post("/v1/explain", content=b"no image", params={"target": "bee"},
+    assert error_of(response) == ("invalid_request", "there is no class 'bea'; did you mean bee?")
+    response = client.post("/v1/explain", content=b"no image", params={"target": "bee"},
                          headers={"content-type": "image/png"})
-    assert error_of(answer)[0] == "unreadable_image"
-    answer = client.post("/v1/explain", content=b"no image", params={"target": "bea"},
+    assert error_of(response)[0] == "unreadable_image"
+    response = client.post("/v1/explain", content=b"no image", params={"target": "bea"},
                          headers={"content-type": "image/png"})
-    assert error_of(answer) == ("invalid_request", "there is no class 'bea'; did you mean bee?")
+    assert error_of(response) == ("invalid_request", "there is no class 'bea'; did you mean bee?")
 
 
 def test_a_protected_server_requires_its_api_key(served):
@@ -230,9 +230,9 @@ def test_a_protected_server_requires_its_api_key(served):
 
     for headers in ({}, {"x-api-key": "0123456789abcdeF"}, {"authorization": "Bearer nothing"},
                     {"authorization": "Basic 0123456789abcdef"}):
-        answer = client.get("/v1/model", headers=headers)
-        assert error_of(answer)[0] == "unauthorized"
-        assert answer.headers["www-authenticate"] == "Bearer"
+        response = client.get("/v1/model", headers=headers)
+        assert error_of(response)[0] == "unauthorized"
+        assert response.headers["www-authenticate"] == "Bearer"
     assert error_of(client.get("/metrics"))[0] == "unauthorized"
     for headers in ({"x-api-key": "0123456789abcdef"},
                     {"authorization": "Bearer 0123456789abcdef"}):
@@ -253,8 +253,8 @@ def test_a_host_that_is_not_local_is_rejected_on_a_local_address(served):
 def test_pages_of_other_sites_are_allowed_only_if_they_are_listed(served, image):
     headers = {"origin": "https://example.org", "content-type": "image/png"}
     client = served()
-    answer = client.post("/v1/classify", content=image(), headers=headers)
-    assert error_of(answer)[0] == "origin_not_allowed"
+    response = client.post("/v1/classify", content=image(), headers=headers)
+    assert error_of(response)[0] == "origin_not_allowed"
     own = f"http://127.0.0.1:{client.port}"
     assert client.get("/healthz", headers={"origin": own}).status_code == 200
 
@@ -264,10 +264,10 @@ def test_pages_of_other_sites_are_allowed_only_if_they_are_listed(served, image)
         "access-control-request-headers": "x-api-key"})
     assert preflight.status_code == 200
     assert preflight.headers["access-control-allow-origin"] == "https://example.org"
-    answer = client.post("/v1/classify", content=image(),
+    response = client.post("/v1/classify", content=image(),
                          headers={**headers, "x-api-key": "0123456789abcdef"})
-    assert answer.status_code == 200
-    assert answer.headers["access-control-allow-origin"] == "https://example.org"
+    assert response.status_code == 200
+    assert response.headers["access-control-allow-origin"] == "https://example.org"
 
 
 def test_every_response_has_the_security_headers(client):
@@ -288,12 +288,12 @@ def test_an_internal_error_is_500_with_an_id_that_is_in_the_log(served, predicto
     LOG.setLevel(logging.ERROR)
     with monkeypatch.context() as patch:
         patch.setattr(predictor, "_session", broken)
-        answer = classify(client, image())
-    code, message = error_of(answer)
+        response = classify(client, image())
+    code, message = error_of(response)
     assert code == "internal_error"
     assert "broke" not in message  # what is inside stays inside
     [record] = caplog.records
-    assert record.fields["request_id"] == answer.headers["x-request-id"]
+    assert record.fields["request_id"] == response.headers["x-request-id"]
     assert "the runtime broke" in record.exc_text
     assert classify(client, image()).status_code == 200
 
@@ -302,7 +302,7 @@ def test_the_log_is_json_that_cannot_control_a_terminal(served, caplog):
     client = served()
     LOG.setLevel(logging.INFO)
     client.get("/%1b]0;owned%07%0a{}", headers={"x-request-id": "r1"})
-    while not caplog.records:  # it is written once the answer is sent
+    while not caplog.records:  # it is written once the response is sent
         time.sleep(0.01)
     line = JsonFormatter().format(caplog.records[-1])
     assert line.isprintable()

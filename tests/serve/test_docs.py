@@ -32,7 +32,7 @@ def test_its_commands_can_be_called(line, capsys):
     assert yaml.safe_load(capsys.readouterr().out)["port"] == 8000
 
 
-def test_its_requests_are_answered(client, image, tmp_path, monkeypatch):
+def test_its_requests_succeed(client, image, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for i, name in enumerate(("shirt.png", "dress.png")):
         Path(name).write_bytes(image(i))

@@ -41,9 +41,9 @@ def test_a_request_of_more_bytes_is_rejected(served, image, classify, over, stat
 
     assert classify(client, data).status_code == status
     # The same where its size is not announced.
-    answer = client.post("/v1/classify", content=iter([data[:100], data[100:]]),
+    response = client.post("/v1/classify", content=iter([data[:100], data[100:]]),
                          headers={"content-type": "image/png"})
-    assert answer.status_code == status
+    assert response.status_code == status
     assert client.server.memory.used == 0
 
 
@@ -51,19 +51,19 @@ def test_a_request_of_more_bytes_is_rejected(served, image, classify, over, stat
 def test_a_request_of_more_images_is_rejected(served, image, count, status):
     client = served(max_images=2)
     files = [("images", (f"{i}.png", image(i))) for i in range(count)]
-    answer = client.post("/v1/classify", files=files)
-    assert answer.status_code == status
+    response = client.post("/v1/classify", files=files)
+    assert response.status_code == status
     if status == 413:
-        assert answer.json()["error"]["code"] == "too_many_images"
+        assert response.json()["error"]["code"] == "too_many_images"
 
 
 @pytest.mark.parametrize(("size", "status"), [((40, 39), 200), ((40, 40), 200), ((41, 40), 422)])
 def test_an_image_of_more_pixels_is_rejected(served, image, classify, size, status):
     client = served(max_pixels=1600)
-    answer = classify(client, image(size=size))
-    assert answer.status_code == status
+    response = classify(client, image(size=size))
+    assert response.status_code == status
     if status == 422:
-        assert "has 41x40 pixels, more than 1,600" in answer.json()["error"]["message"]
+        assert "has 41x40 pixels, more than 1,600" in response.json()["error"]["message"]
         explained = client.post("/v1/explain", content=image(size=size),
                                 headers={"content-type": "image/png"})
         assert explained.status_code == 422
@@ -132,8 +132,8 @@ def test_an_image_that_waits_too_long_in_the_queue_is_rejected(
     slow(seconds)
     with ThreadPoolExecutor(2) as pool:
         first, second = [pool.submit(classify, client, image(i)) for i in range(2)]
-        answers = sorted(f.result().status_code for f in (first, second))
-    assert answers == [200, status]
+        statuses = sorted(f.result().status_code for f in (first, second))
+    assert statuses == [200, status]
     if status == 503:
         expired = next(f.result() for f in (first, second) if f.result().status_code == 503)
         assert expired.json()["error"]["code"] == "queue_timeout"
@@ -147,10 +147,10 @@ def test_an_image_that_waits_too_long_in_the_queue_is_rejected(
 def test_a_request_that_does_not_arrive_in_time_is_rejected(served, begun):
     client = served(read_timeout=0.3)
     start = time.perf_counter()
-    answer = raw(client.port, begun)
+    response = raw(client.port, begun)
     assert 0.25 < time.perf_counter() - start < 3
-    assert answer.startswith(b"HTTP/1.1 408 ")
-    assert b'"code": "request_timeout"' in answer
+    assert response.startswith(b"HTTP/1.1 408 ")
+    assert b'"code": "request_timeout"' in response
     while client.server.memory.used:
         time.sleep(0.01)
 
@@ -161,14 +161,14 @@ def test_a_request_that_trickles_in_gets_no_more_time(served):
         start = time.perf_counter()
         connection.sendall(HEAD + b"Content-Length: 1000\r\n\r\n")
         connection.settimeout(0.05)
-        answer = b""
-        while not answer and time.perf_counter() - start < 5:
+        response = b""
+        while not response and time.perf_counter() - start < 5:
             connection.sendall(b"x")
             try:
-                answer = connection.recv(4096)
+                response = connection.recv(4096)
             except TimeoutError:
                 continue
-        assert answer.startswith(b"HTTP/1.1 408 ")
+        assert response.startswith(b"HTTP/1.1 408 ")
         assert 0.4 < time.perf_counter() - start < 2
 
 
@@ -193,9 +193,9 @@ def test_a_connection_serves_one_request_after_another(served, image):
             time.sleep(0.3)
             assert connection.recv(65536).startswith(b"HTTP/1.1 200 ")
         connection.sendall(request + request)  # pipelined
-        answers = b""
-        while answers.count(b"HTTP/1.1 200 ") < 2:
-            answers += connection.recv(65536)
+        responses = b""
+        while responses.count(b"HTTP/1.1 200 ") < 2:
+            responses += connection.recv(65536)
 
 
 def test_a_response_does_not_wait_for_the_acknowledgement_of_its_head(served):
@@ -204,9 +204,9 @@ def test_a_response_does_not_wait_for_the_acknowledgement_of_its_head(served):
         for _ in range(20):
             start = time.perf_counter()
             connection.sendall(b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n")
-            answer = b""
-            while not answer.endswith(b'{"status":"ok"}'):
-                answer += connection.recv(65536)
+            response = b""
+            while not response.endswith(b'{"status":"ok"}'):
+                response += connection.recv(65536)
             seconds.append(time.perf_counter() - start)
     assert min(seconds) < 0.03  # else 0.04, by the system's clock for acknowledgements
 
@@ -215,10 +215,10 @@ def test_the_rest_of_a_rejected_body_does_not_break_the_connection(served):
     client = served(max_request_bytes=100)
     with socket.create_connection(("127.0.0.1", client.port), timeout=5) as connection:
         connection.sendall(HEAD + b"Content-Length: 500000\r\n\r\n" + b"x" * 250000)
-        answers = b""
-        while not answers.endswith(b"}}"):
-            answers += connection.recv(65536)
-        assert answers.startswith(b"HTTP/1.1 413 ")
+        responses = b""
+        while not responses.endswith(b"}}"):
+            responses += connection.recv(65536)
+        assert responses.startswith(b"HTTP/1.1 413 ")
         connection.sendall(b"x" * 250000 + b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n")
         assert connection.recv(65536).startswith(b"HTTP/1.1 200 ")
 
@@ -244,9 +244,9 @@ def test_a_connection_beyond_the_limit_is_rejected_until_another_closes(served):
     b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 1\r\nContent-Length: 2\r\n\r\n"])
 def test_invalid_http_is_rejected(served, data):
     client = served()
-    answer = raw(client.port, data)
-    assert answer.startswith(b"HTTP/1.1 400 ")
-    assert b'"code": "bad_request"' in answer
+    response = raw(client.port, data)
+    assert response.startswith(b"HTTP/1.1 400 ")
+    assert b'"code": "bad_request"' in response
     assert client.get("/healthz").status_code == 200
 
 

@@ -59,10 +59,10 @@ def test_sigterm_finishes_the_requests_in_flight_and_exits_with_0(trained, image
         time.sleep(0.3)
         for connection in waiting:
             connection.sendall(data[-1:])
-        answers = [connection.recv(65536) for connection in waiting]
+        responses = [connection.recv(65536) for connection in waiting]
         for connection in waiting:
             connection.close()
-        assert sum(answer.startswith(b"HTTP/1.1 200 ") for answer in answers) == 100
+        assert sum(response.startswith(b"HTTP/1.1 200 ") for response in responses) == 100
         assert server.wait(20) == 0
         with pytest.raises(ConnectionError):
             socket.create_connection(("127.0.0.1", port))
@@ -83,9 +83,9 @@ def test_during_the_shutdown_delay_requests_are_accepted_while_it_is_not_ready(t
         server.send_signal(signal.SIGTERM)
         time.sleep(0.3)
         assert client.get("/readyz").status_code == 503
-        answer = client.post("/v1/classify", content=image(),
+        response = client.post("/v1/classify", content=image(),
                              headers={"content-type": "image/png"})
-        assert answer.status_code == 200
+        assert response.status_code == 200
         assert server.wait(20) == 0
 
 
@@ -101,9 +101,9 @@ def test_an_exported_model_is_served_without_torch_and_with_a_key(trained, tmp_p
         model = client.get("/v1/model").json()
         assert model["explainable"] is False
         assert str(tmp_path) not in json.dumps(model)  # its path is private
-        answer = client.post("/v1/classify", content=image(),
+        response = client.post("/v1/classify", content=image(),
                              headers={"content-type": "image/png"})
-        assert answer.status_code == 200
+        assert response.status_code == 200
 
 
 def test_a_port_that_is_taken_is_one_line(trained, capfd):
