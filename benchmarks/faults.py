@@ -3,9 +3,9 @@
     python benchmarks/faults.py [--kills 100] [--repeats 5] [--flips 100] [--ranks 20]
 
 Each run is a process that trains a tiny network on scikit-learn's digits: killed at a random
-moment, killed after each disk operation of a save, given a corrupt checkpoint or a failing disk, or with
-one of its processes killed or frozen. It is then resumed to its end, and its weights are compared,
-bit for bit, with those of an undisturbed run.
+moment, killed after each disk operation of a save, given a corrupt checkpoint or a failing disk,
+or with one of its processes killed or frozen. It is then resumed to its end, and its weights are
+compared, bit for bit, with those of an undisturbed run.
 """
 
 from __future__ import annotations

@@ -34,7 +34,7 @@ def main() -> None:
         rows[tag] = {"n": result.n, "top1": asdict(result.top1), "top5": asdict(result.top5),
                      "loss": result.loss, "ece": result.ece,
                      "sha256": hashlib.sha256((home / SAFETENSORS).read_bytes()).hexdigest()}
-        print(f"{tag:<24}{result.headline()}", flush=True)
+        print(f"{tag:<24}{result.summary()}", flush=True)
     print(keep("shipped", {"rows": rows}))
 
 

@@ -11,7 +11,7 @@ def test_convert_prints_what_it_wrote_and_what_it_read(model, tmp_path, capsys):
     assert main(["convert", str(tmp_path / "x.pth"), str(tmp_path / "t"), "--to", "timm"]) == 0
     assert main(["predict", str(tmp_path / "images/ant"), "--model", str(tmp_path / "t"),
                  "--json"]) == 0
-    assert json.loads(capsys.readouterr().out.splitlines()[-1])["classes"][0][0] in "012"
+    assert json.loads(capsys.readouterr().out.splitlines()[-1])["classes"][0]["name"] in "012"
 
 
 def test_convert_refuses_in_one_line(model, tmp_path, capsys):

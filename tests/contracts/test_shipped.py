@@ -139,7 +139,7 @@ def test_an_image_is_classified_right_after_installing():
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
 
     assert done.returncode == 0, done.stderr
-    assert json.loads(done.stdout)["classes"][0][0] == "Shirt"
+    assert json.loads(done.stdout)["classes"][0]["name"] == "Shirt"
     assert done.stderr.count("\n") == 1
     assert "cvt predict: this is cvt_nano.fashion_mnist" in done.stderr
 

@@ -89,8 +89,9 @@ def test_the_figures_that_are_logged_are_those_of_the_file(tiny_file, tmp_path, 
     assert final["n"] == 360
     assert final["loss"] == pytest.approx(evaluation.loss, rel=1e-6)
     assert final["top1"]["value"] == evaluation.top1.value
-    assert final["confusion"] == [list(row) for row in evaluation.confusion]
-    assert [m["index"] for m in final["mistakes"]] == [m.index for m in evaluation.mistakes]
+    assert final["confusion_matrix"] == [list(row) for row in evaluation.confusion_matrix]
+    assert [m["index"] for m in final["misclassified"]] == [
+        m.index for m in evaluation.misclassified]
 
 
 def test_statistics_are_the_mean_of_the_processes(tiny_file, tmp_path):

@@ -93,7 +93,7 @@ def _changes(parser: Parser, chosen: Namespace, args: Sequence[str]) -> dict[str
 
 def _print_result(run: Path, evaluation: Evaluation | None) -> int:
     if evaluation:  # else this is not the main process
-        print(f"{evaluation.headline()}\nreport: {run / 'report.html'}")
+        print(f"{evaluation.summary()}\nreport: {run / 'report.html'}")
     return 0
 
 

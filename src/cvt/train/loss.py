@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from cvt.config import Preprocess
+from cvt.data.classes import class_order
 from cvt.data.dataset import LabeledImages
 from cvt.system.device import autocast
 from cvt.system.errors import InputError, one_line

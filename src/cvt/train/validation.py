@@ -13,7 +13,7 @@ from cvt.data.loader import evaluation_batches
 from cvt.data.unreadable import UnreadableImages
 from cvt.evaluate.metrics import Evaluation
 from cvt.evaluate.report import write_report
-from cvt.evaluate.run import METRICS, REPORT, classify, evaluation_of
+from cvt.evaluate.run import METRICS, REPORT, classify, score_logits
 from cvt.system.device import device_name
 from cvt.system.machine import describe_machine
 from cvt.system.schema import write_mapping
@@ -53,7 +53,7 @@ def evaluate(model: nn.Module, setup: Setup) -> Evaluation | None:
                             for i in range(rank, len(val), engine.world_size)
                             if i not in unreadable])
     order = indices.argsort()
-    return evaluation_of(val, torch.cat([share[0] for share in shares])[order],
+    return score_logits(val, torch.cat([share[0] for share in shares])[order],
                          torch.cat([share[1] for share in shares])[order], unreadable)
 
 
