@@ -45,7 +45,8 @@ from torch import Tensor, nn
 sys.path.insert(0, str(Path(__file__).parents[1] / "src"))  # the checkout need not be installed
 
 from cvt.config import VARIANTS
-from cvt.deploy.bench import PEERS, build_peer, interleaved, ratio, summary
+from cvt.deploy.bench import PEERS, build_peer
+from cvt.deploy.timing import interleaved, ratio, summary
 from cvt.fast.network import Folded
 from cvt.fast.training import TrainingForm
 from cvt.model import CvT

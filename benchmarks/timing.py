@@ -13,7 +13,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from cvt.deploy.bench import interleaved, ratio, summary
+from cvt.deploy.timing import interleaved, ratio, summary
 
 __all__ = ["RESULTS", "interleaved", "keep", "ratio", "summary"]
 

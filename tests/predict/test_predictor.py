@@ -341,7 +341,7 @@ def test_a_damaged_export_is_told_by_its_checksum(home, tmp_path, damage):
     for file in (home / "openvino").iterdir():
         (tmp_path / file.name).write_bytes(file.read_bytes())
     (tmp_path / "model.xml").write_bytes(damage)
-    with pytest.raises(InputError, match=r"model\.xml is not what was exported"):
+    with pytest.raises(InputError, match=r"model\.xml is corrupt or was edited"):
         Predictor(tmp_path)
 
 
