@@ -10,7 +10,7 @@ from typing import Any
 
 from cvt.cli.options import add_quiet
 from cvt.cli.parser import Parser
-from cvt.studies.ablate.studies import STUDIES, TABLES
+from cvt.studies.ablate.tables import STUDIES, TABLES
 from cvt.train.recipe import Recipe
 
 _DESCRIPTION = """Put claims of the paper to the test on data at hand: position (Table 5), embedding
@@ -54,7 +54,7 @@ def main(args: Sequence[str]) -> int:
     found = ablate(names, recipe, output,
                    sampling=Sampling(seeds=tuple(chosen.seeds), sizes=tuple(chosen.sizes)),
                    jobs=chosen.jobs, keep_weights=chosen.keep_weights,
-                   say=(lambda _: None) if chosen.quiet else lambda what: print(
+                   progress=(lambda _: None) if chosen.quiet else lambda what: print(
                        what, file=sys.stderr, flush=True))
     if chosen.json:
         print(json.dumps({name: found["studies"][name] for name in names}))
@@ -78,7 +78,7 @@ def _print(study: dict[str, Any]) -> None:
     for row in study["rows"]:
         label = row["label"] + (f", {row['images']:,} images" if row["images"] else "")
         here = "diverged" if row["mean"] is None else f"{row['mean']:.2f}" + (
-            "" if row["sd"] is None else f" +- {row['sd']:.2f}")
+            "" if row["std"] is None else f" +- {row['std']:.2f}")
         table.add_row(label, here, "" if row["paper_top1"] is None else f"{row['paper_top1']:.1f}")
     console.print(table)
     for c in study["comparisons"]:
