@@ -235,6 +235,34 @@ def build_peer(name: str, size: int) -> nn.Module:
         raise InputError(f"{name} cannot be built for {size} pixels: {error}") from None
 
 
+def forward_call(model: Callable[[Tensor], object], images: Tensor, precision: str = "fp32"
+                 ) -> Call:
+    """A forward pass in inference mode; "bf16" is autocast."""
+    def forward() -> None:
+        with torch.inference_mode(), autocast(images.device, precision):
+            model(images)
+
+    return forward
+
+
+def train_step(model: nn.Module, images: Tensor, precision: str = "fp32") -> Call:
+    """A training step: forward, cross entropy, backward and AdamW; "bf16" is autocast."""
+    model.train()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4)
+
+    def step() -> None:
+        with autocast(images.device, precision):
+            out = model(images)
+            logits = out if isinstance(out, Tensor) else out.logits
+            labels = torch.arange(len(images)) % logits.shape[1]
+            loss = F.cross_entropy(logits, labels)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+
+    return step
+
+
 @dataclass(frozen=True)
 class _Network:
     """A network that is built once, when first needed, for all its candidates."""
@@ -281,9 +309,9 @@ class _Candidate:
         images = torch.randn(batch, config.in_chans if config else 3, size, size)
         flops = batch * self.network.flops
         if self.train:
-            return _train_step(self._trainable(), images, self.precision), 3 * flops, None
+            return train_step(self._trainable(), images, self.precision), 3 * flops, None
         if by_pytorch:
-            return _forward(model, images, self.precision), flops, None
+            return forward_call(model, images, self.precision), flops, None
         from cvt.deploy.backends import optimize
 
         # Calibrated on noise, and at any difference: the weights are random, only speed counts.
@@ -347,32 +375,6 @@ def _peers(names: Iterable[str], models: Sequence[str]) -> list[str]:
             config_of(network)
         full.append(name)
     return list(dict.fromkeys(full))
-
-
-def _forward(model: nn.Module, images: Tensor, precision: str) -> Call:
-    def forward() -> None:
-        with torch.inference_mode(), autocast(images.device, precision):
-            model(images)
-
-    return forward
-
-
-def _train_step(model: nn.Module, images: Tensor, precision: str) -> Call:
-    """Forward, cross entropy, backward and AdamW."""
-    model.train()
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4)
-
-    def step() -> None:
-        with autocast(images.device, precision):
-            out = model(images)
-            logits = out if isinstance(out, Tensor) else out.logits
-            labels = torch.arange(len(images)) % logits.shape[1]
-            loss = F.cross_entropy(logits, labels)
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-
-    return step
 
 
 def _check_requested(candidates: Sequence[_Candidate], failures: Mapping[str, InputError],

@@ -9,11 +9,10 @@ batch of at least 2, and sides that leave every stage more than one token and on
 
 from __future__ import annotations
 
-import contextlib
 import copy
 import itertools
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -160,12 +159,9 @@ class _Named(nn.Module):
         return self.network(images.bfloat16()).float() if self.bf16 else self.network(images)
 
 
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
+def _quiet() -> warnings.catch_warnings:
     """Ignore warnings: exporters warn about their own code, and the graph is verified."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        yield
+    return warnings.catch_warnings(action="ignore")
 
 
 def _name_axes(proto: Any) -> None:

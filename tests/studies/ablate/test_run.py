@@ -13,7 +13,7 @@ from PIL import Image
 from cvt.config import CvTConfig, StageConfig
 from cvt.data.config import AugmentConfig, DataConfig
 from cvt.studies.ablate import training
-from cvt.studies.ablate.run import Sampling, ablate
+from cvt.studies.ablate.run import ablate
 from cvt.studies.ablate.tables import STUDIES, TABLES
 from cvt.studies.resume import STOPPED
 from cvt.system.errors import DivergedError, InputError
@@ -45,8 +45,7 @@ def some(recipe, **values):
 def test_all_tables_share_their_runs_and_leave_no_run_out(recipe, tmp_path):
     lines = []
     out = tmp_path / "out"
-    results = ablate(TABLES, recipe, out, sampling=Sampling(seeds=(0,)), jobs=1,
-                     progress=lines.append)
+    results = ablate(TABLES, recipe, out, seeds=(0,), jobs=1, progress=lines.append)
     assert len(lines) == 12  # configurations of 16 rows: the published one is in every table
     assert len(list((out / "runs").iterdir())) == 12
     for name in TABLES:
@@ -68,8 +67,7 @@ def test_all_tables_share_their_runs_and_leave_no_run_out(recipe, tmp_path):
 
 
 def test_data_trains_each_network_on_each_number_of_images_for_the_same_steps(recipe, tmp_path):
-    sampling = Sampling(seeds=(0, 1), sizes=(10, 40))
-    results = ablate(["data"], some(recipe), tmp_path, sampling=sampling, jobs=1)
+    results = ablate(["data"], some(recipe), tmp_path, seeds=(0, 1), sizes=(10, 40), jobs=1)
     study = results["studies"]["data"]
     assert [(row["label"], row["images"]) for row in study["rows"]] == [
         (name, n) for name in ("CvT", "ViT", "ResNet") for n in (10, 40)]
@@ -87,16 +85,16 @@ def test_data_trains_each_network_on_each_number_of_images_for_the_same_steps(re
 
 
 def test_given_again_it_trains_only_what_is_missing(recipe, tmp_path, monkeypatch):
-    first = ablate(["stride"], recipe, tmp_path, sampling=Sampling(seeds=(0,)), jobs=1)
+    first = ablate(["stride"], recipe, tmp_path, seeds=(0,), jobs=1)
     trained = []
     real = loop.train
     monkeypatch.setattr(loop, "train", lambda recipe, *args, **kwargs: (
         trained.append((recipe.seed, recipe.model)), real(recipe, *args, **kwargs)))
-    again = ablate(["stride"], recipe, tmp_path, sampling=Sampling(seeds=(0,)), jobs=1)
+    again = ablate(["stride"], recipe, tmp_path, seeds=(0,), jobs=1)
     assert (trained, again["studies"]["stride"]["rows"]) == ([], first["studies"]["stride"]["rows"])
-    ablate(["stride"], recipe, tmp_path, sampling=Sampling(seeds=(0, 3)), jobs=1)
+    ablate(["stride"], recipe, tmp_path, seeds=(0, 3), jobs=1)
     assert [seed for seed, _ in trained] == [3, 3]
-    results = ablate(["projection"], recipe, tmp_path, sampling=Sampling(seeds=(0,)), jobs=1)
+    results = ablate(["projection"], recipe, tmp_path, seeds=(0,), jobs=1)
     assert len(trained) == 5  # all but "in all stages", which is stride 2
     assert set(results["studies"]) == {"stride", "projection"}
 
@@ -117,7 +115,7 @@ def test_another_recipe_makes_other_runs_but_another_device_or_place_does_not(re
 
 def test_an_interrupted_run_goes_on_where_it_stopped(recipe, tmp_path, monkeypatch):
     recipe = dataclasses.replace(recipe, epochs=2)
-    whole = ablate(["stride"], recipe, tmp_path / "whole", sampling=Sampling(seeds=(0,)), jobs=1)
+    whole = ablate(["stride"], recipe, tmp_path / "whole", seeds=(0,), jobs=1)
     step, seen = loop.Engine.step, []
 
     def counting(self, batch, lr, number):
@@ -128,8 +126,8 @@ def test_an_interrupted_run_goes_on_where_it_stopped(recipe, tmp_path, monkeypat
 
     monkeypatch.setattr(loop.Engine, "step", counting)
     with pytest.raises(KeyboardInterrupt):
-        ablate(["stride"], recipe, tmp_path / "cut", sampling=Sampling(seeds=(0,)), jobs=1)
-    cut = ablate(["stride"], recipe, tmp_path / "cut", sampling=Sampling(seeds=(0,)), jobs=1)
+        ablate(["stride"], recipe, tmp_path / "cut", seeds=(0,), jobs=1)
+    cut = ablate(["stride"], recipe, tmp_path / "cut", seeds=(0,), jobs=1)
     assert seen[3:6] == [3, 2, 3]  # from the checkpoint after the first epoch of two steps
 
     def figures(results):
@@ -145,10 +143,9 @@ def test_a_loss_that_diverges_is_a_result_and_stays_one(recipe, tmp_path, monkey
     real = loop.train
     monkeypatch.setattr(loop, "train", lambda recipe, *args, **kwargs: (
         diverge if recipe.seed == 1 else real)(recipe, *args, **kwargs))
-    sampling = Sampling(seeds=(0, 1, 2))
-    ablate(["stride"], recipe, tmp_path, sampling=sampling, jobs=1)
+    ablate(["stride"], recipe, tmp_path, jobs=1)
     monkeypatch.setattr(loop, "train", diverge)
-    results = ablate(["stride"], recipe, tmp_path, sampling=sampling, jobs=1)["studies"]["stride"]
+    results = ablate(["stride"], recipe, tmp_path, jobs=1)["studies"]["stride"]
     for row in results["rows"]:
         assert [run["top1"] is None for run in row["runs"]] == [False, True, False]
     assert len(results["comparisons"][0]["differences"]) == 2
@@ -189,9 +186,8 @@ def test_a_signal_stops_all_processes_and_the_same_command_ends_as_one_process_d
     assert within(10, lambda: not alive(process.pid))  # nothing of it is left
     assert not list(runs.glob("*/metrics.json"))
 
-    sampling = Sampling(seeds=(0,))
-    two = ablate(["stride"], recipe, out, sampling=sampling, jobs=2)
-    one = ablate(["stride"], recipe, tmp_path / "one", sampling=sampling, jobs=1)
+    two = ablate(["stride"], recipe, out, seeds=(0,), jobs=2)
+    one = ablate(["stride"], recipe, tmp_path / "one", seeds=(0,), jobs=1)
 
     def figures(results):
         return [row["mean"] for row in results["studies"]["stride"]["rows"]]
@@ -212,7 +208,7 @@ def test_tables_that_cannot_be_made_are_rejected_before_anything_is_written(
         recipe, tmp_path, values, sampling, message):
     with pytest.raises(InputError, match=message):
         ablate(["stride"], dataclasses.replace(recipe, **values), tmp_path / "out",
-               sampling=Sampling(**sampling), jobs=1)
+               **sampling, jobs=1)
     assert not (tmp_path / "out").exists()
 
 
@@ -224,14 +220,14 @@ def test_tables_that_cannot_be_made_are_rejected_before_anything_is_written(
 def test_data_needs_sizes_that_are_there_and_steps(recipe, tmp_path, values, sizes, message):
     with pytest.raises(InputError, match=message):
         ablate(["data"], dataclasses.replace(some(recipe), **values), tmp_path / "out",
-               sampling=Sampling(seeds=(0,), sizes=sizes), jobs=1)
+               seeds=(0,), sizes=sizes, jobs=1)
     assert not (tmp_path / "out").exists()
 
 
 def test_results_of_another_version_are_rejected_and_left_alone(recipe, tmp_path):
     (tmp_path / "ablation.json").write_text('{"version": 7, "studies": {}}')
     with pytest.raises(InputError, match=r"ablation.json has version 7, this package writes 1"):
-        ablate(["stride"], recipe, tmp_path, sampling=Sampling(seeds=(0,)), jobs=1)
+        ablate(["stride"], recipe, tmp_path, seeds=(0,), jobs=1)
     assert (tmp_path / "ablation.json").read_text() == '{"version": 7, "studies": {}}'
 
 
@@ -261,13 +257,13 @@ def test_a_disk_that_fails_in_one_of_several_runs_is_reported_as_itself(recipe, 
     """Not as out of memory, the usual reason that a process ends."""
     (tmp_path / "runs").write_text("a file where the runs should go")
     with pytest.raises(OSError, match="runs"):
-        ablate(["stride"], recipe, tmp_path, sampling=Sampling(seeds=(0,)), jobs=2)
+        ablate(["stride"], recipe, tmp_path, seeds=(0,), jobs=2)
 
 
 def test_weights_that_an_earlier_call_did_not_keep_are_reported(recipe, tmp_path):
     lines = []
     for keep_weights in (False, True):
-        ablate(["stride"], recipe, tmp_path, sampling=Sampling(seeds=(0,)), jobs=1,
+        ablate(["stride"], recipe, tmp_path, seeds=(0,), jobs=1,
                keep_weights=keep_weights, progress=lines.append)
     assert [line for line in lines if "too late" in line] == [
         f"--keep_weights comes too late for {len(STUDIES['stride'].rows)} of them; to train those "

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ from cvt.networks.build import build_network
 from cvt.networks.complexity import network_multiply_adds
 from cvt.studies.ablate.report import to_markdown
 from cvt.studies.ablate.results import compare, mean_and_std, read_outcome
-from cvt.studies.ablate.tables import STUDIES, Row, Study
+from cvt.studies.ablate.tables import SEEDS, SIZES, STUDIES, Row, Study
 from cvt.studies.ablate.training import RUNS, Run, default_jobs, plan_run, train_all
 from cvt.studies.charts import draw_ablation
 from cvt.system.errors import InputError
@@ -32,46 +32,28 @@ RESULTS, VERSION = "ablation.json", 1
 Cell = tuple[Row, int | None]  # a configuration and its number of training images
 
 
-@dataclass(frozen=True, kw_only=True)
-class Sampling:
-    """Repetitions of each configuration of a study."""
-
-    seeds: tuple[int, ...] = (0, 1, 2)
-    """Seeds of weights, order and augmentation; every configuration is trained once with each."""
-    sizes: tuple[int, ...] = (100, 300, 1000, 3000, 10000)
-    """Numbers of training images, for the study `data`."""
-
-    def __post_init__(self) -> None:
-        for name in ("seeds", "sizes"):
-            values = getattr(self, name)
-            minimum = 0 if name == "seeds" else 1
-            if len(set(values)) < len(values):
-                raise InputError(f"--{name} {' '.join(map(str, values))} has a value twice; give "
-                                 "each once")
-            if not values or min(values) < minimum:
-                raise InputError(f"--{name} {' '.join(map(str, values))} must be integers of at "
-                                 f"least {minimum}")
-
-
 def ablate(names: Sequence[str], recipe: Recipe, output: Path, *,
-           sampling: Sampling = Sampling(), jobs: int | None = None,
+           seeds: Sequence[int] = SEEDS, sizes: Sequence[int] = SIZES, jobs: int | None = None,
            keep_weights: bool = False, progress: Callable[[str], None] = lambda _: None
            ) -> dict[str, Any]:
     """Train the missing runs of the studies `names`; return the content of ablation.json.
 
-    recipe: trains every configuration; its model is the CvT that is studied. Writes below `output`:
-    ablation.json, NAME.md and NAME.png for each study, models/ (the configurations) and runs/ (one
-    directory each). Called again, it trains only what is missing. jobs: number of parallel runs, by
-    default one per core or GPU. progress: called with a line about each run. Raises InputError,
+    Writes below `output`: ablation.json, NAME.md and NAME.png for each study, models/ (the
+    configurations) and runs/ (one directory each). Called again, it trains only what is missing.
+
+    recipe: trains every configuration; its model is the CvT that is studied. seeds: of weights,
+    order and augmentation; every configuration is trained once with each. sizes: numbers of
+    training images, for the study `data`. jobs: number of parallel runs, by default one per core or
+    GPU. progress: called with a line about each run. Raises InputError,
     before anything is trained, if a study cannot be carried out; StoppedError after a signal.
     """
     results = _read_results(output / RESULTS)
     dataset = load_dataset(recipe.data)
-    _check(names, recipe, sampling, dataset)
+    _check(names, recipe, seeds, sizes, dataset)
     data = digest(dataset)
     planned = {name: {cell: [plan_run(recipe, cell[0], seed, output, data, cell[1])
-                             for seed in sampling.seeds]
-                      for cell in _cells(STUDIES[name], sampling)} for name in names}
+                             for seed in seeds]
+                      for cell in _cells(STUDIES[name], sizes)} for name in names}
     all_runs = {run.directory: run for cells in planned.values() for runs in cells.values()
              for run in runs}
     missing = [run for run in all_runs.values() if not run.done]
@@ -89,7 +71,7 @@ def ablate(names: Sequence[str], recipe: Recipe, output: Path, *,
 
     facts = {**describe_machine(), "runs at a time": str(jobs)}
     for name, cells in planned.items():
-        study = {**_study(STUDIES[name], cells, dataset), "seeds": list(sampling.seeds),
+        study = {**_study(STUDIES[name], cells, dataset), "seeds": list(seeds),
                  "recipe": recipe.to_dict(), "facts": facts,
                  "data": {"name": recipe.data.name, "train": _trained_on(recipe, dataset),
                           "val": len(dataset.val)}}
@@ -112,7 +94,14 @@ def _read_results(path: Path) -> dict[str, Any]:
     return results
 
 
-def _check(names: Sequence[str], recipe: Recipe, sampling: Sampling, dataset: Dataset) -> None:
+def _check(names: Sequence[str], recipe: Recipe, seeds: Sequence[int], sizes: Sequence[int],
+           dataset: Dataset) -> None:
+    for option, values, minimum in (("--seeds", seeds, 0), ("--sizes", sizes, 1)):
+        given = f"{option} {' '.join(map(str, values))}"
+        if len(set(values)) < len(values):
+            raise InputError(f"{given} has a value twice; give each once")
+        if not values or min(values) < minimum:
+            raise InputError(f"{given} must be integers of at least {minimum}")
     if recipe.network != "cvt" or recipe.weights is not None:
         raise InputError("a study trains its own networks from random weights; leave out network "
                          "and weights")
@@ -128,7 +117,7 @@ def _check(names: Sequence[str], recipe: Recipe, sampling: Sampling, dataset: Da
         if recipe.max_train_samples:
             raise InputError("the study data has its own numbers of images; give them with "
                              "--sizes, and leave out max_train_samples")
-        trained = list(sampling.sizes)
+        trained = list(sizes)
     for n in trained:
         if n < classes:
             raise InputError(f"{n} training images are too few for {classes} classes; a study "
@@ -142,9 +131,8 @@ def _trained_on(recipe: Recipe, dataset: Dataset) -> int:
     return min(recipe.max_train_samples or len(dataset.train), len(dataset.train))
 
 
-def _cells(study: Study, sampling: Sampling) -> list[Cell]:
-    sizes = sampling.sizes if study.by_images else (None,)
-    return [(row, size) for row in study.rows for size in sizes]
+def _cells(study: Study, sizes: Sequence[int]) -> list[Cell]:
+    return [(row, size) for row in study.rows for size in (sizes if study.by_images else (None,))]
 
 
 def _study(study: Study, cells: Mapping[Cell, Sequence[Run]], dataset: Dataset) -> dict[str, Any]:

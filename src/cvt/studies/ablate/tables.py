@@ -59,6 +59,9 @@ class Study:
 # differences of up to 0.2 points as equal (Tables 5 and 6), from 0.6 on as different (6 to 8).
 MARGIN = 0.5
 
+SEEDS = (0, 1, 2)
+SIZES = (100, 300, 1000, 3000, 10000)  # numbers of training images, for the study data
+
 
 def stages_changed(config: CvTConfig, *stages: int, **values: Any) -> CvTConfig:
     """`config` with `values` in the given stages, 1 the first and -1 the last; none means all."""
