@@ -21,10 +21,9 @@ from cvt.data.config import AugmentConfig, DataConfig
 from cvt.data.fingerprint import digest
 from cvt.data.load import load_dataset
 from cvt.networks.complexity import multiply_adds
-from cvt.studies.ablate.plan import plan_run
-from cvt.studies.ablate.pool import train_all
-from cvt.studies.ablate.results import outcome
-from cvt.studies.ablate.studies import Row
+from cvt.studies.ablate.results import read_outcome
+from cvt.studies.ablate.tables import Row
+from cvt.studies.ablate.training import plan_run, train_all
 from cvt.train.config import OptimConfig
 from cvt.train.recipe import Recipe
 from timing import keep
@@ -59,11 +58,11 @@ def main() -> None:
                    for stem in args.stems}
         left = [run for runs in planned.values() for run in runs if not run.done]
         for run in train_all(left, jobs=args.jobs):
-            print(f"{run.directory.name}: {outcome(run).top1:.2f} %", flush=True)
+            print(f"{run.directory.name}: {read_outcome(run).top1:.2f} %", flush=True)
         rows = [{"stem": stem,
                  "multiply_adds": multiply_adds(with_stem(stem, VARIANTS["cvt_nano"]), (28, 28)),
-                 "top1": [outcome(run).top1 for run in runs],
-                 "seconds": fmean(outcome(run).seconds for run in runs)}
+                 "top1": [read_outcome(run).top1 for run in runs],
+                 "seconds": fmean(read_outcome(run).seconds for run in runs)}
                 for stem, runs in planned.items()]
     for row in rows:
         print(f"{row['stem']}: {', '.join(f'{top1:.2f}' for top1 in row['top1'])} %, "

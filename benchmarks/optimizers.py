@@ -16,10 +16,9 @@ from statistics import fmean
 from cvt.data.config import AugmentConfig, DataConfig
 from cvt.data.fingerprint import digest
 from cvt.data.load import load_dataset
-from cvt.studies.ablate.plan import plan_run
-from cvt.studies.ablate.pool import train_all
-from cvt.studies.ablate.results import outcome
-from cvt.studies.ablate.studies import Row
+from cvt.studies.ablate.results import read_outcome
+from cvt.studies.ablate.tables import Row
+from cvt.studies.ablate.training import plan_run, train_all
 from cvt.train.config import OptimConfig
 from cvt.train.recipe import Recipe
 from timing import keep
@@ -51,10 +50,10 @@ def main() -> None:
                                        for seed in range(args.seeds)]
         left = [run for runs in planned.values() for run in runs if not run.done]
         for run in train_all(left, jobs=args.jobs):
-            print(f"{run.directory.name}: {outcome(run).top1:.2f} %", flush=True)
-        rows = [{"optimizer": name, "lr": rate, "top1": [outcome(run).top1 for run in runs],
-                 "mean": fmean(outcome(run).top1 for run in runs),
-                 "seconds": fmean(outcome(run).seconds for run in runs)}
+            print(f"{run.directory.name}: {read_outcome(run).top1:.2f} %", flush=True)
+        rows = [{"optimizer": name, "lr": rate, "top1": [read_outcome(run).top1 for run in runs],
+                 "mean": fmean(read_outcome(run).top1 for run in runs),
+                 "seconds": fmean(read_outcome(run).seconds for run in runs)}
                 for (name, rate), runs in planned.items()]
     for row in rows:
         print(f"{row['optimizer']:<6} {row['lr']:g}: {row['mean']:.2f} %, {row['seconds']:.0f} s")

@@ -26,10 +26,9 @@ from cvt.data.fingerprint import digest
 from cvt.data.load import load_dataset
 from cvt.networks.complexity import multiply_adds, parameters
 from cvt.networks.supernet import GENES, choice_of, chosen
-from cvt.studies.ablate.plan import plan_run
-from cvt.studies.ablate.pool import train_all
-from cvt.studies.ablate.results import interval, mean_of, outcome
-from cvt.studies.ablate.studies import Row
+from cvt.studies.ablate.results import interval, mean_and_std, read_outcome
+from cvt.studies.ablate.tables import Row
+from cvt.studies.ablate.training import plan_run, train_all
 from cvt.studies.search.config import SearchConfig
 from cvt.studies.search.result import Result
 from cvt.studies.search.run import search
@@ -51,11 +50,11 @@ def a_recipe(images: int, passes: int, **more: Any) -> Recipe:
 
 def candidates(result: Result, most: int) -> dict[str, CvTConfig]:
     """What is trained, by name; of the uniform networks `most`."""
-    uniform = [chosen(result.model, (gene,) * len(result.found.choice)) for gene in GENES]
+    uniform = [chosen(result.model, (gene,) * len(result.best.choice)) for gene in GENES]
     within = sorted((config for config in uniform if multiply_adds(config, SIZE) <= result.budget),
                     key=lambda config: -multiply_adds(config, SIZE))
-    return {"evolution": result.config(result.found),
-            "random search": result.config(result.found_at_random),
+    return {"evolution": result.config(result.best),
+            "random search": result.config(result.best_random),
             **{f"uniform, stride {config.stages[0].stride_kv}, ratio "
                f"{config.stages[0].mlp_ratio:g}": config for config in within[:most]},
             "cvt_nano, above the budget": VARIANTS["cvt_nano"]}
@@ -71,11 +70,11 @@ def trained(result: Result, args: argparse.Namespace, work: Path) -> list[dict[s
     # Both methods may have found one network, which is then trained once.
     every = {run.directory: run for runs in planned.values() for run in runs}
     for run in train_all([run for run in every.values() if not run.done], jobs=args.jobs):
-        print(f"{run.directory.name}: {outcome(run).top1:.2f} %", flush=True)
+        print(f"{run.directory.name}: {read_outcome(run).top1:.2f} %", flush=True)
     rows = []
     for name, wanted in candidates(result, args.uniform).items():
-        outcomes = [outcome(run) for run in planned[name]]
-        mean, deviation = mean_of(outcomes)
+        outcomes = [read_outcome(run) for run in planned[name]]
+        mean, deviation = mean_and_std(outcomes)
         rows.append({"network": name, "choice": choice_of(wanted),
                      "multiply_adds": multiply_adds(wanted, SIZE),
                      "parameters": parameters(wanted), "top1": [o.top1 for o in outcomes],
@@ -117,7 +116,7 @@ def main() -> None:
             a_recipe(args.images, args.supernet_passes, network="supernet"),
             SearchConfig(budget=args.budget, population=args.population,
                          generations=args.generations, held_out=args.held_out),
-            work / "search", say=lambda what: print(what, flush=True))
+            work / "search", progress=lambda what: print(what, flush=True))
         searched = time.perf_counter()
         rows = trained(result, args, work)
         ended = time.perf_counter()
@@ -132,7 +131,8 @@ def main() -> None:
     if not args.print:
         options = {k: v for k, v in vars(args).items() if k not in ("work", "print")}
         print(keep("search_fashion_mnist", {
-            **options, "least": result.least, "most": result.most, "networks": result.networks,
+            **options, "min_multiply_adds": result.min_multiply_adds,
+            "max_multiply_adds": result.max_multiply_adds, "networks": result.networks,
             "search": {"evolution": [dataclasses.asdict(s) for s in result.evolution],
                        "random": [dataclasses.asdict(s) for s in result.random]},
             "search_minutes": round((searched - began) / 60, 1),

@@ -340,7 +340,7 @@ def test_a_corrupt_export_is_detected_by_its_checksum(home, tmp_path, content):
     for file in (home / "openvino").iterdir():
         (tmp_path / file.name).write_bytes(file.read_bytes())
     (tmp_path / "model.xml").write_bytes(content)
-    with pytest.raises(InputError, match=r"model\.xml is not what was exported"):
+    with pytest.raises(InputError, match=r"model\.xml is corrupt or was edited"):
         Predictor(tmp_path)
 
 

@@ -1,7 +1,7 @@
 import pytest
 
 from cvt.config import VARIANTS
-from cvt.studies.ablate.studies import STUDIES, TABLES
+from cvt.studies.ablate.tables import STUDIES, TABLES
 
 CVT_13 = VARIANTS["cvt_13"]
 

@@ -1,4 +1,4 @@
-"""The studies, as data: Tables 5 to 8 of the paper, and accuracy against the number of images."""
+"""The studies as data: Tables 5 to 8 of the paper, and accuracy over the number of images."""
 
 from __future__ import annotations
 
@@ -18,50 +18,53 @@ class Row:
     """One configuration of a study."""
 
     label: str
-    """How the table calls it."""
+    """The name in the table."""
     change: Change = lambda config: config
-    """From the variant that is studied to this configuration."""
+    """Maps the studied variant to this configuration."""
     network: Network = "cvt"
-    """The CvT, or what stands in its place."""
+    """The CvT, or a baseline."""
     paper_top1: float | None = None
-    """ImageNet top-1 in percent, as the paper's table has it for CvT-13 or DeiT-S."""
+    """ImageNet top-1 in percent from the paper's table, for CvT-13 or DeiT-S."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Claim:
-    """What the paper says of two configurations of a study."""
+    """A claim of the paper about two configurations of a study."""
 
     text: str
-    """In words."""
     one: str
     """The label of the configuration that is claimed to be ahead, or not behind."""
     other: str
-    """That of the other."""
+    """The label of the configuration that it is compared with."""
     kind: Literal["ahead", "not behind"] = "ahead"
-    """ahead: it is more accurate. not behind: it loses less than `MARGIN`."""
+    """ahead: more accurate (superiority). not behind: less accurate by at most `MARGIN`
+    (non-inferiority)."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Study:
-    """Configurations that differ in one thing, and what the paper claims of them."""
+    """Configurations that differ in one aspect, and the paper's claims about them."""
 
     title: str
-    """What is studied, and where in the paper."""
+    """The subject, and its table in the paper."""
     rows: tuple[Row, ...]
     """In the order of the paper's table."""
     claims: tuple[Claim, ...]
-    """To be judged by the differences of runs with the same seed."""
+    """Tested by the differences between runs with the same seed."""
     by_images: bool = False
     """Whether every row is trained on several numbers of images."""
 
 
-# Points of top-1 up to which a configuration is not behind another: the paper calls configurations
-# equal that are up to 0.2 points apart (Tables 5 and 6), and different from 0.6 on (Tables 6 to 8).
+# Points of top-1 that a configuration may lose and still count as not behind: the paper treats
+# differences of up to 0.2 points as equal (Tables 5 and 6), from 0.6 on as different (6 to 8).
 MARGIN = 0.5
+
+SEEDS = (0, 1, 2)
+SIZES = (100, 300, 1000, 3000, 10000)  # numbers of training images, for the study data
 
 
 def stages_changed(config: CvTConfig, *stages: int, **values: Any) -> CvTConfig:
-    """`config` with other `values` in some stages, counted from 1, -1 the last; none for all."""
+    """`config` with `values` in the given stages, 1 the first and -1 the last; none means all."""
     count = len(config.stages)
     which = {(s - 1 if s > 0 else count + s) for s in stages} or set(range(count))
     return replace(config, stages=tuple(
@@ -69,19 +72,19 @@ def stages_changed(config: CvTConfig, *stages: int, **values: Any) -> CvTConfig:
 
 
 def _position(*stages: int) -> Change:
-    """A position embedding in these stages; none for all."""
+    """Adds a position embedding to the given stages; none means all."""
     return lambda config: stages_changed(config, *stages, pos_embed=True)
 
 
 def _patches(config: CvTConfig) -> CvTConfig:
-    """Patches that do not overlap, as far apart as the tokens are."""
+    """Replaces the convolutional embedding by non-overlapping patches with the same strides."""
     return replace(config, stages=tuple(
         replace(stage, embed="patch", embed_kernel=stage.embed_stride, embed_padding=0)
         for stage in config.stages))
 
 
-def _convolved(first: int) -> Change:
-    """The convolutional projection in the first so many stages, a Linear alone in the others."""
+def _convolutional(first: int) -> Change:
+    """Keeps the convolutional projection in the first `first` stages; the others get a Linear."""
     def change(config: CvTConfig) -> CvTConfig:
         later = range(first + 1, len(config.stages) + 1)
         return stages_changed(config, *later, projection="linear", stride_kv=1) if later else config
@@ -133,9 +136,9 @@ STUDIES: Mapping[str, Study] = {
     "projection": Study(
         title="Convolutional projection (Table 8)",
         rows=(
-            Row(label="in no stage", change=_convolved(0), paper_top1=80.6),
-            Row(label="in stage 1", change=_convolved(1), paper_top1=80.8),
-            Row(label="in stages 1 and 2", change=_convolved(2), paper_top1=81.0),
+            Row(label="in no stage", change=_convolutional(0), paper_top1=80.6),
+            Row(label="in stage 1", change=_convolutional(1), paper_top1=80.8),
+            Row(label="in stages 1 and 2", change=_convolutional(2), paper_top1=81.0),
             Row(label="in all stages", paper_top1=81.6)),
         claims=(
             Claim(text="the convolutional projection helps", one="in all stages",
