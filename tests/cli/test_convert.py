@@ -16,7 +16,7 @@ def test_convert_prints_what_it_wrote_and_what_it_read(model, tmp_path, capsys):
 
 def test_convert_refuses_in_one_line(model, tmp_path, capsys):
     for args, code, message in (
-            ([str(model), str(tmp_path / "x"), "--to", "official"], 1, "use a name ending in"),
+            ([str(model), str(tmp_path / "x"), "--to", "official"], 1, "one file; use a name"),
             ([str(model), str(model), "--to", "native"], 1, "--overwrite"),
             (["nowhere", "x", "--to", "native"], 1, "no model at nowhere"),
             ([str(model), "x", "--to", "onyx"], 2, "onyx"),
