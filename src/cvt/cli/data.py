@@ -92,14 +92,12 @@ def _copy(args: Sequence[str]) -> int:
     parser.add_argument("out", metavar="OUT", help="directory to write to")
     _add_data(parser)
     parser.add_argument("--short_side", type=int, default=320, help="maximum short side of an "
-                        "image in pixels (default: 320)")
+                        "image in pixels")
     parser.add_argument("--to", choices=["folder", "shards"], default="folder",
                         help="layout: OUT/train/CLASS/ and OUT/val/CLASS/, or WebDataset's "
-                        "archives (default: folder)")
-    parser.add_argument("--quality", type=int, default=92,
-                        help="quality of JPEG files, 1 to 95 (default: 92)")
-    parser.add_argument("--shard_size", type=int, default=10_000,
-                        help="images per archive (default: 10000)")
+                        "archives")
+    parser.add_argument("--quality", type=int, default=92, help="quality of JPEG files, 1 to 95")
+    parser.add_argument("--shard_size", type=int, default=10_000, help="images per archive")
     parser.add_argument("--overwrite", action="store_true", help="replace an existing copy")
     add_quiet(parser)
     data, options = _read(parser, args)

@@ -39,7 +39,7 @@ class LabeledImages:
     """The name of each image: a path, or a number in the dataset."""
     fetch: Callable[[int], bytes | Image.Image]
     """Returns the bytes of the file of the image at an index, or the image itself if it does not
-    come from a file. Raises OSError if it is missing."""
+    come from a file. Raises OSError if it is missing. Must be picklable, for worker processes."""
     files: bool = False
     """Whether each name is the path of a file that holds the image and nothing else."""
     size: Callable[[int], int] | None = None

@@ -69,7 +69,6 @@ def _from_arrays(pixels: np.ndarray, labels: np.ndarray, classes: tuple[str, ...
                          fetch=partial(_fetch, pixels))
 
 
-# A module function, not a closure: images are pickled to send them to worker processes.
 def _fetch(pixels: np.ndarray, index: int) -> Image.Image:
     return Image.fromarray(pixels[index]).convert("RGB")
 

@@ -100,7 +100,6 @@ def _sizes(part: Any, image: str) -> NDArray[np.int64]:
     return np.asarray(compute.fill_null(sizes, -1), np.int64)
 
 
-# Module functions, not closures: images are pickled to send them to worker processes.
 def _size(sizes: NDArray[np.int64], part: Any, image: str, index: int) -> int:
     return int(sizes[index]) if sizes[index] >= 0 else len(_fetch(part, image, index))
 

@@ -216,7 +216,6 @@ def _labeled_images(root: Path, index: _Index, classes: tuple[str, ...],
         fetch=partial(_fetch, paths, archive, offset, size), size=size.item)
 
 
-# A module function, not a closure: images are pickled to send them to worker processes.
 def _fetch(paths: Sequence[Path], archive: NDArray[np.int64], offset: NDArray[np.int64],
            size: NDArray[np.int64], index: int) -> bytes:
     return Member(paths[archive[index]], "", int(offset[index]), int(size[index])).read()
