@@ -117,13 +117,11 @@ def classify_into(output: str | Path, predictor: Predictor, images: Sequence[str
         done, remaining = done + len(rows), remaining - len(rows)
         if progress:
             progress(Progress(
-                part=i, parts=len(parts), images=len(rows), done=done,
-                remaining=remaining,
+                part=i, parts=len(parts), images=len(rows), done=done, remaining=remaining,
                 unreadable=sum(row.error is not None for row in rows),
                 seconds=time.perf_counter() - start))
     skipped = sum(len(chunks[i]) for i in own) - done
-    unreadable = _list_unreadable(output, parts, table) if all(
-        part.exists() for part in parts) else None
+    unreadable = _list_unreadable(output, parts) if all(p.exists() for p in parts) else None
     return Outcome(images=done, skipped=skipped, unreadable=unreadable)
 
 
@@ -172,7 +170,7 @@ def _size(image: str | Member) -> int:
         return -1
 
 
-def _list_unreadable(output: Path, parts: Sequence[Path], table: TableFormat) -> int:
+def _list_unreadable(output: Path, parts: Sequence[Path]) -> int:
     """Write unreadable.csv and return the number of its rows. The process that finishes last does
     it, or several do."""
     count = 0
@@ -183,7 +181,7 @@ def _list_unreadable(output: Path, parts: Sequence[Path], table: TableFormat) ->
             writer = csv.writer(file, lineterminator="\n")
             writer.writerow(["image", "reason"])
             for part in parts:
-                for cells in _UNREADABLE_READERS[table](part):
+                for cells in _unreadable_in(part):
                     writer.writerow(cells)
                     count += 1
 
@@ -209,25 +207,9 @@ def _write_csv(rows: Sequence[Prediction], top_k: int, path: Path) -> None:
                              _cell(row.error or "")])
 
 
-def _unreadable_in_csv(path: Path) -> Iterator[tuple[str, str]]:
-    """Rows for unreadable.csv, as from the next two readers."""
-    with path.open(encoding="utf-8", newline="") as file:
-        for row in csv.DictReader(file):
-            if row["error"]:
-                yield row["image"], row["error"]
-
-
 def _write_jsonl(rows: Sequence[Prediction], _: int, path: Path) -> None:
     with path.open("w", encoding="ascii") as file:
         file.writelines(json.dumps(row.to_dict()) + "\n" for row in rows)
-
-
-def _unreadable_in_jsonl(path: Path) -> Iterator[tuple[str, str]]:
-    with path.open(encoding="ascii") as file:
-        for line in file:
-            row = json.loads(line)
-            if "error" in row:
-                yield _cell(row["image"]), _cell(row["error"])
 
 
 def _write_parquet(rows: Sequence[Prediction], _: int, path: Path) -> None:
@@ -247,11 +229,18 @@ def _write_parquet(rows: Sequence[Prediction], _: int, path: Path) -> None:
                                text)}), path)
 
 
-def _unreadable_in_parquet(path: Path) -> Iterator[tuple[str, str]]:
-    parquet = require("pyarrow.parquet", "data")
-    for row in parquet.read_table(path, columns=["image", "error"]).to_pylist():
-        if row["error"] is not None:
-            yield _cell(row["image"]), _cell(row["error"])
+def _unreadable_in(part: Path) -> Iterator[tuple[str, str]]:
+    """Name and error of the unreadable images in a part, safe for CSV."""
+    if part.suffix == ".parquet":
+        parquet = require("pyarrow.parquet", "data")
+        rows = parquet.read_table(part, columns=["image", "error"]).to_pylist()
+    else:
+        with part.open(encoding="utf-8", newline="") as file:
+            rows = list(csv.DictReader(file) if part.suffix == ".csv" else map(json.loads, file))
+    for row in rows:
+        if row.get("error"):
+            image, error = row["image"], row["error"]
+            yield (image, error) if part.suffix == ".csv" else (_cell(image), _cell(error))
 
 
 def _utf8(text: str) -> str:
@@ -261,5 +250,3 @@ def _utf8(text: str) -> str:
 
 _WRITERS: dict[TableFormat, Callable[[Sequence[Prediction], int, Path], None]] = {
     "csv": _write_csv, "jsonl": _write_jsonl, "parquet": _write_parquet}
-_UNREADABLE_READERS: dict[TableFormat, Callable[[Path], Iterator[tuple[str, str]]]] = {
-    "csv": _unreadable_in_csv, "jsonl": _unreadable_in_jsonl, "parquet": _unreadable_in_parquet}
