@@ -26,7 +26,8 @@ def main() -> None:
     torch.manual_seed(0)
     images = torch.randn(args.batch, 3, 224, 224)
     networks = {"transformers": build_peer("transformers:cvt_13", 224),
-                "model": cvt.create_model("cvt_13"), "form": TrainingForm(cvt.create_model("cvt_13"))}
+                "model": cvt.create_model("cvt_13"),
+                "form": TrainingForm(cvt.create_model("cvt_13"))}
     seconds = interleaved({f"{name} {precision}": train_step(net, images, precision)
                            for precision in ("fp32", "bf16") for name, net in networks.items()},
                           args.rounds, warmup=1)
