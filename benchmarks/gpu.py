@@ -11,7 +11,7 @@ parts, random weights:
 2. The operators in which inference and a training step of the first model spend their time.
 3. Inference and training steps (forward, cross entropy, backward, AdamW), eager and compiled, by
    CUDA events: after a warm-up the candidates of a group take turns, the order turns round by
-   round; medians with quartiles. Memory is what a call adds at its peak to what was there before.
+   round; medians with quartiles. Memory is the peak of a call minus what was allocated before.
    "folded" and "training form" are this package's exact rewrites (cvt.fast).
 
 The most important rows come first. After --minutes no new row is started; those skipped are listed.
@@ -39,6 +39,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+sys.path.insert(0, str(Path(__file__).parent))
 sys.path.insert(0, str(Path(__file__).parents[1] / "src"))  # the checkout need not be installed
 
 from cvt.config import VARIANTS
@@ -54,7 +55,7 @@ TIMM = [name for name in PEERS if name.startswith("timm:")]
 AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 # Of the logits, in units of the largest; of the gradient as a whole, in units of its norm.
 BOUNDS = {"fp32": (1e-4, 1e-3), "tf32": (2e-2, 5e-2), "bf16": (1e-1, 2e-1), "fp16": (2e-2, 5e-2)}
-COMPILE_S = 45  # a compilation is not begun with less time left
+COMPILE_S = 45  # no compilation is started with less time left
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -381,7 +382,7 @@ def groups(args: argparse.Namespace, machine: Machine) -> Iterator[Group]:
 
 def measure(group: Group, rounds: int, machine: Machine, skipped: list[str]
             ) -> list[dict[str, Any]]:
-    """The rows of a group, printed; what cannot be run or no longer begun goes to `skipped`."""
+    """Measure and print the rows of a group; failed and late ones go to `skipped`."""
     if any(spec.how != "eager" for spec in group.specs):
         torch.compiler.reset()  # it gives up, silently, after eight networks of one class
     calls: dict[str, Callable[[], object]] = {}
@@ -433,16 +434,17 @@ def measure(group: Group, rounds: int, machine: Machine, skipped: list[str]
           f"{'TFLOP/s':>8} {'MB':>7} {'ratio':>6}")
     rows = []
     for label, times in seconds.items():
-        found, speedup = summary(times), ratio(seconds[base], times)
+        spread, speedup = summary(times), ratio(seconds[base], times)
         row = {"label": label, "train": group.train, "size": group.size, "batch": group.batch,
-               **facts[label], **found, "images_per_s": group.batch / found["median_s"],
-               "tflops": facts[label]["flops"] / found["median_s"] / 1e12,
+               **facts[label], **spread, "images_per_s": group.batch / spread["median_s"],
+               "tflops": facts[label]["flops"] / spread["median_s"] / 1e12,
                "base": base, "speedup": speedup}
         rows.append(row)
-        spread = f"{1e3 * found['quartile1_s']:.2f}-{1e3 * found['quartile3_s']:.2f}"
+        quartiles = f"{1e3 * spread['quartile1_s']:.2f}-{1e3 * spread['quartile3_s']:.2f}"
         memory = "-" if row["peak_mb"] is None else f"{row['peak_mb']:.0f}"
-        print(f"{label:46}{row['images_per_s']:8.1f} {1e3 * found['median_s']:9.2f} {spread:>17} "
-              f"{row['tflops']:8.2f} {memory:>7} {speedup['median']:6.2f}", flush=True)
+        print(f"{label:46}{row['images_per_s']:8.1f} {1e3 * spread['median_s']:9.2f} "
+              f"{quartiles:>17} {row['tflops']:8.2f} {memory:>7} "
+              f"{speedup['median']:6.2f}", flush=True)
     calls.clear()
     built.clear()
     machine.tidy()

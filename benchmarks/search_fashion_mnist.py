@@ -1,11 +1,11 @@
-"""Is a searched network better than a drawn one, or than a uniform one? On Fashion-MNIST.
+"""Is a searched network better than a random or a uniform one? On Fashion-MNIST.
 
     python benchmarks/search_fashion_mnist.py [--budget 20000000] [--work DIR]
 
 Searches cvt_nano at 28 pixels under a budget, then trains from random weights, with every seed and
-two at a time: what evolution found, what random search found, the uniform networks within the
-budget, the nearest first, and cvt_nano itself, which is above it. The test images are looked at
-after the last step alone. With --work the same command goes on where it was interrupted.
+two at a time: the best networks of evolution and of random search, the uniform networks within the
+budget, from the most expensive on, and cvt_nano itself, which exceeds it. The test images are used
+only after the last step. With --work the same command resumes where it was interrupted.
 """
 
 from __future__ import annotations
@@ -48,15 +48,15 @@ def a_recipe(images: int, passes: int, **more: Any) -> Recipe:
         optim=OptimConfig(lr=1e-3, warmup_epochs=0.1, clip_grad=1.0), **more)
 
 
-def candidates(result: Result, most: int) -> dict[str, CvTConfig]:
-    """What is trained, by name; of the uniform networks `most`."""
+def candidates(result: Result, limit: int) -> dict[str, CvTConfig]:
+    """The networks to train, by name; at most `limit` uniform ones."""
     uniform = [chosen(result.model, (gene,) * len(result.best.choice)) for gene in GENES]
     within = sorted((config for config in uniform if multiply_adds(config, SIZE) <= result.budget),
                     key=lambda config: -multiply_adds(config, SIZE))
     return {"evolution": result.config(result.best),
             "random search": result.config(result.best_random),
             **{f"uniform, stride {config.stages[0].stride_kv}, ratio "
-               f"{config.stages[0].mlp_ratio:g}": config for config in within[:most]},
+               f"{config.stages[0].mlp_ratio:g}": config for config in within[:limit]},
             "cvt_nano, above the budget": VARIANTS["cvt_nano"]}
 
 
@@ -67,7 +67,7 @@ def trained(result: Result, args: argparse.Namespace, work: Path) -> list[dict[s
     planned = {name: [plan_run(base, Row(label=name, change=partial(_as, wanted)), seed, work, data)
                       for seed in range(args.seeds)]
                for name, wanted in candidates(result, args.uniform).items()}
-    # Both methods may have found one network, which is then trained once.
+    # Both methods may have the same best network, which is then trained once.
     every = {run.directory: run for runs in planned.values() for run in runs}
     for run in train_all([run for run in every.values() if not run.done], jobs=args.jobs):
         print(f"{run.directory.name}: {read_outcome(run).top1:.2f} %", flush=True)
@@ -116,7 +116,7 @@ def main() -> None:
             a_recipe(args.images, args.supernet_passes, network="supernet"),
             SearchConfig(budget=args.budget, population=args.population,
                          generations=args.generations, held_out=args.held_out),
-            work / "search", progress=lambda what: print(what, flush=True))
+            work / "search", progress=lambda line: print(line, flush=True))
         searched = time.perf_counter()
         rows = trained(result, args, work)
         ended = time.perf_counter()

@@ -4,7 +4,7 @@
 
 fp32 on the CPU, random weights, both models in one process and interleaved. Inference is a forward
 pass in evaluation mode; a training step is forward, cross entropy, backward and AdamW. Peak memory
-is what the step adds to the resident set of a process of its own.
+is what the step adds to the resident set of a separate process.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ def build(library: str, args: argparse.Namespace) -> nn.Module:
 
 
 def peak(library: str, args: argparse.Namespace, out: object) -> None:
-    """In a process of its own: MB that two training steps add to the resident set."""
+    """MB that two training steps add to the resident set; run in a separate process."""
     torch.manual_seed(0)
     model, images = build(library, args), torch.randn(args.batch, 3, args.size, args.size)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

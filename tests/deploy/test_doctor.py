@@ -117,5 +117,5 @@ def test_a_torch_that_cannot_be_imported_is_reported(monkeypatch):
     monkeypatch.setattr(cvt.deploy.doctor, "import_module", broken)
     found = diagnose()
     assert [t.reason for t in found.trials] == [
-        "OSError: libtorch_cpu.so: cannot open shared object file"]
+        "OSError: libtorch_cpu.so: cannot open shared object file; install PyTorch again"]
     assert not found.healthy

@@ -52,7 +52,5 @@ def main(args: Sequence[str]) -> int:
     for extra, names in found.missing().items():
         what = f"'cvt-torch[{extra}]'" if extra else " ".join(names)
         print(f"for {', '.join(names)}: pip install {what}")
-    for fix in dict.fromkeys(trial.fix for trial in found.trials if trial.fix):
-        print(fix)
     print("well" if found.healthy else "not well: see what is missing above")
     return 0 if found.healthy else 1

@@ -26,7 +26,7 @@ from torch._inductor import config as inductor
 
 from cvt.deploy.graphs import onnx_graph, openvino_graph, traceable_side
 from cvt.deploy.manifest import Precision
-from cvt.deploy.quantize import MAX_IMAGES, Images, quantize, quantize_onnx
+from cvt.deploy.quantize import MAX_IMAGES, Images, check_enough
 from cvt.deploy.sessions import Backend, Session, onnx_session, openvino_session
 from cvt.fast.network import Folded
 from cvt.fast.verify import Agreement, samples, verify
@@ -103,7 +103,7 @@ def optimize(model: CvT, backend: Backend = "eager", precision: Precision = "fp3
                          "with model.cpu(), or use backend='eager'")
     else:
         run = _graph_run(folded, chosen, precision, images, batch_size, threads,
-                         _images(calibration or ()))
+                         _images(calibration or ()) if precision == "int8" else [])
     agreement = verify(model, run, images, precision, tolerance)
     return Optimized(backend=chosen, precision=precision, agreement=agreement, run=run)
 
@@ -165,18 +165,13 @@ def _graph_run(folded: Folded, backend: str, precision: Precision, example: Tens
                batch_size: int, threads: int | None, calibration: Sequence[Images]
                ) -> Callable[[Tensor], Tensor]:
     if backend == "openvino":
-        graph = openvino_graph(folded, example=example)
-        if precision == "int8":
-            graph = quantize(graph, calibration)
+        graph = openvino_graph(folded, example=example, calibration=calibration)
         session = openvino_session(graph, precision=precision, threads=threads,
                                    latency=batch_size == 1)
     else:
         with tempfile.TemporaryDirectory() as home:
             path = Path(home) / "model.onnx"
-            onnx_graph(folded, path, example=example)
-            if precision == "int8":
-                full, path = path, path.with_stem("int8")
-                quantize_onnx(full, path, calibration)
+            onnx_graph(folded, path, example=example, calibration=calibration)
             session = onnx_session(path, threads=threads)
     return lambda images: torch.from_numpy(session(images.numpy()))
 
@@ -188,4 +183,5 @@ def _images(batches: Iterable[Tensor]) -> list[Images]:
         taken.append(batch.cpu().numpy())
         if sum(map(len, taken)) >= MAX_IMAGES:
             break
+    check_enough(sum(map(len, taken)))
     return taken

@@ -42,8 +42,6 @@ class Trial:
     """The largest difference of any logit from PyTorch in fp32, relative to the largest logit."""
     reason: str | None = None
     """Why it failed or is slow, in one line."""
-    fix: str | None = None
-    """What to do about it, if `reason` does not say so."""
 
     @property
     def works(self) -> bool:
@@ -85,12 +83,13 @@ def diagnose(*, compile: bool = False) -> Diagnosis:
     trials: tuple[Trial, ...] = ()
     if any(p.name == "torch" and p.version for p in packages):
         try:
-            import_module("torch")
+            torch = import_module("torch")
         except Exception as error:  # such as a shared library that is missing
             trials = (Trial(backend="eager", precision="fp32", device="cpu",
-                            reason=_first_line(error), fix="install PyTorch again"),)
+                            reason=f"{_first_line(error)}; install PyTorch again"),)
         else:
-            machine["GPUs"] = _gpus()
+            gpus = map(torch.cuda.get_device_name, range(torch.cuda.device_count()))
+            machine["GPUs"] = ", ".join(gpus) or "none that PyTorch sees"
             trials = tuple(_trials(compile))
     return Diagnosis(machine=machine, packages=packages, trials=trials)
 
@@ -121,13 +120,6 @@ def _machine() -> dict[str, str]:
 
         machine["downloaded weights"] = HF_HUB_CACHE
     return machine
-
-
-def _gpus() -> str:
-    import torch
-
-    names = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
-    return ", ".join(names) or "none that PyTorch sees"
 
 
 def _trials(compile: bool) -> Iterator[Trial]:

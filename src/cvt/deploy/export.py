@@ -12,7 +12,6 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Literal
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -35,7 +34,7 @@ from cvt.deploy.graphs import (
     traceable_side,
 )
 from cvt.deploy.manifest import MANIFEST, Format, Manifest, Precision, hash_files
-from cvt.deploy.quantize import MAX_IMAGES, check_enough, quantize, quantize_onnx
+from cvt.deploy.quantize import MAX_IMAGES, Images, check_enough
 from cvt.fast.network import Folded
 from cvt.system.errors import InputError
 from cvt.weights.card import ModelCard
@@ -136,7 +135,7 @@ def _sample(images: LabeledImages) -> LabeledImages:
 
 
 def _calibration(card: ModelCard, unlabelled: LabeledImages | None, dataset: Dataset | None
-                 ) -> list[np.ndarray]:
+                 ) -> list[Images]:
     source = dataset.train if unlabelled is None and dataset else unlabelled
     assert source is not None
     check_enough(len(source))  # before they are read
@@ -148,7 +147,7 @@ def _batches(images: LabeledImages, card: ModelCard) -> Iterable[Batch]:
 
 
 def _write_graph(path: Path, network: nn.Module, card: ModelCard, to: Format,
-                 precision: Precision, calibration: Sequence[np.ndarray]) -> None:
+                 precision: Precision, calibration: Sequence[Images]) -> None:
     folded = Folded(network).eval()  # type: ignore[arg-type]
     min_side, size = traceable_side(card.model), card.preprocess.size
     # Not the size of the model's images, so that the comparison reveals a fixed axis.
@@ -158,17 +157,10 @@ def _write_graph(path: Path, network: nn.Module, card: ModelCard, to: Format,
     if to == "torch":
         torch_graph(folded, path, example=example, bf16=precision == "bf16", fixed_size=fixed)
     elif to == "openvino":
-        model = openvino_graph(folded, example=example)
-        if precision == "int8":
-            model = quantize(model, calibration)
+        model = openvino_graph(folded, example=example, calibration=calibration)
         save_openvino(model, path, half=precision == "bf16")
-    elif precision == "int8":
-        with tempfile.TemporaryDirectory(dir=path.parent) as directory:
-            full = Path(directory) / path.name
-            onnx_graph(folded, full, example=example)
-            quantize_onnx(full, path, calibration)
     else:
-        onnx_graph(folded, path, example=example)
+        onnx_graph(folded, path, example=example, calibration=calibration)
 
 
 def _noise(n: int, card: ModelCard, height: int, width: int) -> Tensor:

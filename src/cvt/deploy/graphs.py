@@ -11,8 +11,9 @@ from __future__ import annotations
 
 import copy
 import itertools
+import tempfile
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +22,7 @@ from torch import Tensor, nn
 
 from cvt.config import CvTConfig
 from cvt.deploy.manifest import Format, Precision
+from cvt.deploy.quantize import Images, quantize, quantize_onnx
 from cvt.deploy.sessions import onnx_session, openvino_session
 from cvt.system.errors import InputError
 from cvt.system.extras import require
@@ -71,9 +73,11 @@ def traceable_side(config: CvTConfig) -> int:
     return next(side for side in itertools.count(config.min_size()) if wide(side))
 
 
-def onnx_graph(network: nn.Module, path: str | Path, *, example: Tensor) -> None:
+def onnx_graph(network: nn.Module, path: str | Path, *, example: Tensor,
+               calibration: Sequence[Images] = ()) -> None:
     """Write `network` as an ONNX model of opset `OPSET`; weights above 2 GB go to a second file.
 
+    calibration: images to quantize it to int8 with; none leaves it in floating point.
     Raises InputError if onnx or onnxscript is not installed.
     """
     onnx = require("onnx", "onnx")
@@ -88,12 +92,18 @@ def onnx_graph(network: nn.Module, path: str | Path, *, example: Tensor) -> None
     proto = program.model_proto
     _name_axes(proto)
     large = sum(p.nbytes for p in network.parameters()) > 0.9 * _PROTOBUF_LIMIT
-    onnx.save(proto, str(path), save_as_external_data=large, location=f"{Path(path).name}.data")
+    with tempfile.TemporaryDirectory() as directory:
+        full = Path(directory) / Path(path).name if calibration else path
+        onnx.save(proto, str(full), save_as_external_data=large, location=f"{Path(path).name}.data")
+        if calibration:
+            quantize_onnx(full, path, calibration)
 
 
-def openvino_graph(network: nn.Module, *, example: Tensor) -> openvino.Model:
+def openvino_graph(network: nn.Module, *, example: Tensor, calibration: Sequence[Images] = ()
+                   ) -> openvino.Model:
     """Convert `network` to an OpenVINO model.
 
+    calibration: images to quantize it to int8 with; none leaves it in floating point.
     OpenVINO's converter reports its use to Intel unless its command `opt_in_out --opt_out` was run.
     Raises InputError if openvino is not installed.
     """
@@ -103,7 +113,7 @@ def openvino_graph(network: nn.Module, *, example: Tensor) -> openvino.Model:
                                  input=[("images", [-1, example.shape[1], -1, -1])])
     model.input(0).tensor.set_names({"images"})
     model.output(0).tensor.set_names({"logits"})
-    return model
+    return quantize(model, calibration) if calibration else model
 
 
 def save_openvino(model: openvino.Model, path: str | Path, *, half: bool = False) -> None:

@@ -151,7 +151,7 @@ def test_labels_are_those_of_the_classes_that_the_supernet_was_trained_on(recipe
         return batches(images, *rest)
 
     monkeypatch.setattr(run, "_batches", watched)
-    monkeypatch.setattr(run, "Scorer", lambda *_: lambda _: 0.5)
+    monkeypatch.setattr(run, "scorer", lambda *_: lambda _: 0.5)
     run.search(recipe, SEARCH, tmp_path, quiet=True)
 
     held_out = run._hold_out(recipe, SEARCH, load_dataset(recipe.data))[1]

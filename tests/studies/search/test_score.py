@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from cvt.networks.supernet import Supernet
-from cvt.studies.search.run import Scorer, recompute_statistics
+from cvt.studies.search.run import recompute_statistics, scorer
 
 CHOICE = ((2, 2.0), (1, 4.0), (1, 2.0), (2, 4.0))
 
@@ -45,7 +45,7 @@ def test_a_score_is_the_fraction_of_held_out_images_that_are_right(supernet):
         right = sum((network(x).argmax(1) == labels).sum().item() for x, labels in held_out)
     before = copy.deepcopy(supernet.state_dict())
 
-    score = Scorer(supernet, calibration, held_out)
+    score = scorer(supernet, calibration, held_out)
 
     assert score(CHOICE) == right / 18
     assert score(((1, 4.0),) * 4) == score(((1, 4.0),) * 4)

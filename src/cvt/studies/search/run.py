@@ -77,7 +77,7 @@ def search(recipe: Recipe, config: SearchConfig, output: str | Path, *, quiet: b
     calibration = subset(train, config.calibration, recipe.data.split_seed)
     # The supernet may have been trained with the classes in another order.
     held_out = relabel(held_out, ModelCard.load(home / SUPERNET).classes)
-    score = cache(Scorer(supernet, _batches(calibration, card, recipe),
+    score = cache(scorer(supernet, _batches(calibration, card, recipe),
                          _batches(held_out, card, recipe)))  # both methods start with the same
     base = choice_of(card.model)
     result = Result(
@@ -99,24 +99,21 @@ def search(recipe: Recipe, config: SearchConfig, output: str | Path, *, quiet: b
     return result
 
 
-class Scorer:
-    """Top-1 in [0, 1] of a choice on `held_out`, with the weights of `supernet`.
+def scorer(supernet: Supernet, calibration: Sequence[Batch], held_out: Sequence[Batch]) -> Score:
+    """Return the function from a choice to its top-1 in [0, 1] on `held_out`.
 
-    BatchNorm's statistics in the supernet mix those of all networks, so they are recomputed for
-    each network from `calibration`, which are training images.
+    The weights are those of `supernet`. Its BatchNorm statistics mix those of all networks, so they
+    are recomputed for each network from `calibration`, which are training images.
     """
+    supernet.eval()
 
-    def __init__(self, supernet: Supernet, calibration: Sequence[Batch], held_out: Sequence[Batch]
-                 ) -> None:
-        self.supernet, self.held_out = supernet.eval(), held_out
-        self._images = [images for images, _ in calibration]
-
-    def __call__(self, choice: Choice) -> float:
-        """Return the top-1 of `choice`."""
-        network = self.supernet.extract(choice)
-        recompute_statistics(network, self._images)
-        logits, labels = classify(network, self.held_out)
+    def score(choice: Choice) -> float:
+        network = supernet.extract(choice)
+        recompute_statistics(network, [images for images, _ in calibration])
+        logits, labels = classify(network, held_out)
         return (logits.argmax(1) == labels).double().mean().item()
+
+    return score
 
 
 @torch.no_grad()
