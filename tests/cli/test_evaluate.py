@@ -13,7 +13,7 @@ def test_evaluate_writes_metrics_and_report(model, capsys):
     assert "n = 6" in out
     metrics = json.loads((model / "evaluation/metrics.json").read_text())
     assert metrics["n"] == 6
-    assert sum(map(sum, metrics["confusion"])) == 6
+    assert sum(map(sum, metrics["confusion_matrix"])) == 6
     assert (model / "evaluation/report.html").stat().st_size > 5000
 
 
@@ -35,11 +35,11 @@ def test_evaluate_matches_classes_by_name(model, capsys):
     args = ["evaluate", "--model", str(model), "--data.name", "folder", "--data.val_fraction",
             "0.5", "--json", "--data.root", str(model.parent / "images")]
     assert main(args) == 0
-    whole = json.loads(capsys.readouterr().out)["confusion"]
+    whole = json.loads(capsys.readouterr().out)["confusion_matrix"]
     for path in (model.parent / "images/ant").iterdir():
         path.unlink()
     assert main(args) == 0
-    part = json.loads(capsys.readouterr().out)["confusion"]
+    part = json.loads(capsys.readouterr().out)["confusion_matrix"]
     assert sum(part[0]) == 0
     assert [sum(row) for row in part[1:]] == [sum(row) for row in whole[1:]] == [2, 2]
 
@@ -51,4 +51,4 @@ def test_evaluate_scores_a_half_or_all(model, split, n, capsys):
                  str(model.parent / "images")]) == 0
     told = json.loads(capsys.readouterr().out)
     assert told["n"] == n
-    assert sum(map(sum, told["confusion"])) == n
+    assert sum(map(sum, told["confusion_matrix"])) == n

@@ -93,7 +93,7 @@ def _changes(parser: Parser, chosen: Namespace, args: Sequence[str]) -> dict[str
 
 def _print_result(run: Path, evaluation: Evaluation | None) -> int:
     if evaluation:  # else this is not the main process
-        print(f"{evaluation.headline()}\nreport: {run / 'report.html'}")
+        print(f"{evaluation.summary()}\nreport: {run / 'report.html'}")
     return 0
 
 
@@ -109,7 +109,8 @@ def _print_plan(recipe: Recipe, run: Path, as_json: bool) -> None:
     rows = {
         "device": f"{p.device}, {p.processes} process{'es' * (p.processes > 1)}",
         "network": f"{recipe.name}, {p.parameters:,} parameters"
-                   + (f", {p.trained:,} trained" if p.trained < p.parameters else ""),
+                   + (f", {p.trainable_parameters:,} trainable"
+                      if p.trainable_parameters < p.parameters else ""),
         "images": f"{p.train_images:,} to train, {p.val_images:,} to validate",
         "steps": f"{p.steps:,}: {p.epochs} epochs of {p.steps_per_epoch:,}",
         "a step": f"{p.step_seconds:.3g} s, of which {p.waiting_seconds:.2g} s wait for images"
@@ -118,10 +119,11 @@ def _print_plan(recipe: Recipe, run: Path, as_json: bool) -> None:
         "an epoch": f"{_duration(p.epoch_seconds)}, of which {_duration(p.validation_seconds)} "
                     "validate",
         "the run": _duration(p.total_seconds),
-        "memory": f"{p.memory / 1e9:.2f} GB at its peak with {p.at_a_time} images at a time, of "
-                  f"{p.memory_limit / 1e9:.1f} GB",
-        "what fits": "could not be told" if p.most_at_a_time is None else
-                     f"{p.most_at_a_time} images at a time: --optim.accumulate {p.accumulate}",
+        "memory": f"{p.memory / 1e9:.2f} GB at its peak with a micro-batch of "
+                  f"{p.micro_batch_size}, of {p.memory_limit / 1e9:.1f} GB",
+        "fits": "could not be determined" if p.max_micro_batch_size is None else
+                     f"a micro-batch of {p.max_micro_batch_size}: "
+                     f"--optim.grad_accum_steps {p.grad_accum_steps}",
         "disk": f"at most {p.disk / 1e9:.2f} GB ({p.checkpoint / 1e9:.2f} a checkpoint), of "
                 f"{p.disk_free / 1e9:.0f} GB free",
         **{f"on {s.processes} device{'s' * (s.processes > 1)}": f"{_duration(s.seconds)}, "
@@ -139,9 +141,9 @@ def _print_plan(recipe: Recipe, run: Path, as_json: bool) -> None:
 def _print_rate(recipe: Recipe, run: Path) -> None:
     from cvt.train.lr_finder import PLOT, find_learning_rate
 
-    if found := find_learning_rate(recipe, run):
-        print(f"try --optim.lr {found.steepest:g}, where the loss falls fastest; it is least at "
-              f"{found.least:g}\nplot: {run / PLOT}")
+    if result := find_learning_rate(recipe, run):
+        print(f"try --optim.lr {result.steepest:g}, where the loss falls fastest; its minimum is "
+              f"at {result.min_loss:g}\nplot: {run / PLOT}")
 
 
 def _duration(seconds: float) -> str:
