@@ -37,7 +37,7 @@ _ERASED_LOG_ASPECT = (math.log(0.3), math.log(1 / 0.3))
 
 
 def training_transform(preprocess: Preprocess, augment: AugmentConfig) -> Pipeline:
-    """`cvt.data.preprocess.prepare` with the augmentation of `augment`, except for what mixes batches.
+    """`cvt.data.preprocess.prepare` with the augmentation of `augment`, but for mixing of batches.
 
     Draws from the global random states of torch, numpy and random. Raises InputError for a
     RandAugment that timm does not know.
