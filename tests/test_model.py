@@ -7,6 +7,10 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 from torch.export import Dim
+from torch.nn.modules.module import (
+    register_module_forward_hook,
+    register_module_forward_pre_hook,
+)
 from torchvision.models.feature_extraction import create_feature_extractor
 
 from cvt.config import VARIANTS, CvTConfig, StageConfig
@@ -432,20 +436,52 @@ def test_hooks_see_what_the_layers_computed_and_survive_the_backward_pass(tiny_m
     assert gradients[0].shape == out.shape
 
 
-def test_a_hook_keeps_what_it_saw_and_nothing_else_keeps_memory(tiny_model):
-    """Without gradients the activation works in place, unless a hook looks at its input."""
-    x, mlp = torch.randn(2, 16, 8), tiny_model.stages[0].blocks[0].mlp
+def test_without_gradients_and_hooks_the_activation_works_in_place(tiny_model, monkeypatch):
+    asked = []
+    forward = QuickGELU.forward
+    monkeypatch.setattr(QuickGELU, "forward", lambda self, x, inplace=False: (
+        asked.append(inplace), forward(self, x, inplace))[1])
+    x = images()
+
     with torch.no_grad():
+        plain = tiny_model(x)
+    assert all(asked)
+    assert torch.equal(tiny_model(x), plain)
+    assert not all(asked)
+
+
+@pytest.mark.parametrize("gradients", [True, False])
+@pytest.mark.parametrize("register", [
+    lambda mlp, see: mlp.fc1.register_forward_hook(lambda _m, _args, out: see(out)),
+    lambda mlp, see: mlp.act.register_forward_hook(lambda _m, args, _out: see(args[0])),
+    lambda mlp, see: mlp.act.register_forward_pre_hook(lambda _m, args: see(args[0])),
+    lambda mlp, see: register_module_forward_hook(
+        lambda m, _args, out: see(out) if m is mlp.fc1 else None),
+    lambda mlp, see: register_module_forward_pre_hook(
+        lambda m, args: see(args[0]) if m is mlp.act else None),
+])
+def test_no_hook_sees_an_overwritten_tensor(tiny_model, register, gradients):
+    x, mlp, seen = torch.randn(2, 16, 8), tiny_model.stages[0].blocks[0].mlp, []
+    with torch.set_grad_enabled(gradients):
         plain = mlp(x)
-        inside = []
-        handle = mlp.act.register_forward_hook(lambda _, args, out: inside.append((args[0], out)))
-        mlp(x)
-        assert inside[0][0] is inside[0][1]
-        handle.remove()
-        seen = []
-        mlp.fc1.register_forward_hook(lambda _m, _args, out: seen.append(out))
-        assert torch.equal(mlp(x), plain)
+        handle = register(mlp, seen.append)
+        try:
+            assert torch.equal(mlp(x), plain)
+        finally:
+            handle.remove()
+
     assert torch.equal(seen[0], F.linear(x, mlp.fc1.weight, mlp.fc1.bias))
+
+
+@pytest.mark.filterwarnings("ignore:.torch.jit.trace", "ignore::torch.jit.TracerWarning")
+@pytest.mark.parametrize("gradients", [True, False])
+def test_jit_trace_equals_eager_with_and_without_gradients(tiny_model, gradients):
+    x = images()
+
+    with torch.set_grad_enabled(gradients):
+        traced = torch.jit.trace(tiny_model, x)  # checks itself without gradients
+
+    assert torch.equal(traced(x), tiny_model(x))
 
 
 def test_attention_is_scaled_by_the_full_width(tiny):
@@ -561,6 +597,34 @@ def test_linear_weights_start_at_the_official_spread():
     assert model.head.bias.any()
     assert model.stages[0].cls_token.std().item() == pytest.approx(0.02, rel=0.3)
     assert model.stages[0].pos_embed.std().item() == pytest.approx(0.02, rel=0.02)
+
+
+@pytest.mark.parametrize("changes", [{}, {"init": "xavier"}, {
+    "every": {"pos_embed": True, "cls_token": True, "projection": "avg"}}])
+def test_init_weights_after_to_empty_leaves_nothing_unset(tiny, changes):
+    with torch.device("meta"):
+        model = CvT(tiny(**changes))
+    model.to_empty(device="cpu")
+    with torch.no_grad():
+        for tensor in (*model.parameters(), *model.buffers()):
+            tensor.fill_(torch.nan if tensor.is_floating_point() else -5)
+
+    model.init_weights()
+
+    fresh = CvT(tiny(**changes)).state_dict()
+    for name, tensor in model.state_dict().items():
+        assert tensor.isfinite().all(), name
+        assert abs(tensor.float().mean() - fresh[name].float().mean()) < 0.1, name
+        if tensor.ndim < 2 and name != "head.bias" and "conv.bias" not in name:
+            assert torch.equal(tensor, fresh[name]), name
+
+
+def test_a_new_classifier_keeps_the_mode(tiny_model):
+    tiny_model.reset_classifier(3)
+    assert not any(module.training for module in tiny_model.modules())
+
+    tiny_model.train().reset_classifier(0)
+    assert all(module.training for module in tiny_model.modules())
 
 
 def test_convolutions_and_norms_start_at_the_default_of_pytorch(tiny):

@@ -127,14 +127,9 @@ class MLP(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         x = self.fc1(x)
         # In place where possible: allocating a tensor of this size costs more than the arithmetic.
-        x = self.act(x, inplace=True) if self._can_overwrite(x) else self.act(x)
+        inplace = type(self.act) is QuickGELU and is_unobserved(x, self.fc1, self.act)
+        x = self.act(x, inplace=True) if inplace else self.act(x)
         return self.drop(self.fc2(self.drop(x)))
-
-    def _can_overwrite(self, x: Tensor) -> bool:
-        """Whether only the activation reads the output of fc1: no backward, hook or tracer does."""
-        return (type(self.act) is QuickGELU and not torch.is_grad_enabled()
-                and not self.fc1._forward_hooks
-                and not isinstance(cast("object", x), torch.fx.Proxy))
 
 
 QUICK = 1.702  # makes x sigmoid(a x) closest to GELU (Hendrycks and Gimpel, 2016)
@@ -256,7 +251,7 @@ class CvT(nn.Module):
         self.norm = nn.LayerNorm(self.num_features)
         self.head = self._classifier(config.num_classes)
         self._min_size = config.min_size()
-        self.init_weights()
+        self._init_weights()
 
     def forward(self, x: Tensor) -> Tensor:
         """Images (B, in_chans, H, W) to logits (B, num_classes)."""
@@ -358,7 +353,8 @@ class CvT(nn.Module):
         """Replace the classifier by a newly initialised one; 0 removes it."""
         self.config = dataclasses.replace(self.config, num_classes=num_classes)
         like = next(self.parameters())
-        self.head = self._classifier(num_classes).to(device=like.device, dtype=like.dtype)
+        head = self._classifier(num_classes).to(device=like.device, dtype=like.dtype)
+        self.head = head.train(self.training)
         self._init_head()
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
@@ -375,7 +371,18 @@ class CvT(nn.Module):
                 if name.endswith(("cls_token", "pos_embed"))}
 
     def init_weights(self) -> None:
-        """Initialise as the official code does; convolutions keep PyTorch's defaults."""
+        """Initialise every parameter and buffer anew, as the official code does.
+
+        Convolutions, norms and the bias of the head have PyTorch's defaults. After
+        `model.to_empty(device=...)` of a model on the meta device, nothing is left unset.
+        """
+        for module in self.modules():
+            if isinstance(module, (nn.Conv2d, nn.Linear, nn.LayerNorm, nn.BatchNorm2d)):
+                module.reset_parameters()
+        self._init_weights()
+
+    def _init_weights(self) -> None:
+        """Replace those of PyTorch's defaults that the official code replaces."""
         for module in self.modules():
             if isinstance(module, nn.Linear) and module is not self.head:
                 if self.config.init == "trunc_norm":
@@ -433,6 +440,17 @@ def join(cls: Tensor | None, fmap: Tensor) -> Tensor:
     """The inverse of `split`: (B, 1, C) or None and (B, C, H, W) to (B, [1 +] T, C)."""
     x = to_tokens(fmap)
     return x if cls is None else torch.cat([cls, x], 1)
+
+
+def is_unobserved(x: Tensor, linear: nn.Module, act: nn.Module | None = None) -> bool:
+    """Whether x, the output of `linear` and input of `act`, is read by the next operation alone.
+
+    Otherwise it must not be overwritten: the backward pass, a hook or a tracer may read it too.
+    """
+    watched = any(m._forward_hooks or m._forward_pre_hooks for m in (linear, act) if m is not None)
+    return not (watched or torch.is_grad_enabled() or type(linear) is not nn.Linear
+                or cast("Any", torch.jit).is_tracing() or nn.modules.module._has_any_global_hook()
+                or isinstance(cast("object", x), torch.fx.Proxy))
 
 
 def heads(x: Tensor, num_heads: int) -> Tensor:

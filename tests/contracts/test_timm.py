@@ -165,6 +165,24 @@ def test_stochastic_depth_goes_to_the_last_stage_where_no_stage_has_some(tiny):
     assert [stage.drop_path_rate for stage in config.stages] == [0, 0, 0.2]
 
 
+@pytest.mark.parametrize("device", ["cpu", "meta"])
+@pytest.mark.parametrize("dtype", [None, torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("features_only", [False, True])
+def test_a_model_is_created_on_a_device_in_a_dtype(device, dtype, features_only):
+    model = timm.create_model("cvt_nano", device=device, dtype=dtype, features_only=features_only)
+
+    assert {p.device.type for p in model.parameters()} == {device}
+    assert {p.dtype for p in model.parameters()} == {dtype or torch.float32}
+
+
+def test_pruning_and_a_new_classifier_keep_evaluation_mode(small):
+    model = small()
+    model.reset_classifier(3)
+    model.prune_intermediate_layers([0])
+
+    assert not any(module.training for module in model.modules())
+
+
 def test_an_unknown_argument_raises():
     with pytest.raises(TypeError, match="patch_size"):
         timm.create_model("cvt_nano", patch_size=4)

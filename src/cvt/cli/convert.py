@@ -26,13 +26,20 @@ def main(args: Sequence[str]) -> int:
     add_act(parser)
     parser.add_argument("--dtype", choices=["fp32", "fp16"], default="fp32", help="fp16 rounds to "
                         "float16: half the bytes; every command here reads it as fp32")
+    parser.add_argument("--key", help="the key of the state dict in the file, such as "
+                        "state_dict_ema (default: the only one that holds a CvT)")
+    parser.add_argument("--prefix", help="the prefix of the CvT's names, such as backbone.; other "
+                        "names are skipped (default: the only one)")
+    parser.add_argument("--ignore", nargs="+", default=[], metavar="PATTERN", help="patterns of "
+                        "more names to skip, such as 'decoder.*'")
     parser.add_argument("--overwrite", action="store_true", help="replace files that are there")
     chosen = parser.read(args)
 
     from cvt.weights.convert import convert
 
     done = convert(chosen.source, chosen.destination, chosen.to, model=chosen.model,
-                   act=chosen.act, dtype=chosen.dtype, overwrite=chosen.overwrite)
+                   act=chosen.act, dtype=chosen.dtype, overwrite=chosen.overwrite,
+                   key=chosen.key, prefix=chosen.prefix, ignore=chosen.ignore)
     print(done.report, file=sys.stderr)
     for note in done.notes:
         print(f"cvt convert: {note}", file=sys.stderr)

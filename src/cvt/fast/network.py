@@ -23,6 +23,7 @@ from cvt.model import (
     QuickGELU,
     Stage,
     heads,
+    is_unobserved,
     join,
     split,
 )
@@ -94,8 +95,9 @@ class FoldedMLP(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.fc1(F.layer_norm(x, self.shape, eps=self.eps))
-        # In place: nothing else reads it, and allocating as much memory costs more than the act.
-        return self.fc2(F.silu(x, inplace=True) if self.quick else F.gelu(x))
+        # In place where possible: allocating as much memory costs more than the activation.
+        x = F.silu(x, inplace=is_unobserved(x, self.fc1)) if self.quick else F.gelu(x)
+        return self.fc2(x)
 
 
 class FoldedBlock(nn.Module):

@@ -132,7 +132,7 @@ def resolve_model(recipe: Recipe, dataset: Dataset) -> tuple[ModelCard, Checkpoi
 
 def _match_head(checkpoint: Checkpoint, classes: tuple[str, ...]) -> Checkpoint:
     """The checkpoint with the rows of its head for `classes`, and a note on them."""
-    known, weight = checkpoint.card.classes, checkpoint.tensors.get("head.weight")
+    known, weight = checkpoint.card.classes, checkpoint.weights.tensors.get("head.weight")
     if weight is None:
         return checkpoint
     order, head = class_order(classes, known), list[int]()
@@ -151,10 +151,8 @@ def load_pretrained(model: CvT, checkpoint: Checkpoint) -> LoadReport:
     Head, input channels and position embeddings are adapted; raises InputError if anything else
     does not fit.
     """
-    tensors, report = fit(model, checkpoint.tensors, checkpoint.path,
-                          adapt=("head", "in_chans", "pos_embed"), format=checkpoint.format,
-                          renamed=checkpoint.renamed, notes=checkpoint.notes,
-                          head_rows=checkpoint.head_rows)
+    tensors, report = fit(model, checkpoint.weights, adapt=("head", "in_chans", "pos_embed"),
+                          notes=checkpoint.notes, head_rows=checkpoint.head_rows)
     model.load_state_dict(tensors, strict=False)
     return report
 

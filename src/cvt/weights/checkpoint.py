@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,25 +18,18 @@ from cvt.system.errors import InputError
 from cvt.system.schema import read_mapping
 from cvt.weights import huggingface, timm
 from cvt.weights.card import CONFIG, ModelCard, find_config
-from cvt.weights.load import Adapt, LoadReport, fit, to_native
-from cvt.weights.names import Naming
-from cvt.weights.tensors import SUFFIXES, WEIGHT_FILES, read_tensors
+from cvt.weights.load import ONLY, Adapt, LoadReport, Part, Weights, fit, read_weights
+from cvt.weights.tensors import READ_ONLY, SUFFIXES, WEIGHT_FILES
 
 
 @dataclass(frozen=True, kw_only=True)
 class Checkpoint:
     """Weights, and everything needed to build their model."""
 
-    path: Path
-    """File of the weights."""
-    format: Naming
-    """Naming scheme in the file."""
-    renamed: int
-    """Number of names in the file that differ from the native ones."""
+    weights: Weights
+    """File, and tensors under native names."""
     card: ModelCard
     """Network, preprocessing and classes."""
-    tensors: Mapping[str, Tensor]
-    """Parameters and buffers under native names."""
     notes: tuple[str, ...] = ()
     """Assumptions where the checkpoint is incomplete."""
     tag: str | None = None
@@ -47,48 +41,57 @@ class Checkpoint:
 
 
 def read_checkpoint(path: str | Path, *, config: str | CvTConfig | None = None,
-                    act: Act | None = None) -> Checkpoint:
+                    act: Act | None = None, part: Part = ONLY) -> Checkpoint:
     """Read a directory of this package, transformers or timm, or one file of weights.
 
     The card of a file is that of its directory. Without one, the network is given by the experiment
     file of the same name (.yaml), else recognized from the shapes. `config` (a configuration, a
-    variant or a configuration file) and `act` override both. Raises InputError for a missing,
-    corrupt or unknown file.
+    variant or a configuration file) and `act` override both. part: which CvT of the file. Raises
+    InputError for a missing, corrupt or unknown file, and if the choice is ambiguous.
     """
     path = Path(path)
     if not path.exists():
         raise InputError(f"no model at {path}; give a directory written by `cvt train --output`, a "
                          "directory of transformers or timm, or a file of weights")
-    weights = _weights_in(path) if path.is_dir() else path
-    has_card = (weights.parent / CONFIG).is_file()
-    data = read_mapping(weights.parent / CONFIG) if has_card else {}
+    file = _weights_in(path) if path.is_dir() else path
+    has_card = (file.parent / CONFIG).is_file()
+    data = read_mapping(file.parent / CONFIG) if has_card else {}
     if (network := data.get("network", "cvt")) != "cvt":
-        raise InputError(f"{weights.parent} contains a {network}, a baseline or a supernet and not "
+        raise InputError(f"{file.parent} contains a {network}, a baseline or a supernet and not "
                          "a CvT; its metrics are in metrics.json and report.html")
-    tensors, renamed, naming = to_native(read_tensors(weights), weights)
+    weights = read_weights(file, part)
+    tensors = dict(weights.tensors)
     notes: list[str] = []
-    if naming == "huggingface" and not {"norm.weight", "norm.bias"} & set(tensors):
-        last = max((n for n in tensors if n.endswith(".norm2.bias")), default="",
-                   key=lambda name: int(name.split(".")[1]))
+    trunk = weights.format == "huggingface" or bool(weights.prefix)
+    if trunk and not {"norm.weight", "norm.bias"} & set(tensors):
+        last = max((n for n in tensors if re.fullmatch(r"stages\.\d+\..*\.norm2\.bias", n)),
+                   default="", key=lambda name: int(name.split(".")[1]))
         if last:
             tensors |= {"norm.weight": torch.ones_like(tensors[last]),
                         "norm.bias": torch.zeros_like(tensors[last])}
-        notes.append("a CvtModel of transformers has no final norm; a new one was added")
+            what = "the trunk" if weights.prefix else "a CvtModel of transformers"
+            notes.append(f"{what} has no final norm; a new one was added")
     if config is None and has_card:
-        card, note = read_card(weights.parent, data, headless="head.weight" not in tensors)
+        card, note = read_card(file.parent, data, headless="head.weight" not in tensors)
         notes += [note] if note and act is None else []
     elif config is None and path.is_dir():
         raise InputError(f"{path} has no {CONFIG}, which describes the network; give it with "
                          "--model, or give the file of weights itself")
     else:
-        if config is None and weights.with_suffix(".yaml").is_file():  # written by `convert`
-            config = str(weights.with_suffix(".yaml"))
+        if config is None and file.with_suffix(".yaml").is_file():  # written by `convert`
+            config = str(file.with_suffix(".yaml"))
         model = find_config(config) if isinstance(config, str) else config
-        card = _bare_card(model or _recognize(tensors, weights), tensors)
+        model = model or _recognize(tensors, file)
+        card = _bare_card(model, tensors)
+        if card.model.stages != model.stages:
+            notes.append("the file has no class token, so the features are means over the tokens")
+        if weights.format == "huggingface" and act is None:
+            notes.append(f"the activation is {card.model.act}; act='gelu' if these weights were "
+                         "trained with transformers, which computes GELU")
     if act is not None:
         card = dataclasses.replace(card, model=dataclasses.replace(card.model, act=act))
         notes.append(f"act={act} is used, as requested")
-    return Checkpoint(path=weights, format=naming, renamed=renamed, card=card, tensors=tensors,
+    return Checkpoint(weights=dataclasses.replace(weights, tensors=tensors), card=card,
                       notes=tuple(notes),
                       has_class_names=config is None and has_card and _names_classes(data))
 
@@ -124,16 +127,16 @@ def build(checkpoint: Checkpoint, *, num_classes: int | None = None, in_chans: i
         notes = (*notes, f"num_classes={num_classes} equals that of the checkpoint, so its head is "
                  "kept; reset_classifier makes a new one for other classes")
     blocks = sum(stage.depth for stage in config.stages)
-    if blocks > len(checkpoint.tensors):  # before building an untrusted configuration
-        raise InputError(f"{checkpoint.path} has {len(checkpoint.tensors)} tensors, too few for "
+    weights = checkpoint.weights
+    if blocks > len(weights.tensors):  # before building an untrusted configuration
+        raise InputError(f"{weights.path} has {len(weights.tensors)} tensors, too few for "
                          f"the {blocks} blocks of its configuration")
     with torch.device("meta"):
         model = CvT(target)
-    tensors, report = fit(model, checkpoint.tensors, checkpoint.path, adapt=adapt,
-                          format=checkpoint.format, renamed=checkpoint.renamed,
-                          notes=notes, head_rows=checkpoint.head_rows)
+    tensors, report = fit(model, weights, adapt=adapt, notes=notes,
+                          head_rows=checkpoint.head_rows)
     model.load_state_dict(_unshared(tensors), strict=False, assign=True)
-    if report.missing:
+    if "head.weight" in report.missing:
         model.reset_classifier(target.num_classes)
     return model.eval(), report
 
@@ -153,7 +156,8 @@ def _weights_in(directory: Path) -> Path:
     for name in WEIGHT_FILES:
         if (directory / name).is_file():
             return directory / name
-    files = sorted(p for p in directory.iterdir() if p.suffix in SUFFIXES and p.is_file())
+    files = sorted(p for p in directory.iterdir()
+                   if p.name.endswith((*SUFFIXES, *READ_ONLY)) and p.is_file())
     if len(files) == 1:
         return files[0]
     if files:
@@ -191,8 +195,14 @@ def _bare_card(config: CvTConfig, tensors: Mapping[str, Tensor]) -> ModelCard:
     if head is None and "head.bias" not in tensors:
         num_classes = 0
     in_chans = config.in_chans if first is None else first.shape[1]
+    stages = config.stages
+    if not num_classes:  # a tracker or segmenter may have left out the class token
+        stages = tuple(dataclasses.replace(
+            stage, cls_token=stage.cls_token and f"stages.{i}.cls_token" in tensors)
+            for i, stage in enumerate(stages))
     return ModelCard(
-        model=dataclasses.replace(config, num_classes=num_classes, in_chans=in_chans),
+        model=dataclasses.replace(config, stages=stages, num_classes=num_classes,
+                                  in_chans=in_chans),
         preprocess=imagenet_preprocess(config.image_size).with_channels(in_chans),
         classes=tuple(map(str, range(num_classes))))
 

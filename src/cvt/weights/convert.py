@@ -21,7 +21,7 @@ from cvt.system.schema import write_mapping
 from cvt.weights import huggingface, timm
 from cvt.weights.card import CONFIG, ModelCard
 from cvt.weights.checkpoint import build
-from cvt.weights.load import LoadReport, is_finite
+from cvt.weights.load import LoadReport, Part, is_finite
 from cvt.weights.models import open_checkpoint
 from cvt.weights.names import FROM_NATIVE, Naming, rename
 from cvt.weights.tensors import BEST, SAFETENSORS, SUFFIXES, WEIGHT_FILES, write_tensors
@@ -48,7 +48,9 @@ class Conversion:
 
 
 def convert(source: str | Path, destination: str | Path, to: Format, *, model: str | None = None,
-            act: Act | None = None, dtype: Dtype = "fp32", overwrite: bool = False) -> Conversion:
+            act: Act | None = None, dtype: Dtype = "fp32", overwrite: bool = False,
+            key: str | None = None, prefix: str | None = None, ignore: Collection[str] = ()
+            ) -> Conversion:
     """Convert the weights of `source` to the format `to`; values are unchanged bit for bit.
 
     source: a tag, `hf-hub:org/name`, a directory or a file in any format. destination: a new
@@ -56,14 +58,16 @@ def convert(source: str | Path, destination: str | Path, to: Format, *, model: s
     experiment file of the official code (.yaml) is written. model: tag, variant or configuration
     file of a bare file of weights, if its shapes are ambiguous. act: activation that the weights
     were trained with, if the source does not say. dtype: "fp16" rounds to float16 and halves the
-    size; it loads as float32. overwrite: replace existing files. Raises InputError if the weights
+    size; it loads as float32. overwrite: replace existing files. key, prefix, ignore: which part of
+    the source, as in `create_model`. Raises InputError if the weights
     do not fit, if the format cannot express the network, if values are too large for float16, and
     if files exist without `overwrite`.
     """
     if model is not None and not Path(source).is_file():
         raise InputError(f"{source} defines its own network; model={model!r} is only for a bare "
                          "file of weights")
-    checkpoint = open_checkpoint(source, model=model, act=act)
+    checkpoint = open_checkpoint(source, model=model, act=act,
+                                 part=Part(key=key, prefix=prefix, ignore=ignore))
     network, report = build(checkpoint)
     card = checkpoint.card
     directory, files = _contents(card, Path(destination), to, tag=checkpoint.tag)

@@ -14,10 +14,19 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from cvt.system.errors import InputError
-from cvt.weights.names import TO_NATIVE, Naming, detect_naming, rename
-from cvt.weights.tensors import read_tensors
+from cvt.weights.names import (
+    TO_NATIVE,
+    Naming,
+    detect_naming,
+    find_networks,
+    other_network,
+    rename,
+)
+from cvt.weights.tensors import check_tensors, read_state_dicts
 
 Adapt = Literal["head", "in_chans", "pos_embed"]
+
+_COUNT = ".num_batches_tracked"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,6 +37,10 @@ class LoadReport:
     """File or directory that was read."""
     format: Naming
     """Naming scheme of its tensors."""
+    key: str = ""
+    """Key under which the file has the state dict; "" for its top level."""
+    prefix: str = ""
+    """Prefix of the names of the CvT in the state dict."""
     loaded: tuple[str, ...]
     """Native names of the tensors that were loaded unchanged."""
     renamed: int
@@ -42,80 +55,164 @@ class LoadReport:
     """Remarks, such as how the activation was chosen."""
 
     def __str__(self) -> str:
-        lines = [f"{self.path}: {len(self.loaded)} tensors in {self.format} names, {self.renamed} "
-                 "renamed" + ("" if self.adapted or self.skipped or self.missing
-                              else ", none missing, none unexpected")]
-        rows = [(status, name, detail) for status in ("adapted", "skipped", "missing")
-                for name, detail in getattr(self, status).items()]
+        place = "".join(f", {what} {value!r}" for what, value in (
+            ("key", self.key), ("prefix", self.prefix)) if value)
+        lines = [f"{self.path}{place}: {len(self.loaded)} tensors in {self.format} names, "
+                 f"{self.renamed} renamed" + ("" if self.adapted or self.skipped or self.missing
+                                              else ", none missing, none unexpected")]
+        rows = []
+        for status in ("adapted", "skipped", "missing"):
+            names: dict[tuple[str, str], list[str]] = {}
+            for name, detail in getattr(self, status).items():
+                names.setdefault((name.partition(".")[0], detail), []).append(name)
+            for (first, detail), same in names.items():
+                rows += ([(status, name, detail) for name in same] if len(same) <= 4 else
+                         [(status, f"{first}.* ({len(same)} tensors)", detail)])
         width = max((len(name) for _, name, _ in rows), default=0)
         lines += [f"  {status:<10}{name:<{width}}  {detail}" for status, name, detail in rows]
         return "\n".join([*lines, *(f"  note      {note}" for note in self.notes)])
 
 
-def load_weights(model: nn.Module, path: str | Path, *, adapt: Collection[Adapt] = (),
-                 prefix: str = "", ignore: Collection[str] = ()) -> LoadReport:
-    """Load a state dict with official, transformers or native names into `model`.
+@dataclass(frozen=True, kw_only=True)
+class Part:
+    """Which part of a file of weights to load; by default the only CvT in it."""
 
-    path: a `.safetensors`, `.pth`, `.pt` or `.bin` file. Loading is strict: every parameter and
-    buffer of `model` is set, and no tensor may be missing, unexpected, of a mismatched shape or not
-    finite. Otherwise raises InputError, and `model` is unchanged.
+    key: str | None = None
+    """Key of the state dict, such as "state_dict_ema"; "" for the top level."""
+    prefix: str | None = None
+    """Prefix of the names, such as "backbone."; "" for none."""
+    ignore: Collection[str] = ()
+    """Patterns of names in the file to skip, such as "decoder.*"."""
+
+
+ONLY = Part()
+"""The only CvT of a file."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Weights:
+    """The CvT in a file of weights."""
+
+    path: Path
+    """File that was read."""
+    tensors: Mapping[str, Tensor]
+    """Parameters and buffers under native names."""
+    format: Naming = "native"
+    """Naming scheme in the file."""
+    renamed: int = 0
+    """Number of names in the file that differ from the native ones."""
+    key: str = ""
+    """Key of the state dict."""
+    prefix: str = ""
+    """Prefix of the names."""
+    skipped: Mapping[str, str] = field(default_factory=dict)
+    """Other tensors of the state dict, and the reason why they are not loaded."""
+
+
+def load_weights(model: nn.Module, path: str | Path, *, adapt: Collection[Adapt] = (),
+                 key: str | None = None, prefix: str | None = None, ignore: Collection[str] = ()
+                 ) -> LoadReport:
+    """Load a state dict with the names of any code into `model`.
+
+    path: a file of weights in any format. Loading is strict: every parameter and buffer of `model`
+    is set, and no tensor may be missing, unexpected, of a mismatched shape or not finite. Otherwise
+    raises InputError, and `model` is unchanged.
 
     adapt: what may differ. "head" keeps the model's own head if the sizes differ; "in_chans" adapts
     the first convolution to the model's channels (summed for one, else repeated and rescaled);
-    "pos_embed" resizes position embeddings. prefix: removed from the names of the file, such as
-    "backbone."; names without it are errors unless ignored. ignore: patterns of names in the file
-    to skip, such as "decoder.*".
+    "pos_embed" resizes position embeddings. key, prefix, ignore: which part of the file to load, as
+    in `create_model`.
     """
-    path = Path(path)
-    tensors, skipped = _select(read_tensors(path), prefix, ignore, path)
-    native, renamed, naming = to_native(tensors, path)
-    fitted, report = fit(model, native, path, adapt=adapt, format=naming, renamed=renamed,
-                         skipped=skipped)
+    weights = read_weights(path, Part(key=key, prefix=prefix, ignore=ignore))
+    fitted, report = fit(model, weights, adapt=adapt)
     model.load_state_dict(fitted, strict=False)
     return report
 
 
-def _select(tensors: Mapping[str, Tensor], prefix: str, ignore: Collection[str], path: Path
-            ) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """The tensors whose names start with `prefix`, without it, and those skipped by `ignore`."""
-    selected, skipped, others = {}, {}, []
+def read_weights(path: str | Path, part: Part) -> Weights:
+    """The CvT of a file of weights: the only one in it, or the one that `part` names.
+
+    A CvT is recognised by the names of its tensors. A file without one is read as it is. Raises
+    InputError if the choice is ambiguous or does not exist, and for another network that is also
+    called CvT.
+    """
+    path = Path(path)
+    state_dicts = read_state_dicts(path)
+    weights = find_weights(state_dicts, path, part)
+    check_tensors(state_dicts[weights.key], path)
+    return weights
+
+
+def find_weights(state_dicts: Mapping[str, Mapping[str, Tensor]], path: Path, part: Part
+                 ) -> Weights:
+    """The same in the state dicts of `path` by key."""
+    if part.key is not None and part.key not in state_dicts:
+        keys = ", ".join(f"{key[:100]!r}" for key in list(state_dicts)[:10])
+        raise InputError(f"{path} has no state dict under the key {part.key!r}; its keys are "
+                         f"{keys}")
+    dicts = state_dicts if part.key is None else {part.key: state_dicts[part.key]}
+    networks = {(key, prefix): naming for key, tensors in dicts.items()
+                for prefix, naming in find_networks(tensors).items()}
+    chosen = [(key, prefix) for key, prefix in networks
+              if part.prefix is None or prefix == part.prefix]
+    if len(chosen) > 1 or (networks and not chosen and len(dicts) > 1):
+        raise InputError(f"{path} has {len(networks)} CvTs; choose {_choices(networks)}")
+    if not networks and (other := next(filter(None, map(other_network, dicts.values())), None)):
+        raise InputError(f"{path} is of another network: {other}; it cannot be loaded as a CvT of "
+                         "the paper")
+    if not chosen and len(dicts) > 1:
+        raise InputError(f"{path} has {len(dicts)} state dicts and no CvT in them; choose "
+                         f"{_choices([(key, '') for key in dicts])}")
+    key, prefix = chosen[0] if chosen else (next(iter(dicts)), part.prefix or "")
+    tensors = dicts[key]
+    if not any(name.startswith(prefix) for name in tensors):
+        raise InputError(f"{path} has no tensor whose name starts with {prefix!r}, but names such "
+                         f"as {_shortened(list(tensors))}" + (
+                             f"; choose {_choices(networks)}" if networks else ""))
+    others = [other for where, other in networks if where == key and other != prefix]
+    selected, skipped = {}, {}
     for name, tensor in tensors.items():
-        if any(fnmatchcase(name, pattern) for pattern in ignore):
+        if any(fnmatchcase(name, pattern) for pattern in part.ignore):
             skipped[name] = "ignored, as requested"
-        elif name.startswith(prefix):
-            selected[name.removeprefix(prefix)] = tensor
+        elif not name.startswith(prefix):
+            skipped[name] = f"outside {prefix!r}"
+        elif any(name.startswith(other) and len(other) > len(prefix) for other in others):
+            skipped[name] = "of another CvT"
         else:
-            others.append(name)
-    if others:
-        raise InputError(f"{path} has {len(others)} tensors whose names do not start with "
-                         f"{prefix!r} ({_shortened(others)}); add them to ignore")
-    return selected, skipped
-
-
-def to_native(tensors: Mapping[str, Tensor], path: Path
-              ) -> tuple[dict[str, Tensor], int, Naming]:
-    """The tensors under native names, how many were renamed, and the naming scheme they had."""
-    # Prefixes of DistributedDataParallel and torch.compile.
-    plain = {re.sub(r"^(module\.|_orig_mod\.)+", "", name): t for name, t in tensors.items()}
-    naming = detect_naming(plain)
-    native = {rename(name, TO_NATIVE[naming]): t for name, t in plain.items()}
-    if len(native) < len(tensors):
+            selected[name.removeprefix(prefix)] = tensor
+    if not chosen:  # wrappers of PyTorch, around a network that is not whole
+        selected = {re.sub(r"^(module\.|_orig_mod\.)+", "", n): t for n, t in selected.items()}
+    naming = networks[key, prefix] if chosen else detect_naming(selected)
+    native = {rename(name, TO_NATIVE[naming]): t for name, t in selected.items()}
+    if len(native) + len(skipped) < len(tensors):
         raise InputError(f"{path} has the same tensor under two names")
-    return native, len(set(native) - set(tensors)), naming
+    return Weights(path=path, tensors=native, format=naming, key=key, prefix=prefix,
+                   renamed=len(set(native) - set(tensors)), skipped=skipped)
 
 
-def fit(model: nn.Module, tensors: Mapping[str, Tensor], path: Path, *,
-        adapt: Collection[Adapt] = (), format: Naming = "native", renamed: int = 0,
-        skipped: Mapping[str, str] | None = None, notes: tuple[str, ...] = (),
-        head_rows: Sequence[int] | None = None) -> tuple[dict[str, Tensor], LoadReport]:
+def _choices(places: Collection[tuple[str, str]]) -> str:
+    """The options that choose one of the state dicts and prefixes in `places`."""
+    keys, prefixes = ({place[i] for place in places} for i in (0, 1))
+    options = [" ".join([*([f"key={key[:100]!r}"] if len(keys) > 1 else []),
+                         *([f"prefix={prefix[:100]!r}"] if len(prefixes) > 1 or len(keys) == 1
+                           else [])]) for key, prefix in list(places)[:10]]
+    flags = " and ".join(flag for flag, several in (
+        ("--key", len(keys) > 1), ("--prefix", len(prefixes) > 1 or len(keys) == 1)) if several)
+    return f"{' or '.join(options)} ({flags} of `cvt convert`)"
+
+
+def fit(model: nn.Module, weights: Weights, *, adapt: Collection[Adapt] = (),
+        notes: tuple[str, ...] = (), head_rows: Sequence[int] | None = None
+        ) -> tuple[dict[str, Tensor], LoadReport]:
     """The tensors adapted to `model`, and the report; `model` is not changed.
 
     head_rows: rows of the file's head for the model's classes, in order; empty for a new head, None
-    for the head as it is. Raises InputError for a tensor that does not fit and is not in `adapt`,
-    and for values that are not finite.
+    for the head as it is. Frozen BatchNorm does not count batches, so the counts may be missing.
+    Raises InputError for a tensor that does not fit and is not in `adapt`, and for values that are
+    not finite.
     """
-    expected = model.state_dict()
-    fitted, skipped = dict(tensors), dict(skipped or {})
+    path, expected = weights.path, model.state_dict()
+    fitted, skipped = dict(weights.tensors), dict(weights.skipped)
     adapted: dict[str, str] = {}
     missing: dict[str, str] = {}
     heads = [name for name in (*fitted, *expected) if name in ("head.weight", "head.bias")]
@@ -133,6 +230,11 @@ def fit(model: nn.Module, tensors: Mapping[str, Tensor], path: Path, *,
             if name in fitted and name not in adapted:
                 fitted[name] = fitted[name][list(head_rows)]
                 adapted[name] = "rows in the order of the model's classes"
+    for name in expected:
+        if (name.endswith(_COUNT) and name not in fitted
+                and name.removesuffix(_COUNT) + ".running_var" in fitted):
+            fitted[name] = torch.zeros_like(expected[name], device="cpu")
+            missing[name] = "0, since the BatchNorm of the file is frozen and counts no batches"
     for name, tensor in fitted.items():
         if name not in expected or tensor.shape == expected[name].shape:
             continue
@@ -144,15 +246,16 @@ def fit(model: nn.Module, tensors: Mapping[str, Tensor], path: Path, *,
             fitted[name] = resize_pos_embed(tensor, target)
         if fitted[name].shape == target:
             adapted[name] = f"{_shape(tensor)} to {_shape(expected[name])}"
-    _check(expected, fitted, missing, path)
+    _check(expected, fitted, missing, weights)
     dtypes = {t.dtype for name, t in fitted.items() if t.dtype != expected[name].dtype}
     fitted = {name: tensor.to(expected[name].dtype) for name, tensor in fitted.items()}
     if dtypes:
         names = " and ".join(sorted(str(dtype).removeprefix("torch.") for dtype in dtypes))
         notes = (*notes, f"{names} values were converted to the dtype of the model")
     return fitted, LoadReport(
-        path=path, format=format, loaded=tuple(n for n in fitted if n not in adapted),
-        renamed=renamed, adapted=adapted, skipped=skipped, missing=missing, notes=notes)
+        path=path, format=weights.format, key=weights.key, prefix=weights.prefix,
+        loaded=tuple(n for n in fitted if n not in adapted and n not in missing),
+        renamed=weights.renamed, adapted=adapted, skipped=skipped, missing=missing, notes=notes)
 
 
 def adapt_in_chans(weight: Tensor, in_chans: int) -> Tensor:
@@ -174,7 +277,8 @@ def resize_pos_embed(pos_embed: Tensor, shape: torch.Size) -> Tensor:
 
 
 def _check(expected: Mapping[str, Tensor], fitted: Mapping[str, Tensor],
-           new: Collection[str], path: Path) -> None:
+           new: Collection[str], weights: Weights) -> None:
+    path = weights.path
     missing = [name for name in expected if name not in fitted and name not in new]
     unexpected = [name for name in fitted if name not in expected]
     mismatched = [name for name in expected
@@ -186,7 +290,8 @@ def _check(expected: Mapping[str, Tensor], fitted: Mapping[str, Tensor],
     if problems:
         raise InputError(f"{path} is not a checkpoint of this architecture: "
                          f"{'; '.join(problems)}. Build the model with the configuration of the "
-                         "checkpoint" + _adapt_hint([*mismatched, *missing, *unexpected]))
+                         "checkpoint" + _adapt_hint([*mismatched, *missing, *unexpected])
+                         + ("" if missing or mismatched else _ignore_hint(unexpected, weights)))
     wrong = [name for name, tensor in fitted.items()
              if tensor.dtype.is_floating_point != expected[name].dtype.is_floating_point]
     if wrong:
@@ -203,6 +308,15 @@ def _adapt_hint(names: Sequence[str]) -> str:
     if len(adapt) < len({name.rsplit(".", 1)[0] for name in names}):
         return ""
     return f", or use adapt={tuple(adapt)!r}"
+
+
+def _ignore_hint(names: Sequence[str], weights: Weights) -> str:
+    """The patterns of `ignore` that would skip all of `names`, if no CvT has such names."""
+    first = sorted({name.partition(".")[0] for name in names})
+    if len(first) > 3 or {"stages", "norm", "head"} & set(first):
+        return ""
+    return (f", or use ignore={[f'{weights.prefix}{name}.*' for name in first]} (--ignore of `cvt "
+            "convert`)")
 
 
 def check_finite(tensors: Mapping[str, Tensor], path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Collection
 from pathlib import Path
 
 from cvt.config import VARIANTS, Act, CvTConfig, Preprocess
@@ -12,6 +13,7 @@ from cvt.system.schema import read_mapping
 from cvt.weights.card import CONFIG, ModelCard, find_config
 from cvt.weights.checkpoint import Checkpoint, build, read_card, read_checkpoint
 from cvt.weights.hub import fetch
+from cvt.weights.load import ONLY, Part
 from cvt.weights.tensors import BEST, write_tensors
 from cvt.zoo import ZOO, imagenet_classes, list_models, shipped
 
@@ -19,16 +21,22 @@ HUB = "hf-hub:"
 
 
 def create_model(name: str, *, weights: str | Path | None = None, num_classes: int | None = None,
-                 in_chans: int | None = None, act: Act | None = None) -> CvT:
+                 in_chans: int | None = None, act: Act | None = None, key: str | None = None,
+                 prefix: str | None = None, ignore: Collection[str] = ()) -> CvT:
     """Create a model in evaluation mode: an untrained variant, or one with weights.
 
     name: a variant, a tag, or a configuration file. weights: a tag, a file, a directory of this
     package, transformers or timm, or `hf-hub:org/name[@revision]`; by default those of the tag, and
     none for a variant. num_classes: a number different from the weights' gives a new head, 0 none;
     with the same number their head is kept, even if the classes differ. in_chans: another number
-    adapts the first convolution. act: overrides the activation of the weights. The `load_report` of
-    the model says what was loaded. Raises InputError for an unknown name, and for weights that are
-    not available or of another network.
+    adapts the first convolution. act: overrides the activation of the weights.
+
+    key, prefix, ignore: which part of a file of weights to load, by default the only CvT in it.
+    key: of the state dict, such as "state_dict_ema". prefix: of its names, such as "backbone.";
+    other names are skipped. ignore: patterns of more names to skip, such as "decoder.*".
+
+    The `load_report` of the model says what was loaded. Raises InputError for an unknown name, and
+    for weights that are not available, of another network, or ambiguous.
     """
     variant = ZOO[name].variant if name in ZOO else name
     if variant not in VARIANTS and Path(variant).suffix not in (".json", ".yaml", ".yml"):
@@ -38,26 +46,31 @@ def create_model(name: str, *, weights: str | Path | None = None, num_classes: i
         return CvT(dataclasses.replace(
             config, num_classes=config.num_classes if num_classes is None else num_classes,
             in_chans=in_chans or config.in_chans, act=act or config.act)).eval()
-    checkpoint = open_checkpoint(name if weights is None else weights, model=name, act=act)
+    checkpoint = open_checkpoint(name if weights is None else weights, model=name, act=act,
+                                 part=Part(key=key, prefix=prefix, ignore=ignore))
     own = checkpoint.card.model
     if [(s.dim, s.depth) for s in own.stages] != [(s.dim, s.depth) for s in config.stages]:
         other = next((v for v, c in VARIANTS.items() if c.stages == own.stages), "another CvT")
         raise InputError(f"{weights} has weights of {other}, not of {variant}; create that one")
     if variant not in VARIANTS:  # the file describes more than dims and depths
         network = dataclasses.replace(config, num_classes=own.num_classes, in_chans=own.in_chans,
-                                      act=own.act)
+                                      act=own.act, stages=own.stages if not own.num_classes
+                                      else config.stages)
         checkpoint = dataclasses.replace(
             checkpoint, card=dataclasses.replace(checkpoint.card, model=network))
     return _build(checkpoint, num_classes, in_chans)
 
 
-def load_model(source: str | Path, *, act: Act | None = None) -> tuple[CvT, ModelCard]:
+def load_model(source: str | Path, *, act: Act | None = None, key: str | None = None,
+               prefix: str | None = None, ignore: Collection[str] = ()
+               ) -> tuple[CvT, ModelCard]:
     """Load a trained model in evaluation mode, and its card with preprocessing and class names.
 
     source: as `weights` of `create_model`, such as a directory written by `cvt train`, or a file in
-    it. Raises InputError for missing, corrupt or inconsistent files.
+    it. key, prefix, ignore: as in `create_model`. Raises InputError for missing, corrupt or
+    inconsistent files, and if the choice is ambiguous.
     """
-    checkpoint = open_checkpoint(source, act=act)
+    checkpoint = open_checkpoint(source, act=act, part=Part(key=key, prefix=prefix, ignore=ignore))
     return _build(checkpoint, None, None), checkpoint.card
 
 
@@ -74,23 +87,24 @@ def save_model(directory: str | Path, model: CvT, preprocess: Preprocess,
     write_tensors(model.state_dict(), directory / BEST)
 
 
-def open_checkpoint(source: str | Path, *, model: str | None = None, act: Act | None = None
-                    ) -> Checkpoint:
+def open_checkpoint(source: str | Path, *, model: str | None = None, act: Act | None = None,
+                    part: Part = ONLY) -> Checkpoint:
     """The weights and the card of `source`, in any format.
 
     source: a tag, `hf-hub:org/name[@revision]`, a directory or a file. model: tag, variant or
-    configuration file of a bare file of weights, if its shapes are ambiguous. Raises InputError if
-    the source does not exist or cannot be read.
+    configuration file of a bare file of weights, if its shapes are ambiguous. part: which CvT of a
+    file. Raises InputError if the source does not exist or cannot be read.
     """
     text = str(source)
     if text in ZOO:
         row = ZOO[text]
-        return _open_tag(text, shipped(text) or fetch(str(row.repo), row.revision), act)
+        return _open_tag(text, shipped(text) or fetch(str(row.repo), row.revision), act, part)
     if text.startswith(HUB):
         repo, _, revision = text.removeprefix(HUB).partition("@")
         directory = fetch(repo, revision or "main")
         tag = next((tag for tag, row in ZOO.items() if row.repo == repo), None)
-        return _open_tag(tag, directory, act) if tag else read_checkpoint(directory, act=act)
+        return (_open_tag(tag, directory, act, part) if tag else
+                read_checkpoint(directory, act=act, part=part))
     path = Path(source)
     if not path.exists() and "/" not in text and not path.suffix:
         raise InputError(f"{text!r} is neither a path nor a tag; "
@@ -101,15 +115,15 @@ def open_checkpoint(source: str | Path, *, model: str | None = None, act: Act | 
     tag = model if model in ZOO else next((t for t, row in ZOO.items() if row.file == path.name),
                                           None)
     if tag and path.is_file():
-        return _open_tag(tag, path, act)
+        return _open_tag(tag, path, act, part)
     bare = path.is_file() and model is not None and not (path.parent / CONFIG).is_file()
-    return read_checkpoint(path, config=model if bare else None, act=act)
+    return read_checkpoint(path, config=model if bare else None, act=act, part=part)
 
 
-def _open_tag(tag: str, path: Path, act: Act | None) -> Checkpoint:
+def _open_tag(tag: str, path: Path, act: Act | None, part: Part) -> Checkpoint:
     row = ZOO[tag]
     network = dataclasses.replace(config_of(tag), act=act or row.act)
-    checkpoint = read_checkpoint(path, config=network)
+    checkpoint = read_checkpoint(path, config=network, part=part)
     own = checkpoint.card.model
     home = shipped(tag)
     classes = ModelCard.load(home).classes if home else imagenet_classes()

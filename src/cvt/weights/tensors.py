@@ -22,9 +22,12 @@ from torch import Tensor
 
 from cvt.system.errors import InputError, first_line
 from cvt.system.files import replace_file
+from cvt.weights.paddle import PDPARAMS, read_pdparams
 
 PICKLES = (".pth", ".pt", ".bin")
-SUFFIXES = (".safetensors", *PICKLES)
+SUFFIXES = (".safetensors", *PICKLES)  # of the files that are written
+# Pickles of PyTorch under the names of timm's training script and of Lightning, and PaddlePaddle's.
+READ_ONLY = (".pth.tar", ".ckpt", PDPARAMS)
 # Suffix of an index of a checkpoint in several files: the file of each tensor.
 INDEX = ".index.json"
 
@@ -41,6 +44,9 @@ _ALLOWED_GLOBALS = frozenset((
     "torch._utils._rebuild_parameter", "torch._tensor._rebuild_from_type_v2", "torch.Size",
     *(f"torch.{kind}Storage" for kind in ("Float", "Double", "Half", "BFloat16", "Long", "Int",
                                           "Short", "Char", "Byte", "Bool"))))
+# Settings of a training script; loaded as `_Inert`, whatever they contain.
+_INERT_GLOBALS = frozenset(("argparse.Namespace", "pathlib.PosixPath", "pathlib.WindowsPath",
+                            "pathlib._local.PosixPath", "pathlib._local.WindowsPath"))
 _DTYPES = frozenset((torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.int64,
                      torch.int32, torch.int16, torch.int8, torch.uint8, torch.bool))
 
@@ -48,40 +54,80 @@ _DTYPES = frozenset((torch.float64, torch.float32, torch.float16, torch.bfloat16
 # hashed, and hashing a nested one of a hundred bytes can take practically forever.
 _MAX_TUPLE = 1000
 
+# Depth at which state dicts are looked for in the content of a pickle.
+_MAX_DEPTH = 4
+
 # What the readers raise for a corrupt file.
 _READ_ERRORS = (SafetensorError, pickle.UnpicklingError, zipfile.BadZipFile, struct.error, OSError,
            RuntimeError, ValueError, TypeError, LookupError, AttributeError, ArithmeticError,
            AssertionError, EOFError, MemoryError)
 
 
-def read_tensors(path: str | Path) -> dict[str, Tensor]:
-    """Read the state dict of a `.safetensors`, `.pth`, `.pt` or `.bin` file, on the CPU.
+class _Inert:
+    """Takes the place of an object that is not needed; keeps nothing of it."""
 
-    Files are memory-mapped if their format allows it, so a tensor takes memory on first access; do
-    not change such a file in place. An index of several files (`.index.json`) is followed. Pickles
-    are read with `torch.load(weights_only=True)`, and only if they contain nothing but tensors and
-    plain data. A dict with the weights under "state_dict" or "model" is unwrapped. Raises
-    InputError for a file that is corrupt, of another kind, or without tensors, and
-    FileNotFoundError.
+    def __new__(cls, *_: Any) -> _Inert:
+        return object.__new__(cls)
+
+    def __setstate__(self, _: Any) -> None:
+        pass
+
+
+def read_tensors(path: str | Path) -> dict[str, Tensor]:
+    """The state dict of a file that has one; see `read_state_dicts`. InputError if it has more."""
+    found = read_state_dicts(path)
+    if len(found) > 1:
+        raise InputError(f"{path} has {len(found)} state dicts, under the keys "
+                         f"{', '.join(f'{key[:100]!r}' for key in list(found)[:10])}; choose one")
+    tensors = next(iter(found.values()))
+    check_tensors(tensors, Path(path))
+    return tensors
+
+
+def read_state_dicts(path: str | Path) -> dict[str, dict[str, Tensor]]:
+    """Read the state dicts of a file of weights, on the CPU, by their keys ("" at the top level).
+
+    path: a file ending in one of `SUFFIXES` or `READ_ONLY`. Files are memory-mapped if their format
+    allows it, so a tensor takes memory on first access; do not change such a file in place. An
+    index of several files (`.index.json`) is followed. Pickles are read with
+    `torch.load(weights_only=True)`, and only if they contain nothing but tensors and plain data;
+    the arguments of a training script (argparse.Namespace) are skipped. A key is joined from those
+    of nested dicts ("a.b"). Raises InputError for a file that is corrupt, of another kind, or
+    without tensors, and FileNotFoundError. `check_tensors` must accept a state dict before use.
     """
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"no weights at {path}")
     if path.name.endswith(INDEX):
-        return _read_parts(path)
-    if path.suffix == ".safetensors":
+        found = {"": _read_parts(path)}
+    elif path.suffix == ".safetensors":
         try:
-            tensors = load_file(path)
+            found = {"": load_file(path)}
         except _READ_ERRORS as error:
             raise InputError(f"{path} is corrupt or not a safetensors file: {first_line(error)}"
                              ) from None
-    elif path.suffix in PICKLES:
-        tensors = _state_dict(_read_pickle(path), path)
+    elif path.name.endswith((*PICKLES, *READ_ONLY)):
+        found = _state_dicts(_read_pdparams(path) if path.suffix == PDPARAMS else
+                             _read_pickle(path))
     else:
         raise InputError(f"{path} has the suffix {path.suffix!r}; weights are read from "
-                         f"{', '.join(SUFFIXES)} files")
-    _check_tensors(tensors, path)
-    return tensors
+                         f"{', '.join((*SUFFIXES, *READ_ONLY))} files")
+    if not found:
+        raise InputError(f"{path} has no state dict, a mapping from names to tensors")
+    for name in (name for tensors in found.values() for name in tensors):
+        if not name.isprintable() or len(name) > 500:
+            raise InputError(f"{path} is corrupt: it has a tensor named {name[:50]!r}")
+    return found
+
+
+def _read_pdparams(path: Path) -> dict[str, Tensor]:
+    try:
+        return read_pdparams(path)
+    except InputError:
+        raise
+    except _READ_ERRORS as error:
+        raise InputError(f"{path} is corrupt or not a file of PaddlePaddle: {first_line(error)}"
+                         ) from None
 
 
 def _read_pickle(path: Path) -> Any:
@@ -92,8 +138,9 @@ def _read_pickle(path: Path) -> Any:
     with path.open("rb") as file:
         zipped = file.read(4) == b"PK\3\4"  # as in torch.load
     try:
-        _check_archive(path) if zipped else _check_legacy(path)
-        return torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)
+        inert = _check_archive(path) if zipped else _check_legacy(path)
+        with torch.serialization.safe_globals([(_Inert, name) for name in sorted(inert)]):
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)
     except InputError:
         raise
     except _READ_ERRORS as error:
@@ -145,25 +192,36 @@ def _read_parts(path: Path) -> dict[str, Tensor]:
     return tensors
 
 
-def _state_dict(data: Any, path: Path) -> dict[str, Tensor]:
-    """The state dict in the content of a pickle."""
-    # A pickle can set attributes that hide methods of a dict or a tensor, hence dict.get(data).
-    for key in ("state_dict", "model"):
-        if isinstance(data, dict) and isinstance(dict.get(data, key), dict):
-            data = dict.get(data, key)
-    items = list(dict.items(data)) if isinstance(data, dict) else []
-    if not items or not all(isinstance(name, str) and isinstance(t, Tensor) for name, t in items):
-        raise InputError(f"{path} has no state dict, a mapping from names to tensors")
-    return {name: Tensor.detach(tensor) for name, tensor in items}
+def _state_dicts(data: Any) -> dict[str, dict[str, Tensor]]:
+    """The state dicts in the content of a pickle, by their keys."""
+    found: dict[str, dict[str, Tensor]] = {}
+    seen: set[int] = set()  # a small pickle can refer to one dict from very many places
+
+    def look(value: Any, keys: tuple[str, ...]) -> None:
+        if not isinstance(value, dict) or id(value) in seen:
+            return
+        seen.add(id(value))
+        # A pickle can set attributes that hide methods of a dict or a tensor.
+        items = list(dict.items(value))
+        if not all(isinstance(name, str) for name, _ in items):
+            return
+        if items and all(isinstance(t, Tensor) for _, t in items):
+            found[".".join(keys)] = {name: Tensor.detach(tensor) for name, tensor in items}
+        elif len(keys) < _MAX_DEPTH:
+            for name, inner in items:
+                look(inner, (*keys, name))
+
+    look(data, ())
+    return found
 
 
-def _check_tensors(tensors: Mapping[str, Tensor], path: Path) -> None:
-    """Raise InputError for names and tensors that no model has."""
+def check_tensors(tensors: Mapping[str, Tensor], path: Path) -> None:
+    """Raise InputError for tensors that no model has."""
+    if path.name.endswith(INDEX):
+        return  # its files were checked
     file_size = path.stat().st_size
     total = 0
     for name, t in tensors.items():
-        if not name.isprintable() or len(name) > 500:
-            raise InputError(f"{path} is corrupt: it has a tensor named {name[:50]!r}")
         if t.layout is not torch.strided or not t.is_cpu or t.dtype not in _DTYPES:
             raise InputError(f"{path} has {name} as a sparse tensor, without values or as "
                              f"{str(t.dtype).removeprefix('torch.')}; save it as a dense tensor")
@@ -175,8 +233,12 @@ def _check_tensors(tensors: Mapping[str, Tensor], path: Path) -> None:
                              f"{'x'.join(map(str, t.shape))}")
 
 
-def _check_archive(path: Path) -> None:
-    """Raise InputError for an archive larger than its file, or with a pickle that runs code."""
+def _check_archive(path: Path) -> set[str]:
+    """Raise InputError for an archive larger than its file, or with a pickle that runs code.
+
+    Returns the names to load as `_Inert`.
+    """
+    inert: set[str] = set()
     with zipfile.ZipFile(path) as archive:
         entries = archive.infolist()
         # torch.save never compresses, so that tensors can be memory-mapped.
@@ -189,21 +251,25 @@ def _check_archive(path: Path) -> None:
                 raise InputError(f"{path} is a TorchScript program, and loading it would run "
                                  "code; save its state_dict() instead")
             if entry.filename.endswith("data.pkl"):
-                _check_globals(io.BytesIO(archive.read(entry)), path)
+                inert |= _check_globals(io.BytesIO(archive.read(entry)), path)
+    return inert
 
 
-def _check_legacy(path: Path) -> None:
+def _check_legacy(path: Path) -> set[str]:
     """The same for the format before PyTorch 1.6: five pickles, then the values."""
     with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
-        for _ in range(5):
-            _check_globals(data, path)
+        return set[str]().union(*(_check_globals(data, path) for _ in range(5)))
 
 
-def _check_globals(file: IO[bytes] | mmap.mmap, path: Path) -> None:
+def _check_globals(file: IO[bytes] | mmap.mmap, path: Path) -> set[str]:
+    inert = set()
     for name in _globals(file):
-        if name not in _ALLOWED_GLOBALS:
+        if name in _INERT_GLOBALS:
+            inert.add(name)
+        elif name not in _ALLOWED_GLOBALS:
             raise InputError(f"{path} imports {name[:200]!r} when loaded, which tensors do not "
                              "need and which could run code; it is rejected")
+    return inert
 
 
 def _globals(file: IO[bytes] | mmap.mmap) -> Iterator[str]:

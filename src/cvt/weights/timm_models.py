@@ -10,6 +10,7 @@ others raise TypeError. Follows timm 1.0.31, tests/test_models.py.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import warnings
@@ -17,6 +18,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
+import torch
 from timm.models import (
     build_model_with_cfg,
     generate_default_cfgs,
@@ -30,7 +32,7 @@ from torch import Tensor, nn
 from cvt.config import VARIANTS
 from cvt.model import CvT, DropPath, positions
 from cvt.system.errors import InputError
-from cvt.weights.load import check_finite, resize_pos_embed, to_native
+from cvt.weights.load import ONLY, check_finite, find_weights, resize_pos_embed
 from cvt.weights.tensors import SAFETENSORS
 from cvt.weights.timm import build_config, global_pool, pretrained_cfg
 from cvt.zoo import ZOO, shipped
@@ -61,18 +63,24 @@ class TimmCvT(CvT):
     `cvt.weights.timm.build_config`. global_pool: how `forward_head` pools the sequence
     (B, [1 +] T, C): "token" takes the class token, "avg" the mean over the T tokens of the grid, ""
     applies the classifier to every token. By default the class token if the last stage has one,
-    else the mean. Raises InputError for invalid values.
+    else the mean. device, dtype: of the parameters; by default PyTorch's. Raises InputError for
+    invalid values.
     """
 
     def __init__(self, variant: str, *, num_classes: int | None = None, in_chans: int = 3,
                  global_pool: str | None = None, drop_rate: float | None = None,
                  attn_drop_rate: float | None = None, drop_path_rate: float | None = None,
                  act_layer: str | None = None, img_size: int | Sequence[int] | None = None,
-                 stages: Sequence[Mapping[str, Any]] | None = None) -> None:
-        super().__init__(build_config(
+                 stages: Sequence[Mapping[str, Any]] | None = None,
+                 device: torch.device | str | None = None, dtype: torch.dtype | None = None
+                 ) -> None:
+        config = build_config(
             variant, num_classes=num_classes, in_chans=in_chans, act_layer=act_layer,
             drop_rate=drop_rate, attn_drop_rate=attn_drop_rate, drop_path_rate=drop_path_rate,
-            img_size=img_size, stages=stages))
+            img_size=img_size, stages=stages)
+        with torch.device(device) if device is not None else contextlib.nullcontext():
+            super().__init__(config)
+        self.to(dtype=dtype)
         self.global_pool = self._pool(global_pool)
 
     @property
@@ -136,8 +144,9 @@ class TimmCvT(CvT):
         if prune_head:
             self.reset_classifier(0, "")
         if prune_norm or end < len(self.stages):
-            self.norm = cast("nn.LayerNorm", nn.Identity())
+            self.norm = cast("nn.LayerNorm", nn.Identity().train(self.training))
         self.stages = self.stages[:end]
+        cast("nn.ModuleList", self.stages).training = self.training
         self.config = dataclasses.replace(self.config, stages=self.config.stages[:end])
         self.num_features = self.config.stages[-1].dim
         return kept
@@ -175,7 +184,7 @@ def checkpoint_filter_fn(state_dict: Mapping[str, Tensor], model: nn.Module) -> 
     """
     cfg = getattr(model, "pretrained_cfg", {})
     path = Path(next((cfg[key] for key in ("file", "hf_hub_id", "url") if cfg.get(key)), "weights"))
-    tensors, _, _ = to_native(state_dict, path)
+    tensors = dict(find_weights({"": state_dict}, path, ONLY).tensors)
     expected = model.state_dict()
     for name in expected:
         if name.endswith(".pos_embed") and name in tensors and tensors[name].ndim == 4:
