@@ -42,6 +42,11 @@ def desk(tmp_path, monkeypatch):
     cvt.save_model("thirteen", model, cvt.Preprocess(), tuple(map(str, range(1000))))
     convert("thirteen", "CvT-13-224x224-IN-1k.pth", "official")
     Path("CvT-13-224x224-IN-1k.yaml").rename("cvt-13-224x224.yaml")
+    weights = cvt.load_model("thirteen")[0].state_dict()
+    trunk = {f"backbone.{n}": t for n, t in weights.items() if not n.startswith("head.")}
+    torch.save({"net": {**trunk, "box_head.weight": torch.ones(3)}}, "tracker.pth.tar")
+    torch.save({"state_dict": weights, "state_dict_ema": weights}, "last.pth.tar")
+    torch.save({"student": trunk, "teacher": trunk}, "dino.pth")
     CvtForImageClassification(CvtConfig(
         embed_dim=[8, 16, 24], num_heads=[1, 2, 3], depth=[1, 2, 3],
         id2label={0: "benign", 1: "malignant"})).save_pretrained("my-finetune")
@@ -69,6 +74,7 @@ def test_the_page_on_weights_runs_from_top_to_bottom(desk, capsys):
     assert "tensors in official names" in out
     assert "('benign', 'malignant')" in out
     assert "adapted" in out
+    assert "tracker.pth.tar, key 'net', prefix 'backbone.': " in out
     assert "'stride4': (1, 256, 64, 80)" in out
     assert "[192, 384]" in out
     assert "('Shirt', 0." in out

@@ -7,9 +7,11 @@ import pytest
 import torch
 from PIL import Image
 from torch import nn
+from torchvision.transforms.v2 import CenterCrop
 from transformers import (
     AutoImageProcessor,
     AutoModelForImageClassification,
+    ConvNextImageProcessor,
     CvtConfig,
     CvtForImageClassification,
     CvtModel,
@@ -19,7 +21,7 @@ from transformers.utils import logging
 
 from cvt.config import CvTConfig, Preprocess, StageConfig
 from cvt.data.images import read_image
-from cvt.data.preprocess import prepare
+from cvt.data.preprocess import prepare, resize_and_crop
 from cvt.model import CvT, QuickGELU
 from cvt.weights.convert import convert
 from cvt.weights.models import load_model, save_model
@@ -160,6 +162,24 @@ def test_images_reach_the_port_as_they_reach_us(tmp_path, ours, preprocess):
     assert theirs.shape == expected.shape
     # The port resizes tensors, we resize images: both antialiased, rounded at another point.
     assert np.abs(theirs.numpy() - expected).mean() < 0.01
+
+
+@pytest.mark.parametrize(("width", "apart"), [(380, 0), (381, 0), (383, 1), (385, 0), (387, 1)])
+def test_the_port_crops_one_pixel_beside_if_the_remainder_is_three_modulo_four(width, apart):
+    """Torchvision, the authors' code and timm round half a pixel to the even number, it down."""
+    ramp = np.arange(width)[None, :, None] * 255 // width
+    image = Image.fromarray(np.broadcast_to(ramp, (256, width, 3)).astype(np.uint8))
+    processor = ConvNextImageProcessor(size={"shortest_edge": 224}, crop_pct=0.875,
+                                       do_normalize=False, do_rescale=False)
+
+    theirs = processor(image, return_tensors="pt")["pixel_values"][0, 0, 0]
+    own = resize_and_crop(Preprocess(), image)
+
+    assert np.array_equal(np.asarray(own), np.asarray(CenterCrop(224)(image)))
+    columns = np.asarray(image)[0, :, 0]
+    left = (width - 224) // 2
+    assert np.array_equal(theirs, columns[left:left + 224])
+    assert np.array_equal(np.asarray(own)[0, :, 0], columns[left + apart:left + apart + 224])
 
 
 def test_the_pipeline_of_transformers_names_our_classes(tmp_path, ours):

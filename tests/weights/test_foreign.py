@@ -241,6 +241,15 @@ def test_several_are_listed_and_one_is_chosen(tmp_path, source, tiny, shaken, co
     assert "student.* " in str(teacher.load_report)
 
 
+def test_one_state_dict_under_two_keys_is_one_choice(tmp_path, source, config):
+    state = named(source)
+    torch.save({"model": state, "best": {"state_dict": state}}, tmp_path / "w.pth")
+
+    assert create_model(config, weights=tmp_path / "w.pth").load_report.key == "model"
+    again = create_model(config, weights=tmp_path / "w.pth", key="best.state_dict")
+    assert torch.equal(again.head.weight, source.head.weight)
+
+
 def test_a_network_inside_another_is_its_own(tmp_path, source, tiny):
     torch.save({**named(source, "native"), **named(source, "native", prefix="momentum.")},
                tmp_path / "w.pth")

@@ -48,6 +48,13 @@ def test_the_backbone_of_transformers_has_shorter_names():
     assert rename("cvt." + name, TO_NATIVE["huggingface"]) == "stages.0.blocks.0.norm1.weight"
 
 
+def test_the_classifier_of_transformers_has_its_norm_and_head_outside_the_backbone():
+    for native, theirs in (("norm.weight", "layernorm.weight"), ("head.bias", "classifier.bias"),
+                           ("stages.2.cls_token", "cvt.encoder.stages.2.cls_token")):
+        assert rename(native, FROM_NATIVE["huggingface"]) == theirs
+        assert rename(theirs, TO_NATIVE["huggingface"]) == native
+
+
 def test_module_names_stay():
     """Hooks, fine-tuned checkpoints and configurations of others name these."""
     model = CvT(VARIANTS["cvt_nano"])

@@ -22,7 +22,7 @@ def main(args: Sequence[str]) -> int:
     parser.add_argument("--to", required=True, choices=["native", "official", "huggingface",
                                                         "timm"], help="the format to write")
     parser.add_argument("--model", help="the tag, variant or configuration file that a bare file "
-                        "of weights is of, where its shapes do not tell")
+                        "of weights is of, where its shapes leave several")
     add_act(parser)
     parser.add_argument("--dtype", choices=["fp32", "fp16"], default="fp32", help="fp16 rounds to "
                         "float16: half the bytes; every command here reads it as fp32")

@@ -18,7 +18,8 @@ from cvt.system.errors import InputError
 from cvt.system.schema import read_mapping
 from cvt.weights import huggingface, timm
 from cvt.weights.card import CONFIG, ModelCard, find_config
-from cvt.weights.load import ONLY, Adapt, LoadReport, Part, Weights, fit, read_weights
+from cvt.weights.find import ONLY, Part, Weights, read_weights
+from cvt.weights.load import Adapt, LoadReport, fit
 from cvt.weights.tensors import READ_ONLY, SUFFIXES, WEIGHT_FILES
 
 

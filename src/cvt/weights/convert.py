@@ -21,7 +21,8 @@ from cvt.system.schema import write_mapping
 from cvt.weights import huggingface, timm
 from cvt.weights.card import CONFIG, ModelCard
 from cvt.weights.checkpoint import build
-from cvt.weights.load import LoadReport, Part, is_finite
+from cvt.weights.find import Part
+from cvt.weights.load import LoadReport, is_finite
 from cvt.weights.models import open_checkpoint
 from cvt.weights.names import FROM_NATIVE, Naming, rename
 from cvt.weights.tensors import BEST, SAFETENSORS, SUFFIXES, WEIGHT_FILES, write_tensors

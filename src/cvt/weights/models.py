@@ -12,8 +12,8 @@ from cvt.system.errors import InputError, did_you_mean
 from cvt.system.schema import read_mapping
 from cvt.weights.card import CONFIG, ModelCard, find_config
 from cvt.weights.checkpoint import Checkpoint, build, read_card, read_checkpoint
+from cvt.weights.find import ONLY, Part
 from cvt.weights.hub import fetch
-from cvt.weights.load import ONLY, Part
 from cvt.weights.tensors import BEST, write_tensors
 from cvt.zoo import ZOO, imagenet_classes, list_models, shipped
 

@@ -195,18 +195,21 @@ def _read_parts(path: Path) -> dict[str, Tensor]:
 def _state_dicts(data: Any) -> dict[str, dict[str, Tensor]]:
     """The state dicts in the content of a pickle, by their keys."""
     found: dict[str, dict[str, Tensor]] = {}
-    seen: set[int] = set()  # a small pickle can refer to one dict from very many places
+    seen: dict[int, str] = {}  # a small pickle can refer to one dict from very many places
 
     def look(value: Any, keys: tuple[str, ...]) -> None:
+        key = ".".join(keys)
         if not isinstance(value, dict) or id(value) in seen:
+            if (again := found.get(seen.get(id(value), key))) is not None:
+                found[key] = again
             return
-        seen.add(id(value))
+        seen[id(value)] = key
         # A pickle can set attributes that hide methods of a dict or a tensor.
         items = list(dict.items(value))
         if not all(isinstance(name, str) for name, _ in items):
             return
         if items and all(isinstance(t, Tensor) for _, t in items):
-            found[".".join(keys)] = {name: Tensor.detach(tensor) for name, tensor in items}
+            found[key] = {name: Tensor.detach(tensor) for name, tensor in items}
         elif len(keys) < _MAX_DEPTH:
             for name, inner in items:
                 look(inner, (*keys, name))

@@ -32,7 +32,8 @@ from torch import Tensor, nn
 from cvt.config import VARIANTS
 from cvt.model import CvT, DropPath, positions
 from cvt.system.errors import InputError
-from cvt.weights.load import ONLY, check_finite, find_weights, resize_pos_embed
+from cvt.weights.find import ONLY, find_weights
+from cvt.weights.load import check_finite, resize_pos_embed
 from cvt.weights.tensors import SAFETENSORS
 from cvt.weights.timm import build_config, global_pool, pretrained_cfg
 from cvt.zoo import ZOO, shipped
