@@ -47,7 +47,7 @@ def test_export_calibrates_and_measures_on_a_dataset(tmp_path, digits, capfd):
 @pytest.mark.parametrize(("options", "code", "message"), [
     (["--to", "openvino", "--precision", "int8"], 1, "int8 is calibrated on images"),
     (["--to", "torch", "--precision", "int8"], 1, "--to torch has no int8; it has fp32, bf16"),
-    (["--to", "tflite"], 2, "--to"), ([], 2, "required: to")])
+    (["--to", "tflite"], 2, "--to"), (["--too", "onnx"], 2, "did you mean --to?")])
 def test_a_wrong_call_is_one_line(tmp_path, digits, capfd, options, code, message):
     assert main(["export", digits, str(tmp_path / "out"), *options]) == code
 

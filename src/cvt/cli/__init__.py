@@ -11,20 +11,20 @@ from cvt import __version__
 from cvt.system.errors import DivergedError, InputError, StoppedError, did_you_mean
 
 COMMANDS = {
-    "train": "train or fine-tune a CvT on digits, Fashion-MNIST or your own images",
-    "search": "the best CvT under a budget of multiply-adds, by evolution over a supernet",
+    "train": "train or fine-tune a CvT on your images, digits or Fashion-MNIST",
+    "search": "search for the best CvT under a budget of multiply-adds",
     "evaluate": "score a trained model on labelled images and write a report",
     "predict": "classify images: files, folders, patterns or the standard input",
-    "ablate": "the paper's claims put to the test: Tables 5 to 8, and learning from less data",
-    "explain": "where the network looks: attention, rollout, Grad-CAM, tokens",
-    "serve": "classification and explanation over HTTP, with a page to try it",
-    "data": "check a dataset before training on it, or copy it resized",
-    "zoo": "the published weights and what they reach",
-    "convert": "write a checkpoint in the format of another tool",
-    "export": "a graph for ONNX Runtime, OpenVINO or torch.export, compared before it is written",
-    "info": "parameters, multiply-adds and the shape of every stage",
-    "doctor": "what is installed, and what works on this machine",
-    "bench": "speed of our networks and backends beside those of timm and transformers",
+    "ablate": "test claims of the paper: Tables 5 to 8, and learning from less data",
+    "explain": "show where the network looks: attention, rollout, Grad-CAM, tokens",
+    "serve": "classify and explain over HTTP, with a page to try it",
+    "data": "check a dataset, or copy it resized",
+    "zoo": "list the published weights and their accuracy",
+    "convert": "convert a checkpoint to the format of another tool",
+    "export": "export a graph for ONNX Runtime, OpenVINO or torch.export",
+    "info": "print parameters, multiply-adds and the shape of every stage",
+    "doctor": "print what is installed, and what works on this machine",
+    "bench": "compare the speed with models of timm and transformers",
 }
 
 
@@ -77,4 +77,4 @@ def _help() -> str:
     commands = "\n".join(f"  {name:<10}{summary}" for name, summary in COMMANDS.items())
     return (f"cvt {__version__}: the Convolutional vision Transformer (arXiv:2103.15808)\n\n"
             f"usage: cvt COMMAND [OPTIONS]\n\n{commands}\n\n"
-            "cvt COMMAND --help tells a command's options. Start with: cvt train")
+            "cvt COMMAND --help lists its options. Start with: cvt train")

@@ -106,8 +106,8 @@ def _print(comparison: Comparison) -> None:
 def _cells(row: Row, one_precision: bool) -> list[Text]:
     from cvt.deploy.bench import summary
 
-    found = summary(row.seconds)
-    low, mid, high = (1e3 * found[f"{key}_s"] for key in ("quartile1", "median", "quartile3"))
+    times = summary(row.seconds)
+    low, mid, high = (1e3 * times[f"{key}_s"] for key in ("quartile1", "median", "quartile3"))
     digits = 0 if mid >= 100 else 1 if mid >= 10 else 2
     share = "-" if row.share is None else f"{row.share:.0%}"
     return [Text(cell) for cell in (

@@ -129,13 +129,13 @@ def _add_data(parser: Parser) -> None:
 
 def _read(parser: Parser, args: Sequence[str]) -> tuple[DataConfig, Namespace]:
     """The dataset that ROOT and --data name, and all options."""
-    told = parser.told(args)
-    if told.root is not None:
-        if told.data and told.data.root is not None:
-            parser.error(f"ROOT is {told.root} and --data.root {told.data.root}; give one")
+    parsed = parser.parse(args)
+    if parsed.root is not None:
+        if parsed.data and parsed.data.root is not None:
+            parser.error(f"ROOT is {parsed.root} and --data.root {parsed.data.root}; give one")
         # What is guessed stands first, so that options after it say otherwise.
-        args = ["--data.name", guess_source(told.root), "--data.root", told.root, *args]
-    elif told.data is None:
+        args = ["--data.name", guess_source(parsed.root), "--data.root", parsed.root, *args]
+    elif parsed.data is None:
         parser.error("give ROOT, or a dataset of a package with --data.name")
     chosen = parser.read(args)
     for name in ("workers", "max_unreadable"):

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from cvt.cli.options import add_act, add_device, add_model, model_of
+from cvt.cli.options import RULE, add_act, add_device, add_model, is_model, model_of
 from cvt.cli.parser import Parser
 from cvt.system.text import printable
 
@@ -18,8 +18,8 @@ def main(args: Sequence[str]) -> int:
     parser = Parser(prog="cvt explain", description="Show where a network looks in an image: "
                     "attention of the class token by block and head, attention rollout, Grad-CAM "
                     "and the tokens of every stage, as one sheet and as a file each.")
-    parser.add_argument("image", help="an image file, or - for the standard input")
-    add_model(parser)
+    add_model(parser, accepts=is_model(parser), rule=RULE)
+    parser.add_argument("image", metavar="IMAGE", help="an image file, or - for the standard input")
     parser.add_argument("--target", metavar="CLASS", help="the class that Grad-CAM is of (default: "
                         "the most probable)")
     parser.add_argument("--stages", type=int, nargs="*", help="stages to show Grad-CAM for, "
@@ -43,11 +43,11 @@ def main(args: Sequence[str]) -> int:
         read_image(source))
     name = model_of(chosen, parser)
     model, card = load_model(name, act=chosen.act)
-    found = explain(model.to(pick_device(chosen.device)), card, image, target=chosen.target,
+    explanation = explain(model.to(pick_device(chosen.device)), card, image, target=chosen.target,
                     stages=chosen.stages)
     output = Path(chosen.output or f"explained/{'stdin' if source == STDIN else Path(source).stem}")
-    page = write(found, output, title=f"{source}, {name}", arrays=chosen.json)
-    for name, probability in found.classes[:5]:
+    page = write(explanation, output, title=f"{source}, {name}", arrays=chosen.json)
+    for name, probability in explanation.classes[:5]:
         print(f"{probability:6.1%}  {printable(name)}")
     print(f"sheet: {page}")
     return 0
