@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+import logging
 import os
 import sys
 from collections.abc import Sequence
@@ -34,6 +36,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     0 done, 1 failed, 2 a wrong call, 5 a loss that is not finite, 128 + N stopped by signal N.
     """
     args = list(sys.argv[1:] if argv is None else argv)
+    _prepare()
     if not args or args[0] in ("-h", "--help"):
         print(_help(), file=sys.stdout if args else sys.stderr)
         return 0 if args else 2
@@ -71,6 +74,23 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print(f"cvt {name}: interrupted", file=sys.stderr)
         return 130
+
+
+def _prepare() -> None:
+    """Settings of the process that PyTorch and the console need on some machines."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper) and stream.errors == "strict":
+            # A class may have a name that the console cannot show, such as one of Windows.
+            stream.reconfigure(errors="backslashreplace")
+    if sys.platform == "darwin":
+        # PyTorch reads it when it is imported, and then warns of each operation that MPS lacks.
+        os.environ.setdefault("PYTORCH_ENABLE_MPS_FALLBACK", "1")
+    # A CUDA toolkit without a GPU, which PyTorch looks for when it imports its compiler.
+    logging.getLogger("torch.utils.cpp_extension").addFilter(_is_worth_saying)
+
+
+def _is_worth_saying(record: logging.LogRecord) -> bool:
+    return "No CUDA runtime is found" not in record.getMessage()
 
 
 def _help() -> str:

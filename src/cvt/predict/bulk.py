@@ -134,9 +134,10 @@ def _begin(output: Path, job: dict[str, Any]) -> None:
             raise InputError(f"{output} has files in it that are not of a job; give a new "
                              "directory")
         # Processes that begin together all write the same.
-        replace_file(file, lambda path: path.write_text(json.dumps(job, indent=2) + "\n"))
+        text = json.dumps(job, indent=2) + "\n"
+        replace_file(file, lambda path: path.write_text(text, encoding="utf-8"))
     try:
-        kept = json.loads(file.read_text())
+        kept = json.loads(file.read_text(encoding="utf-8"))
     except ValueError:
         kept = None
     if not isinstance(kept, dict):

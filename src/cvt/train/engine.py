@@ -34,7 +34,7 @@ from cvt.fast.training import TrainingForm
 from cvt.model import CvT
 from cvt.networks.supernet import Supernet
 from cvt.networks.surgery import swap
-from cvt.system.device import out_of_memory, pick_device
+from cvt.system.device import autocast, free_cache, out_of_memory, pick_device
 from cvt.system.errors import InputError, one_line
 from cvt.system.extras import require
 from cvt.train.heartbeat import Heartbeat
@@ -81,6 +81,7 @@ class Engine:
         device = pick_device(recipe.device)
         if recipe.precision == "fp16" and device.type == "cpu":
             raise InputError("precision='fp16' is for GPUs; a CPU has bf16")
+        autocast(device, recipe.precision)  # rejects what the device cannot compute
         if self.world > 1 and device.index is not None:
             raise InputError(f"device={recipe.device!r} cannot be shared by {self.world} processes;"
                              f" say {device.type}, and the launcher gives each its own")
@@ -170,8 +171,7 @@ class Engine:
             self.parts *= 2
             self._restore(before)
             self._optimizer.zero_grad()
-            if self.device.type == "cuda":
-                torch.cuda.empty_cache()
+            free_cache(self.device)
             found = self._attempt(batch, step)
         if found is None:
             raise InputError(
@@ -345,8 +345,9 @@ class Engine:
 
     def _means(self, loss: Tensor, norm: Tensor) -> tuple[float, float]:
         """Loss over all processes, and the gradient's norm, which is theirs already."""
-        both = torch.stack([loss.double(), norm.double()])
+        both = torch.stack([loss, norm])
         if self.world > 1:
+            both = both.double()  # which MPS does not have, where there is but one process
             dist.all_reduce(both)
             both /= self.world
         value, length = both.tolist()  # waits for the device, so once a step

@@ -52,7 +52,7 @@ def find_learning_rate(recipe: Recipe, output: Path) -> Found | None:
             return None
     found = suggest(rates, losses)
     output.mkdir(parents=True, exist_ok=True)
-    replace_file(output / TABLE, lambda part: part.write_text(_table(found)))
+    replace_file(output / TABLE, lambda part: part.write_text(_table(found), encoding="utf-8"))
     replace_file(output / PLOT, lambda part: _plot(found, recipe, part))
     return found
 

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import math
-import re
 import shutil
 import time
 from collections.abc import Generator, Iterator, Mapping
@@ -19,6 +17,7 @@ from torch import Tensor
 from cvt.data.loader import Batch, evaluation_batches
 from cvt.evaluate.run import classify
 from cvt.system.device import device_name
+from cvt.system.machine import available_memory, peak_memory, reset_peak_memory
 from cvt.train.engine import Engine
 from cvt.train.optim import learning_rate
 from cvt.train.recipe import Recipe
@@ -214,30 +213,22 @@ def _existing(path: Path) -> Path:
 
 
 def _memory(engine: Engine) -> int:
-    """Bytes that a process may fill: the device's, or on a CPU its share of what is free and its
-    own."""
-    if engine.device.type == "cuda":
-        return torch.cuda.get_device_properties(engine.device).total_memory
-    free = _kilobytes(Path("/proc/meminfo"), "MemAvailable")
-    return free // engine.world + _kilobytes(Path("/proc/self/status"), "VmRSS")
+    """Bytes that a process may fill: the device's, or its share of the machine's."""
+    if engine.device.type in ("cuda", "xpu"):
+        total: int = getattr(torch, engine.device.type).get_device_properties(
+            engine.device).total_memory
+        return total
+    return available_memory(engine.world)
 
 
 def _forget_peak(engine: Engine) -> None:
-    if engine.device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(engine.device)
+    if engine.device.type in ("cuda", "xpu"):
+        getattr(torch, engine.device.type).reset_peak_memory_stats(engine.device)
     else:
-        with contextlib.suppress(OSError):  # Linux's; elsewhere the peak is that of the process
-            Path("/proc/self/clear_refs").write_text("5")
+        reset_peak_memory()
 
 
 def _peak(engine: Engine) -> int:
-    if engine.device.type == "cuda":
-        return torch.cuda.max_memory_reserved(engine.device)
-    return _kilobytes(Path("/proc/self/status"), "VmHWM")
-
-
-def _kilobytes(path: Path, field: str) -> int:
-    """A field of the kernel's, in bytes; 0 on other systems."""
-    text = path.read_text() if path.exists() else ""
-    found = re.search(rf"^{field}:\s+(\d+) kB$", text, re.MULTILINE)
-    return int(found[1]) * 1024 if found else 0
+    if engine.device.type in ("cuda", "xpu"):
+        return int(getattr(torch, engine.device.type).max_memory_reserved(engine.device))
+    return peak_memory()

@@ -126,8 +126,10 @@ class Store:
     def _read(self, path: Path) -> Checkpoint:
         manifest = _verify(path)
         with _damage_named(path):
-            tensors = {Path(name).stem: read_tensors(path / name) for name in manifest["files"]
-                       if name.endswith(".safetensors")}
+            # Copied, for the run goes on from them when this checkpoint is removed, which Windows
+            # does not do with a file that is mapped into memory.
+            tensors = {Path(name).stem: {k: t.clone() for k, t in read_tensors(path / name).items()}
+                       for name in manifest["files"] if name.endswith(".safetensors")}
             return Checkpoint(step=manifest["step"], tensors=tensors,
                               state=json.loads((path / STATE).read_bytes()))
 
@@ -218,8 +220,12 @@ def _damage_named(path: Path) -> Iterator[None]:
 
 def _sync(path: Path) -> None:
     """Onto the disk: a file's contents, or a directory's names."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+    if path.is_file():  # Windows syncs only what is open to be written
+        with path.open("r+b") as file:
+            os.fsync(file.fileno())
+    elif os.name != "nt":  # which cannot open a directory
+        handle = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import multiprocessing
-import signal
 from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -13,6 +12,7 @@ from multiprocessing.context import SpawnProcess
 import torch
 
 from cvt.studies.ablate.plan import STOPPED, Run, train_run
+from cvt.system.device import pick_device
 from cvt.system.errors import InputError, StoppedError
 from cvt.system.machine import available_cores
 from cvt.train.stop import Stop
@@ -24,7 +24,7 @@ def default_jobs(device: str) -> int:
     """As many runs at a time as there are GPUs, or cores where a CPU trains."""
     if device in ("auto", "cuda") and torch.cuda.is_available():
         return torch.cuda.device_count()
-    return available_cores() if device in ("auto", "cpu") else 1
+    return available_cores() if pick_device(device).type == "cpu" else 1
 
 
 def train_all(runs: Sequence[Run], *, jobs: int, keep_weights: bool = False) -> Iterator[Run]:
@@ -92,7 +92,7 @@ class _Worker:
             self.process.join()
             code = self.process.exitcode or 0
             told = ("most likely for want of memory; give the command again with fewer --jobs"
-                    if code == -signal.SIGKILL else "and the same command goes on from there")
+                    if code == -9 else "and the same command goes on from there")
             raise InputError(f"the process that trained {self.run.directory.name} ended with code "
                              f"{code}, {told}") from None
         if error is not None:
