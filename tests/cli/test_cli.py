@@ -113,7 +113,7 @@ def test_what_cannot_be_done_leaves_with_1_in_one_line(args, message, tmp_path, 
     assert list(tmp_path.iterdir()) == []
 
 
-def test_without_pytorch_a_trained_model_is_answered_with_the_install_line(tmp_path):
+def test_without_pytorch_a_trained_model_prints_the_install_line(tmp_path):
     code = ("import sys; sys.modules['torch'] = None\n"
             "from cvt.cli import main; sys.exit(main(sys.argv[1:]))")
     done = subprocess.run([sys.executable, "-c", code, "predict", "a.png", "--model", "runs/mine"],

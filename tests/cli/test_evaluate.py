@@ -22,7 +22,7 @@ def test_evaluate_without_data_needs_the_recipe(model, capsys):
     assert "--data.name" in capsys.readouterr().err
 
 
-def test_evaluate_refuses_classes_that_the_model_does_not_know(model, capsys):
+def test_evaluate_rejects_classes_that_the_model_does_not_know(model, capsys):
     (model.parent / "images/cat").rename(model.parent / "images/dog")
     assert main(["evaluate", "--model", str(model), "--data.name", "folder", "--data.root",
                  str(model.parent / "images")]) == 1
@@ -49,6 +49,6 @@ def test_evaluate_scores_a_half_or_all(model, split, n, capsys):
     assert main(["evaluate", "--model", str(model), "--split", split, "--data.name", "folder",
                  "--data.val_fraction", "0.5", "--json", "--data.root",
                  str(model.parent / "images")]) == 0
-    told = json.loads(capsys.readouterr().out)
-    assert told["n"] == n
-    assert sum(map(sum, told["confusion"])) == n
+    printed = json.loads(capsys.readouterr().out)
+    assert printed["n"] == n
+    assert sum(map(sum, printed["confusion"])) == n
