@@ -1,11 +1,11 @@
-"""CvT (arXiv:2103.15808) for torch.hub; this clone is used, whether or not it is installed.
+"""CvT (arXiv:2103.15808) for torch.hub; the code of this clone is used, even if installed.
 
     torch.hub.load("/path/to/clone", "cvt_13", source="local", weights="msft_in1k", num_classes=5)
 
-Every function makes a network in evaluation mode. weights: a tag with or without the variant in
-front ("msft_in1k", "cvt_13.msft_in1k"; `cvt zoo` lists them), a file or a directory of weights, or
-"hf-hub:org/name"; None for an untrained network. num_classes: another number than the weights' puts
-a new classifier on, 0 takes it away. in_chans: another number fits the first convolution.
+Every function returns a model in evaluation mode. weights: a tag with or without its variant
+("msft_in1k", "cvt_13.msft_in1k"; `cvt zoo` lists them), a file or a directory of weights, or
+"hf-hub:org/name"; None for an untrained network. num_classes: a number different from the weights'
+gives a new classifier, 0 none. in_chans: another number adapts the first convolution.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import typing
 if typing.TYPE_CHECKING:
     from cvt.model import CvT as _CvT
 
-# torch.hub takes whatever can be called here for a model, so nothing else has a bare name.
+# torch.hub lists every public callable as a model, so all other names start with an underscore.
 _SOURCE = str(pathlib.Path(__file__).resolve().parent / "src")
 if _SOURCE not in sys.path:
     sys.path.insert(0, _SOURCE)
@@ -32,7 +32,7 @@ def cvt_13(weights: str | None = None, num_classes: int | None = None,
     weights: "msft_in1k" (81.6 % top-1 on ImageNet), "msft_in1k_384" (83.0 %),
     "msft_in22k_ft_in1k_384" (83.3 %), a path or "hf-hub:org/name"; None for an untrained network.
     num_classes: by default the weights', else 1000; 0 gives features (B, 384). in_chans: by default
-    the weights', else 3. Raises ValueError for what cannot be built or loaded.
+    the weights', else 3. Raises ValueError if the model cannot be built or loaded.
     """
     return _create("cvt_13", weights, num_classes, in_chans)
 
@@ -44,7 +44,7 @@ def cvt_21(weights: str | None = None, num_classes: int | None = None,
     weights: "msft_in1k" (82.5 % top-1 on ImageNet), "msft_in1k_384" (83.3 %),
     "msft_in22k_ft_in1k_384" (84.9 %), a path or "hf-hub:org/name"; None for an untrained network.
     num_classes: by default the weights', else 1000; 0 gives features (B, 384). in_chans: by default
-    the weights', else 3. Raises ValueError for what cannot be built or loaded.
+    the weights', else 3. Raises ValueError if the model cannot be built or loaded.
     """
     return _create("cvt_21", weights, num_classes, in_chans)
 
@@ -55,8 +55,8 @@ def cvt_w24(weights: str | None = None, num_classes: int | None = None,
 
     weights: "msft_in22k_ft_in1k_384" (87.7 % top-1 on ImageNet), a path or "hf-hub:org/name"; None
     for an untrained network. num_classes: by default the weights', else 1000; 0 gives features
-    (B, 1024). in_chans: by default the weights', else 3. Raises ValueError for what cannot be built
-    or loaded.
+    (B, 1024). in_chans: by default the weights', else 3. Raises ValueError if the model cannot be
+    built or loaded.
     """
     return _create("cvt_w24", weights, num_classes, in_chans)
 
@@ -68,7 +68,7 @@ def cvt_nano(weights: str | None = None, num_classes: int | None = None,
     weights: "fashion_mnist" (93.58 % top-1 on Fashion-MNIST), "digits" (99.17 % on 360 held-out
     digits), which lie in the package, a path or "hf-hub:org/name"; None for an untrained network.
     num_classes: by default the weights', else 10; 0 gives features (B, 128). in_chans: by default
-    the weights', else 3. Raises ValueError for what cannot be built or loaded.
+    the weights', else 3. Raises ValueError if the model cannot be built or loaded.
     """
     return _create("cvt_nano", weights, num_classes, in_chans)
 

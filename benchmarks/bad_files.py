@@ -1,11 +1,11 @@
-"""Bad files among the images: is each found, and does a training run go on?
+"""Unreadable files in a dataset: does the check list each of them, and does training continue?
 
     python benchmarks/bad_files.py [--print]
 
 5,000 images of Fashion-MNIST, 64 pixels a side, half PNG and half JPEG, sorted into folders; 50
-of them are bad in many ways. `cvt data check` must list those and no others. A tiny network is then
-trained for an epoch with data.max_unreadable=0.05: it must come to its end, say which images it
-could not read, and count those of validation as wrong.
+of them are unreadable, in many ways. `cvt data check` must list those and no others. A tiny network
+is then trained for an epoch with data.max_unreadable=0.05: the run must complete, list the images
+that it could not read, and count those of validation as wrong.
 """
 
 from __future__ import annotations
@@ -31,15 +31,15 @@ import torch
 from PIL import Image
 
 from cvt.config import CvTConfig, StageConfig
-from cvt.data.builtin import fashion_mnist
 from cvt.data.config import DataConfig
+from cvt.data.sources.builtin import fashion_mnist
 from cvt.train import loop
 from cvt.train.recipe import OptimConfig, Recipe
 from cvt.train.state import UNREADABLE
 from timing import keep
 
 IMAGES, BAD = 5_000, 50
-Harm = Callable[[Path, Image.Image], None]
+Corruption = Callable[[Path, Image.Image], None]
 
 
 def encoded(image: Image.Image, kind: str, **options: object) -> bytes:
@@ -52,11 +52,11 @@ def large(image: Image.Image) -> Image.Image:
     return image.resize((256, 256), Image.Resampling.BICUBIC)
 
 
-def content(make: Callable[[Image.Image], bytes]) -> Harm:
+def content(make: Callable[[Image.Image], bytes]) -> Corruption:
     return lambda path, image: path.write_bytes(make(image)) and None
 
 
-def cut(kind: str, part: float) -> Harm:
+def truncated(kind: str, part: float) -> Corruption:
     def make(image: Image.Image) -> bytes:
         data = encoded(large(image), kind)
         return data[:int(len(data) * part)]
@@ -64,11 +64,11 @@ def cut(kind: str, part: float) -> Harm:
     return content(make)
 
 
-def zeroed(kind: str, start: float, end: float) -> Harm:
-    """A part of the file is zeros, as a disk gives back for a lost block.
+def zeroed(kind: str, start: float, end: float) -> Corruption:
+    """Part of the file is zeros, as a disk returns for a lost block.
 
-    Only where the decoder must notice: nothing tells zeros among a JPEG's or a WebP's coefficients
-    from a dull image.
+    Only where a decoder must notice: zeros among the coefficients of a JPEG or WebP file decode to
+    a dull image.
     """
     def make(image: Image.Image) -> bytes:
         data = bytearray(encoded(large(image), kind))
@@ -137,30 +137,30 @@ def other_compression(image: Image.Image) -> bytes:
     return bytes(data)
 
 
-def linked(target: str) -> Harm:
-    def harm(path: Path, _: Image.Image) -> None:
+def linked(target: str) -> Corruption:
+    def corrupt(path: Path, _: Image.Image) -> None:
         path.symlink_to(path.name if target == "itself" else target)
 
-    return harm
+    return corrupt
 
 
-def thin(width: int, height: int) -> Harm:
+def thin(width: int, height: int) -> Corruption:
     return content(lambda _: encoded(Image.new("L", (width, height), 128), "PNG"))
 
 
 HTML = b"<!DOCTYPE html><html><head><title>404 Not Found</title></head></html>"
 
-# How a file is bad, with the suffix that it carries.
-HARMS: dict[str, tuple[str, Harm]] = {
+# Ways in which a file is unreadable, with its suffix.
+CORRUPTIONS: dict[str, tuple[str, Corruption]] = {
     "empty": (".jpg", content(lambda _: b"")),
-    "JPEG cut off in its header": (".jpg", cut("JPEG", 0.02)),
-    "JPEG cut off in the middle": (".jpg", cut("JPEG", 0.5)),
-    "PNG cut off in its header": (".png", content(lambda i: encoded(i, "PNG")[:20])),
-    "PNG cut off in the middle": (".png", cut("PNG", 0.5)),
-    "WebP cut off": (".webp", cut("WEBP", 0.5)),
+    "JPEG truncated in its header": (".jpg", truncated("JPEG", 0.02)),
+    "JPEG truncated in the middle": (".jpg", truncated("JPEG", 0.5)),
+    "PNG truncated in its header": (".png", content(lambda i: encoded(i, "PNG")[:20])),
+    "PNG truncated in the middle": (".png", truncated("PNG", 0.5)),
+    "WebP truncated": (".webp", truncated("WEBP", 0.5)),
     "GIF of a header alone": (".gif", content(lambda i: encoded(i, "GIF")[:13])),
-    "BMP cut off": (".bmp", cut("BMP", 0.5)),
-    "TIFF cut off": (".tif", content(lambda i: encoded(i, "TIFF", compression="tiff_lzw")[:600])),
+    "BMP truncated": (".bmp", truncated("BMP", 0.5)),
+    "TIFF truncated": (".tif", content(lambda i: encoded(i, "TIFF", compression="tiff_lzw")[:600])),
     "text": (".jpg", content(lambda _: b"a shirt, front view\n" * 20)),
     "page of an error": (".jpg", content(lambda _: HTML)),
     "zip archive": (".png", content(zipped)),
@@ -191,10 +191,10 @@ HARMS: dict[str, tuple[str, Harm]] = {
 
 
 def build(root: Path) -> dict[str, str]:
-    """Write the images; how each bad one is bad, by its path."""
+    """Write the images; returns the kind of corruption of each unreadable one, by path."""
     data, rng = fashion_mnist(), random.Random(0)
     bad = dict(zip(rng.sample(range(IMAGES), BAD),
-                   (list(HARMS) * 2)[:BAD], strict=True))
+                   (list(CORRUPTIONS) * 2)[:BAD], strict=True))
     truth = {}
     for i in range(IMAGES):
         half, source = ("train", data.train) if i % 5 else ("val", data.val)
@@ -202,28 +202,28 @@ def build(root: Path) -> dict[str, str]:
         home = root / half / source.classes[source.labels[i]]
         home.mkdir(parents=True, exist_ok=True)
         if i in bad:
-            suffix, harm = HARMS[bad[i]]
+            suffix, corrupt = CORRUPTIONS[bad[i]]
             path = home / f"{i:05}{suffix}"
-            harm(path, image)
+            corrupt(path, image)
             truth[str(path)] = bad[i]
         elif i % 2:
             image.save(home / f"{i:05}.png")
         else:
             image.save(home / f"{i:05}.jpg", quality=90)
-    # No image, and whoever opened it would wait for ever.
+    # Not an image: opening it would block for ever.
     os.mkfifo(root / "train" / data.train.classes[0] / "pipe.jpg")
     return truth
 
 
 def checked(root: Path, truth: dict[str, str]) -> tuple[dict[str, object], dict[str, str]]:
-    """What `cvt data check` lists, beside what is true; and each reason."""
+    """What `cvt data check` lists, compared with the truth, and the reasons it gives."""
     start = time.monotonic()
     done = subprocess.run([sys.executable, "-m", "cvt", "data", "check", str(root), "--json",
                            "--image_size", "32"], capture_output=True, text=True, check=False,
                           timeout=600)
     seconds = time.monotonic() - start
-    told = json.loads(done.stdout)
-    reasons = {row["name"]: row["reason"] for row in told["unreadable"]}
+    report = json.loads(done.stdout)
+    reasons = {row["name"]: row["reason"] for row in report["unreadable"]}
     return {"exit_code": done.returncode, "seconds": round(seconds, 1),
             "listed": len(reasons), "missed": sorted({truth[p] for p in truth.keys() - reasons}),
             "too_many": sorted(reasons.keys() - truth.keys()),
@@ -232,7 +232,7 @@ def checked(root: Path, truth: dict[str, str]) -> tuple[dict[str, object], dict[
 
 
 def trained(home: Path, root: Path, truth: dict[str, str]) -> dict[str, object]:
-    """An epoch over these images; what it met, and what its evaluation counted."""
+    """Train for an epoch; returns the unreadable images it listed and its evaluation counted."""
     stages = (StageConfig(dim=8, num_heads=1, depth=1, embed_stride=4, embed_kernel=7,
                           embed_padding=2),
               StageConfig(dim=16, num_heads=2, depth=1, cls_token=True))
@@ -247,16 +247,16 @@ def trained(home: Path, root: Path, truth: dict[str, str]) -> dict[str, object]:
     assert evaluation is not None
     with (run / UNREADABLE).open(newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
-    met = {half: {row["image"] for row in rows if row["split"] == half}
+    listed = {half: {row["image"] for row in rows if row["split"] == half}
            for half in ("train", "val")}
     bad = {half: {p for p in truth if f"/{half}/" in p} for half in ("train", "val")}
     return {"seconds": round(time.monotonic() - start, 1),
-            "train": {"bad": len(bad["train"]), "met": len(met["train"]),
-                      "too_many": sorted(met["train"] - bad["train"]),
-                      # The last batch is not filled, so a few images wait for another epoch.
-                      "not_drawn": len(bad["train"] - met["train"])},
-            "val": {"bad": len(bad["val"]), "met": len(met["val"]),
-                    "same": met["val"] == bad["val"]},
+            "train": {"bad": len(bad["train"]), "met": len(listed["train"]),
+                      "too_many": sorted(listed["train"] - bad["train"]),
+                      # The last batch would not be full, so a few images are not drawn.
+                      "not_drawn": len(bad["train"] - listed["train"])},
+            "val": {"bad": len(bad["val"]), "met": len(listed["val"]),
+                    "same": listed["val"] == bad["val"]},
             "evaluation": {"n": evaluation.n, "images": IMAGES // 5,
                            "unreadable": len(evaluation.unreadable),
                            "same": {u.name for u in evaluation.unreadable} == bad["val"],
@@ -265,7 +265,7 @@ def trained(home: Path, root: Path, truth: dict[str, str]) -> dict[str, object]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--print", action="store_true", help="keep no file")
+    parser.add_argument("--print", action="store_true", help="do not write benchmarks/results")
     args = parser.parse_args()
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as name:
@@ -274,7 +274,7 @@ def main() -> None:
         check, reasons = checked(home / "images", truth)
         said = {kind: reasons.get(path, "NOT LISTED").replace(f"{home}/images/", "")
                 for path, kind in sorted(truth.items(), key=lambda item: item[1])}
-        result = {"images": IMAGES, "bad": len(truth), "kinds": len(HARMS), "check": check,
+        result = {"images": IMAGES, "bad": len(truth), "kinds": len(CORRUPTIONS), "check": check,
                   "training": trained(home, home / "images", truth), "said": said}
     print(json.dumps(result, indent=2))
     if not args.print:

@@ -1,14 +1,14 @@
-"""A run is stopped, its images or its recipe are edited at random, and it is resumed: what happens?
+"""Resume a stopped run after random edits of its images or its recipe: are changes detected?
 
     python benchmarks/changed_data.py [--edits 200] [--seed 0]
 
 Each edit is one of the kinds below (images gone, added, renamed, changed, moved, relabelled, in
 another order or split; options of the recipe changed), in a folder, a table or tar archives, after
 a stop in the middle or at the end of an epoch. A plain resume must reject it in one line that names
-what differs and leave the run as it is. Then the resume that accepts changes of the data must go on
-as it says (to the end of the run, with the epoch in hand begun anew and noted), or reject by name
-what is no such change. Edits that change nothing (times of files, other files beside, the place of
-the dataset) are controls: they must go on to the very weights of the run that was never stopped.
+the difference and leave the run unchanged. Then a resume that accepts data changes must complete
+the run as documented (the current epoch restarts, and the report notes it), or reject a change that
+is not one of the data, by name. Edits that change nothing (file times, other files beside, the
+location of the dataset) are controls: they must reproduce the weights of the uninterrupted run.
 """
 
 from __future__ import annotations
@@ -204,8 +204,8 @@ class Shards(Folder):
 
 OPTIONS: dict[str, Any] = {
     "optim.lr": 2e-3, "optim.weight_decay": 0.1, "optim.schedule": "linear", "optim.name": "sgd",
-    "optim.clip_grad": 2.0, "optim.accumulate": 2, "optim.layer_decay": 0.9, "batch_size": 8,
-    "seed": 7, "ema": 0.5, "passes": 2, "augment.mixup": 0.0, "augment.hflip": 0.5,
+    "optim.clip_grad": 2.0, "optim.grad_accum_steps": 2, "optim.layer_decay": 0.9, "batch_size": 8,
+    "seed": 7, "ema": 0.5, "passes_per_epoch": 2, "augment.mixup": 0.0, "augment.hflip": 0.5,
     "augment.label_smoothing": 0.1, "class_weights": "balanced", "sampling": "balanced",
     "image_size": 12, "in_chans": 1, "drop_path_rate": 0.3, "best_by": "val_loss",
     "skip_nonfinite": 5, "optim.lrr": 1.0,
@@ -219,7 +219,7 @@ def swap(one: Path, two: Path) -> None:
 
 
 def edit_recipe(path: Path, name: str, value: Any) -> None:
-    """As in an editor: what comes of it may be no recipe."""
+    """As with a text editor: the result may be an invalid recipe."""
     recipe = place = read_mapping(path)
     *parts, last = name.split(".")
     for part in parts:
@@ -233,15 +233,15 @@ def a_recipe(source: Folder, home: Path) -> Recipe:
               StageConfig(dim=8, num_heads=2, depth=1, cls_token=True, drop_rate=0.1))
     CvTConfig(stages=stages, num_classes=3, image_size=8).save(home / "tiny.json")
     return Recipe(model=str(home / "tiny.json"), image_size=8, epochs=EPOCHS, batch_size=4,
-                  ema=0.9, device="cpu", save_every=4, keep=9,
+                  ema=0.9, device="cpu", save_every=4, keep_checkpoints=9,
                   data=DataConfig(name=source.name, root=source.data),  # type: ignore[arg-type]
                   augment=AugmentConfig(crop="shift", mixup=0.2),
                   optim=OptimConfig(lr=1e-3, warmup_epochs=0))
 
 
 def forked(action: Callable[[], object]) -> tuple[str, str]:
-    """How `action` ended in a process of its own: "done", "rejected" or "traceback", and what it
-    said. Importing PyTorch hundreds of times would take most of the time."""
+    """Run `action` in a forked process; returns "done", "rejected" or "traceback", and the message.
+    Importing PyTorch hundreds of times would take most of the time."""
     reader, writer = os.pipe()
     if (pid := os.fork()) == 0:
         with contextlib.suppress(BaseException):
@@ -249,12 +249,12 @@ def forked(action: Callable[[], object]) -> tuple[str, str]:
             sys.stderr = io.StringIO()
             try:
                 action()
-                said = "done\n"
+                message = "done\n"
             except InputError as error:
-                said = f"rejected\n{error}"
+                message = f"rejected\n{error}"
             except BaseException as error:
-                said = f"traceback\n{type(error).__name__}: {error}"
-            os.write(writer, said.encode()[:60_000])
+                message = f"traceback\n{type(error).__name__}: {error}"
+            os.write(writer, message.encode()[:60_000])
         os._exit(0)
     os.close(writer)
     with os.fdopen(reader, errors="replace") as pipe:
@@ -285,11 +285,11 @@ def state(run: Path) -> dict[str, Any]:
     return found
 
 
-def goes_on_as_said(run: Path, stop: int) -> bool:
-    """Whether a run that went on with other data is whole, and says what it did."""
+def continues_as_documented(run: Path, stop: int) -> bool:
+    """Whether a run that continued with other data is complete, and its note says so."""
     progress, history = state(run), (run / "metrics.jsonl").read_text().splitlines()
     rows = [json.loads(line) for line in history]
-    begun = stop // 9  # epochs that were whole
+    begun = stop // 9  # complete epochs
     note = next((n for n in progress["notes"] if "on with other data" in n), "")
     steps = int(note.rsplit("begins anew, with ", 1)[1].split()[0]) if note else 0
     saved = min(stop // 4 * 4, stop) if stop % 9 else stop
@@ -309,7 +309,7 @@ def main() -> None:
     rng = random.Random(args.seed)
     counts: Counter[str] = Counter()
     kinds: Counter[str] = Counter()
-    faults: list[dict[str, str]] = []
+    failures: list[dict[str, str]] = []
     with tempfile.TemporaryDirectory() as scratch:
         home = Path(scratch)
         sources = [kind(home / "data" / kind.name) for kind in (Folder, Table, Shards)]
@@ -343,37 +343,38 @@ def main() -> None:
                 table[kind]()
             kinds[f"{'recipe' if recipe_edit else source.name}: {kind}"] += 1
             before = tree(run)
-            how, said = forked(lambda r=run: loop.resume(r, quiet=True))
-            fault = {"edit": f"{source.name}, stopped at {stop}: {kind}", "said": said}
+            how, message = forked(lambda r=run: loop.resume(r, quiet=True))
+            failure = {"edit": f"{source.name}, stopped at {stop}: {kind}", "said": message}
             if control:
                 same = how == "done" and all(
                     tree(run)[name] == tree(wholes[source.name])[name]
                     for name in ("last.safetensors", "best.safetensors"))
                 counts["control, bit for bit" if same else "control, another result"] += 1
                 if not same:
-                    faults.append(fault)
+                    failures.append(failure)
                 continue
-            if how != "rejected" or "\n" in said or tree(run) != before:
+            if how != "rejected" or "\n" in message or tree(run) != before:
                 counts["silent" if how == "done" else how if how == "traceback" else "changed"] += 1
-                faults.append(fault)
+                failures.append(failure)
                 continue
             counts["rejected by name"] += 1
-            how, said = forked(lambda r=run: loop.resume(r, quiet=True, accept_data_changes=True))
+            how, message = forked(
+                lambda r=run: loop.resume(r, quiet=True, accept_data_changes=True))
             if how == "done":
-                good = goes_on_as_said(run, stop)
+                good = continues_as_documented(run, stop)
                 counts["then accepted: went on as stated" if good else "then: not as stated"] += 1
             else:
-                good = how == "rejected" and "\n" not in said
+                good = how == "rejected" and "\n" not in message
                 counts["then rejected, for it is no such change" if good else how] += 1
             if not good:
-                faults.append({**fault, "said": said, "accepting": "yes"})
+                failures.append({**failure, "said": message, "accepting": "yes"})
     for name, n in sorted(counts.items()):
         print(f"{n:5} {name}")
-    for row in faults:
+    for row in failures:
         print(row)
     print(keep("changed_data", {"edits": args.edits, "seed": args.seed, "counts": dict(counts),
-                                "kinds": dict(sorted(kinds.items())), "faults": faults}))
-    sys.exit(bool(faults))
+                                "kinds": dict(sorted(kinds.items())), "faults": failures}))
+    sys.exit(bool(failures))
 
 
 if __name__ == "__main__":

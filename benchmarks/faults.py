@@ -1,11 +1,11 @@
-"""Faults, injected into real training runs: does every run go on, with the weights it should have?
+"""Fault injection into training runs: does every run resume, and end with the same weights?
 
     python benchmarks/faults.py [--kills 100] [--repeats 5] [--flips 100] [--ranks 20]
 
-Each is a process that trains a tiny network on scikit-learn's digits and is hurt: killed at a
-random moment, killed at each operation on the disk that a save makes, given a damaged checkpoint or
-a disk that fails, one of its processes killed or frozen. Then it is resumed to its end, and its
-weights are compared, bit for bit, with those of a run that nothing happened to.
+Each run is a process that trains a tiny network on scikit-learn's digits: killed at a random
+moment, killed after each disk operation of a save, given a corrupt checkpoint or a failing disk,
+or with one of its processes killed or frozen. It is then resumed to its end, and its weights are
+compared, bit for bit, with those of an undisturbed run.
 """
 
 from __future__ import annotations
@@ -29,17 +29,16 @@ from pathlib import Path
 
 import torch
 
-import cvt.train.store as store_module
+import cvt.train.checkpoints as store_module
 from cvt.config import CvTConfig, StageConfig
-from cvt.data.builtin import digits
 from cvt.data.config import AugmentConfig
+from cvt.data.sources.builtin import digits
 from cvt.train import loop
+from cvt.train.checkpoints import CheckpointStore
 from cvt.train.config import OptimConfig
+from cvt.train.directory import CHECKPOINTS, LAST
 from cvt.train.recipe import Recipe
-from cvt.train.state import CHECKPOINTS, LAST
-from cvt.train.store import Store
-from cvt.weights.native import BEST
-from cvt.weights.tensors import read_tensors
+from cvt.weights.tensors import BEST, read_tensors
 from timing import keep
 
 ROOT = Path(__file__).parent
@@ -58,9 +57,9 @@ def recipe(home: Path, **changes: object) -> Recipe:
 
 
 def fork(action: Callable[[], object], log: Path) -> int:
-    """`action` in a process of its own, its output in `log`; the process's number.
+    """Start `action` in a forked process, its output in `log`; returns the process id.
 
-    Forked, for importing PyTorch a thousand times would take most of the time.
+    It is forked because importing PyTorch a thousand times would take most of the time.
     """
     pid = os.fork()
     if pid:
@@ -81,12 +80,12 @@ def fork(action: Callable[[], object], log: Path) -> int:
 
 
 def ended(pid: int) -> int:
-    """The exit code of a process, once it has ended; negative for a signal."""
+    """Wait for a process; its exit code, negative for a signal."""
     return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
 
 
 def finish(run: Path, plan: Recipe, log: Path) -> bool:
-    """Go on with a run, whatever is left of it; whether it came to its end."""
+    """Resume a run, or start it again if nothing is left; whether it finishes."""
     if (run / "metrics.json").exists():
         return True
     if (run / "recipe.yaml").exists():
@@ -104,7 +103,7 @@ def same(one: Path, other: Path) -> bool:
 
 
 def kills(home: Path, whole: Path, plan: Recipe, count: int, seconds: float) -> dict[str, object]:
-    """Killed at random moments between its first instruction and its last."""
+    """Kill runs at random moments between their first and last instruction."""
     rng, right, saving = random.Random(0), 0, 0
     for i in range(count):
         run = home / f"kill-{i}"
@@ -119,7 +118,7 @@ def kills(home: Path, whole: Path, plan: Recipe, count: int, seconds: float) -> 
 
 
 def killing(number: int) -> Callable[[], list[str]]:
-    """Make the `number`-th operation of a save, counted from the first save on, the last."""
+    """Kill this process after the `number`-th disk operation of its saves; 0 for never."""
     done: list[str] = []
 
     def watch(name: str, call: Callable[..., object]) -> Callable[..., object]:
@@ -141,7 +140,7 @@ def killing(number: int) -> Callable[[], list[str]]:
 
 
 def points(home: Path, whole: Path, plan: Recipe, repeats: int) -> dict[str, object]:
-    """Killed right after each operation on the disk of a save, in `repeats` saves of a run."""
+    """Kill runs after each disk operation of a save, in `repeats` saves of a run."""
     def count() -> None:
         done = killing(0)
         loop.train(plan, home / "count", quiet=True)
@@ -167,7 +166,7 @@ def points(home: Path, whole: Path, plan: Recipe, repeats: int) -> dict[str, obj
 
 
 def stopped(home: Path, plan: Recipe) -> Path:
-    """A run that was stopped by SIGTERM in its third epoch, with several checkpoints."""
+    """A run that SIGTERM stopped in its third epoch, with several checkpoints."""
     run = home / "stopped"
     pid = fork(lambda: loop.train(plan, run, quiet=True), home / "stopped.log")
     while not list(run.glob(f"{CHECKPOINTS}/step-0000002*")):
@@ -179,10 +178,10 @@ def stopped(home: Path, plan: Recipe) -> Path:
 
 
 def damage(home: Path, whole: Path, plan: Recipe, flips: int) -> dict[str, object]:
-    """Bits, lengths and names of the newest checkpoint changed: seen, and passed over?"""
+    """Corrupt bits, lengths and names of the latest checkpoint: is it detected and skipped?"""
     run, rng = stopped(home, plan), random.Random(0)
     seen = 0
-    store = Store(run / CHECKPOINTS)
+    store = CheckpointStore(run / CHECKPOINTS)
     newest = max(p for p in (run / CHECKPOINTS).glob("step-*"))
     step = int(newest.name.removeprefix("step-"))
     files = sorted(newest.iterdir())
@@ -217,13 +216,13 @@ def damage(home: Path, whole: Path, plan: Recipe, flips: int) -> dict[str, objec
                 file.write_bytes(content)
             tried += 1
             fell_back += (finish(copy, plan, home / "damage.log") and same(whole, copy)
-                          and (copy / CHECKPOINTS / f"damaged-{newest.name}").exists())
+                          and (copy / CHECKPOINTS / f"corrupt-{newest.name}").exists())
             shutil.rmtree(copy)
     return {**results, "files_harmed": tried, "fell_back_and_bit_equal": fell_back}
 
 
 def disks(home: Path, whole: Path, plan: Recipe) -> dict[str, object]:
-    """A disk that is full, fails or is not ours, in the third save."""
+    """A disk that is full, fails or denies access, in the third save."""
     right, said = 0, []
     codes = (errno.ENOSPC, errno.EIO, errno.EACCES)
     calls = ("save_file", "_sync", "_manifest")
@@ -231,7 +230,7 @@ def disks(home: Path, whole: Path, plan: Recipe) -> dict[str, object]:
         for name in calls:
             run, log = home / f"disk-{code}-{name}", home / f"disk-{code}-{name}.log"
 
-            def hurt(code: int = code, name: str = name, run: Path = run) -> None:
+            def fail(code: int = code, name: str = name, run: Path = run) -> None:
                 call, times = getattr(store_module, name), iter(range(1000))
 
                 def fails(*args: object) -> object:
@@ -242,8 +241,8 @@ def disks(home: Path, whole: Path, plan: Recipe) -> dict[str, object]:
                 setattr(store_module, name, fails)
                 loop.train(plan, run, quiet=True)
 
-            clear = ended(fork(hurt, log)) == 1 and os.strerror(code) in log.read_text()
-            intact = Store(run / CHECKPOINTS).repair() == []
+            clear = ended(fork(fail, log)) == 1 and os.strerror(code) in log.read_text()
+            intact = CheckpointStore(run / CHECKPOINTS).repair() == []
             right += clear and intact and finish(run, plan, log) and same(whole, run)
             said.append(log.read_text().splitlines()[0])
     return {"runs": len(codes) * len(calls), "clear_intact_and_bit_equal": right,
@@ -271,15 +270,15 @@ def sources(home: Path) -> dict[str, Path]:
 
 
 def settings(home: Path) -> dict[str, object]:
-    """Stopped in the middle of an epoch and resumed, with other numbers of workers and parts, from
-    files and from tar: the same weights in all."""
+    """Kill runs in the middle of an epoch and resume them, with different numbers of workers and
+    micro-batches, from files and from tar shards: are all weights the same?"""
     right, runs = 0, []
     for accumulate in (1, 4):
         base: Path | None = None
         for source, root in sources(home / str(accumulate)).items():
             for workers in (0, 1, 4):
                 plan = recipe(home, optim=OptimConfig(lr=3e-3, warmup_epochs=0.5,
-                                                      accumulate=accumulate))
+                                                      grad_accum_steps=accumulate))
                 plan = Recipe.from_dict({**plan.to_dict(), "data": {
                     "name": source, "root": str(root), "workers": workers}})
                 runs.append(f"{source}, workers {workers}, accumulate {accumulate}")
@@ -308,7 +307,7 @@ def launch(home: Path, run: Path, processes: int) -> subprocess.Popen[str]:
 
 
 def ranks(home: Path, count: int) -> dict[str, object]:
-    """One of two processes killed or frozen: how long until all have ended?"""
+    """Kill or freeze one of two processes: how long until all have ended?"""
     seconds: dict[str, list[float]] = {"killed": [], "frozen": []}
     reasons = 0
     for i in range(count):
@@ -323,7 +322,7 @@ def ranks(home: Path, count: int) -> dict[str, object]:
         start = time.monotonic()
         _, error = launcher.communicate(timeout=120)
         seconds[how].append(time.monotonic() - start)
-        reasons += ("no sign of life" if how == "frozen" else "SIGKILL") in error
+        reasons += ("no heartbeat" if how == "frozen" else "SIGKILL") in error
         shutil.rmtree(run)
     return {"faults": count, "said_why": reasons,
             "longest_s": {how: max(s, default=0.0) for how, s in seconds.items()}}

@@ -1,12 +1,11 @@
-"""Are the logits of full-size checkpoints the official ones, whatever file they come from?
+"""Parity of full-size logits with the official ones, from official and transformers files.
 
     python benchmarks/full_size_parity.py [--models cvt_13 cvt_21 cvt_w24]
 
-The reference is the port in transformers, built by transformers itself, with random weights and
-statistics: as it is for its own directories (GELU), and with QuickGELU put in for official files,
-which makes it the official network (tests/parity compares both with the official code's own
-tensors on small networks). Prints the largest difference of any logit, in units of the largest
-logit; the bound is 2e-5.
+The reference is the CvT of transformers with random weights and statistics: with GELU for its own
+directories, and with QuickGELU for official files, which makes it equal to the official network
+(tests/parity compares both with tensors of the official code on small networks). Prints the maximum
+difference of the logits relative to the largest logit; the bound is 2e-5.
 """
 
 from __future__ import annotations
@@ -35,7 +34,7 @@ def port(name: str) -> nn.Module:
     model = CvtForImageClassification(CvtConfig(
         embed_dim=[s.dim for s in stages], num_heads=[s.num_heads for s in stages],
         depth=[s.depth for s in stages], num_labels=1000)).eval()
-    with torch.no_grad():  # nothing stays at a value that would hide an error
+    with torch.no_grad():  # initial values such as 0 and 1 could hide an error
         for key, tensor in model.state_dict().items():
             if key.endswith("running_var"):
                 tensor.uniform_(0.5, 2)
@@ -45,15 +44,15 @@ def port(name: str) -> nn.Module:
 
 
 def worst(ours: nn.Module, theirs: nn.Module, name: str) -> dict[str, float]:
-    """For every size, the largest difference over the largest logit."""
-    found = {}
+    """Maximum difference relative to the largest logit, for every size."""
+    errors = {}
     for height, width in SIZES[name]:
         images = torch.randn(1, 3, height, width, generator=torch.Generator().manual_seed(1))
         with torch.inference_mode():
             expected, logits = theirs(images).logits, ours(images)
-        found[f"{height}x{width}"] = ((logits - expected).abs().max()
-                                      / expected.abs().max()).item()
-    return found
+        errors[f"{height}x{width}"] = ((logits - expected).abs().max()
+                                       / expected.abs().max()).item()
+    return errors
 
 
 def main() -> None:
@@ -74,10 +73,10 @@ def main() -> None:
                     module.activation = QuickGELU()
             quick = worst(cvt.create_model(name, weights=official), theirs, name)
         rows[name] = {"official": quick, "transformers": gelu}
-        for kind, found in rows[name].items():
+        for kind, errors in rows[name].items():
             print(f"{name} from {kind} files: " + ", ".join(
-                f"{size} {difference:.1e}" for size, difference in found.items()), flush=True)
-    top = max(d for row in rows.values() for found in row.values() for d in found.values())
+                f"{size} {error:.1e}" for size, error in errors.items()), flush=True)
+    top = max(e for row in rows.values() for errors in row.values() for e in errors.values())
     print(f"largest {top:.1e}, bound {BOUND:.0e}")
     print(keep("full_size_parity", {"bound": BOUND, "largest": top, "models": rows}))
 

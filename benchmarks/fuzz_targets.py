@@ -1,6 +1,8 @@
-"""What `hostile.py` fuzzes: python benchmarks/fuzz_targets.py image|form|request CORPUS [OPTIONS]
+"""Fuzz targets of `hostile.py`.
 
-A file of its own, for atheris counts what is reached only in modules that it imports first.
+    python benchmarks/fuzz_targets.py image|form|request CORPUS [OPTIONS]
+
+A separate file, because atheris measures coverage only in modules that are imported after it.
 """
 
 from __future__ import annotations
@@ -23,18 +25,18 @@ with atheris.instrument_imports(include=["PIL", "python_multipart", "cvt", "h11"
     from cvt.data.prepare import prepare
     from cvt.predict.predictor import Predictor
     from cvt.serve.app import Server
-    from cvt.serve.body import Body, Memory
+    from cvt.serve.body import MemoryBudget, RequestBody
     from cvt.serve.config import ServeConfig
-    from cvt.serve.refusals import Refusal
-    from cvt.serve.run import Uvicorn, listen
-    from cvt.serve.watch import LOG
+    from cvt.serve.errors import RequestError
+    from cvt.serve.run import GracefulServer, listen
+    from cvt.serve.telemetry import LOG
     from cvt.system.errors import InputError
 
 
 def image(data: bytes) -> None:
-    """A file's bytes to the network's input."""
+    """Decode and preprocess the bytes of an image."""
     try:
-        array = prepare(Preprocess(size=32), read_image(data, most=1_000_000))
+        array = prepare(Preprocess(size=32), read_image(data, max_pixels=1_000_000))
     except InputError:
         return
     assert array.shape == (3, 32, 32)
@@ -42,37 +44,37 @@ def image(data: bytes) -> None:
 
 
 def form(data: bytes) -> None:
-    """A form's bytes to its files."""
+    """Parse the bytes of a form."""
     class Request:
         headers = {"content-type": "multipart/form-data; boundary=b"}
 
         async def stream(self):
-            for start in range(0, len(data), 64):  # in pieces, as a network brings it
+            for start in range(0, len(data), 64):  # in chunks, as from a network
                 yield data[start:start + 64]
 
     async def read() -> None:
-        with Body(Request(), config, memory) as body:
+        with RequestBody(Request(), config, memory) as body:
             try:
                 uploads = await body.uploads()
-            except Refusal:
+            except RequestError:
                 return
             assert 0 < len(uploads) <= config.max_images
             assert sum(len(u.data) for u in uploads) <= len(data)
 
     config = ServeConfig()
-    memory = Memory(config.max_bodies)
+    memory = MemoryBudget(config.max_buffered_bytes)
     asyncio.run(read())
-    assert memory.held == 0
+    assert memory.used == 0
 
 
 def request_target() -> Callable[[bytes], None]:
-    """A server in this process, of which every input is a connection's bytes."""
+    """A server in this process; each input is the bytes of a connection."""
     config = ServeConfig(port=0, read_timeout=0.5)
     server = Server(Predictor("cvt_nano.fashion_mnist"), config, name="tiny", samples=None,
                     api_key=None, explainer=None)
     LOG.setLevel(logging.CRITICAL)
     taken = listen(config).__enter__()
-    uvicorn = Uvicorn(server)
+    uvicorn = GracefulServer(server)
     threading.Thread(target=uvicorn.run, kwargs={"sockets": [taken]}, daemon=True).start()
     while not uvicorn.started:
         time.sleep(0.01)
@@ -83,13 +85,13 @@ def request_target() -> Callable[[bytes], None]:
             try:
                 link.sendall(data)
                 link.shutdown(socket.SHUT_WR)
-                answer = b""
+                response = b""
                 while received := link.recv(65536):
-                    answer += received
+                    response += received
             except ConnectionError:
-                return  # hung up on while it still sends
-        for status in re.findall(rb"^HTTP/1\.1 (\d+)", answer, re.M):
-            assert status not in (b"500", b"502"), answer
+                return  # the server closed the connection early
+        for status in re.findall(rb"^HTTP/1\.1 (\d+)", response, re.M):
+            assert status not in (b"500", b"502"), response
 
     return request
 

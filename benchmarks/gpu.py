@@ -11,11 +11,11 @@ parts, random weights:
 2. The operators in which inference and a training step of the first model spend their time.
 3. Inference and training steps (forward, cross entropy, backward, AdamW), eager and compiled, by
    CUDA events: after a warm-up the candidates of a group take turns, the order turns round by
-   round; medians with quartiles. Memory is what a call adds at its peak to what was there before.
+   round; medians with quartiles. Memory is the peak of a call minus what was allocated before.
    "folded" and "training form" are this package's exact rewrites (cvt.fast).
 
-The most telling rows come first. After --minutes no new row is begun; what was left out is listed.
-Without a GPU it says so and leaves with 2; `--device cpu --quick` tries it out in a minute.
+The most important rows come first. After --minutes no new row is started; those skipped are listed.
+Without a GPU the exit code is 2; `--device cpu --quick` tries it out in a minute.
 """
 
 from __future__ import annotations
@@ -27,13 +27,10 @@ import gc
 import json
 import math
 import platform
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
-from datetime import UTC, datetime
-from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -42,21 +39,23 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+sys.path.insert(0, str(Path(__file__).parent))
 sys.path.insert(0, str(Path(__file__).parents[1] / "src"))  # the checkout need not be installed
 
 from cvt.config import VARIANTS
-from cvt.deploy.bench import PEERS, build_peer, interleaved, ratio, summary
+from cvt.deploy.bench import PEERS, build_peer
 from cvt.fast.network import Folded
 from cvt.fast.training import TrainingForm
 from cvt.model import CvT
 from cvt.networks.complexity import multiply_adds, network_multiply_adds
 from cvt.system.errors import InputError
+from timing import interleaved, ratio, stamp, summary
 
 TIMM = [name for name in PEERS if name.startswith("timm:")]
 AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 # Of the logits, in units of the largest; of the gradient as a whole, in units of its norm.
 BOUNDS = {"fp32": (1e-4, 1e-3), "tf32": (2e-2, 5e-2), "bf16": (1e-1, 2e-1), "fp16": (2e-2, 5e-2)}
-COMPILE_S = 45  # a compilation is not begun with less time left
+COMPILE_S = 45  # no compilation is started with less time left
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -142,12 +141,12 @@ class Machine:
             torch.cuda.empty_cache()
 
     def describe(self) -> dict[str, Any]:
-        told = {"device": "cpu", "system": platform.platform()}
+        facts = {"device": "cpu", "system": platform.platform()}
         if self.cuda:
-            found = torch.cuda.get_device_properties(self.device)
-            told |= {"device": found.name, "memory_gib": round(found.total_memory / 2**30, 1),
-                     "multiprocessors": found.multi_processor_count, "cuda": torch.version.cuda}
-        return told
+            gpu = torch.cuda.get_device_properties(self.device)
+            facts |= {"device": gpu.name, "memory_gib": round(gpu.total_memory / 2**30, 1),
+                      "multiprocessors": gpu.multi_processor_count, "cuda": torch.version.cuda}
+        return facts
 
 
 def use(precision: str) -> None:
@@ -228,7 +227,7 @@ def checks(name: str, size: int, machine: Machine) -> list[dict[str, Any]]:
         expected = reference.eval()(images.double())
     slope = gradient(reference, images.double(), "fp64")
 
-    found = []
+    rows = []
     for precision, (logit_bound, gradient_bound) in BOUNDS.items():
         if not machine.cuda and precision in ("tf32", "fp16"):
             continue
@@ -246,16 +245,16 @@ def checks(name: str, size: int, machine: Machine) -> list[dict[str, Any]]:
                 row["logits"] = ((logits - expected).abs().max() / expected.abs().max()).item()
             if form != "folded":
                 trained: nn.Module = copy.deepcopy(model)
-                found_slope = gradient(TrainingForm(trained) if form != "plain" else trained, x,
+                trained_slope = gradient(TrainingForm(trained) if form != "plain" else trained, x,
                                        precision)
-                row["gradient"] = ((found_slope - slope).norm() / slope.norm()).item()
+                row["gradient"] = ((trained_slope - slope).norm() / slope.norm()).item()
             row["passed"] = (row.get("logits", 0) <= logit_bound
                              and row.get("gradient", 0) <= gradient_bound)
-            found.append(row)
+            rows.append(row)
             print(f"{'ok  ' if row['passed'] else 'FAIL'} {precision:5} {form:14} {layout:14}"
                   + "".join(f" {key} {row[key]:.1e}" for key in ("logits", "gradient")
                             if key in row), flush=True)
-    return found
+    return rows
 
 
 def gradient(model: nn.Module, images: Tensor, precision: str) -> Tensor:
@@ -320,7 +319,7 @@ def profile(name: str, size: int, batch: int, train: bool, machine: Machine) -> 
 # 3. How fast is it?
 
 def groups(args: argparse.Namespace, machine: Machine) -> Iterator[Group]:
-    """What to measure, the most telling first."""
+    """What to measure, the most important first."""
     first, size = args.models[0], args.sizes[0]
     exact = ("fp32", "tf32") if machine.cuda else ("fp32",)
     peers = [name for name in TIMM if "timm" in args.libraries]
@@ -381,9 +380,9 @@ def groups(args: argparse.Namespace, machine: Machine) -> Iterator[Group]:
             yield group(train, name, size, *compiled(name, train))
 
 
-def measure(group: Group, rounds: int, machine: Machine, left_out: list[str]
+def measure(group: Group, rounds: int, machine: Machine, skipped: list[str]
             ) -> list[dict[str, Any]]:
-    """The rows of a group, printed; what cannot be run or no longer begun goes to `left_out`."""
+    """Measure and print the rows of a group; failed and late ones go to `skipped`."""
     if any(spec.how != "eager" for spec in group.specs):
         torch.compiler.reset()  # it gives up, silently, after eight networks of one class
     calls: dict[str, Callable[[], object]] = {}
@@ -399,12 +398,12 @@ def measure(group: Group, rounds: int, machine: Machine, left_out: list[str]
             machine.tidy()
             failed = False
         if machine.left() < (0 if spec.how == "eager" else COMPILE_S):
-            left_out.append(f"{where}: no time left")
+            skipped.append(f"{where}: no time left")
             continue
         try:
             if spec.network not in built:
                 built[spec.network] = build(spec.network, group.size, machine)
-            model, operations = built[spec.network]
+            model, flops = built[spec.network]
             call, row = prepare(spec, group, model, images)
             started = time.monotonic()
             for _ in range(3 if machine.cuda else 1):
@@ -413,7 +412,7 @@ def measure(group: Group, rounds: int, machine: Machine, left_out: list[str]
             if not group.train:
                 out = out.float().clone()  # a CUDA graph writes the next call's into its place
             row |= {"warmup_s": time.monotonic() - started, "peak_mb": machine.peak(call),
-                    "operations": operations * group.batch * (3 if group.train else 1)}
+                    "flops": flops * group.batch * (3 if group.train else 1)}
             if not group.train and ":" not in spec.network:
                 if spec.network not in expected:
                     expected[spec.network] = forward_call(model, images, "fp32")().float()
@@ -422,10 +421,10 @@ def measure(group: Group, rounds: int, machine: Machine, left_out: list[str]
                                      / reference.abs().max()).item()
             calls[spec.label], facts[spec.label] = call, row
         except InputError as error:
-            left_out.append(f"{where}: {error}")
+            skipped.append(f"{where}: {error}")
         except Exception as error:  # one row that fails must not cost the others
             reason = next(iter(str(error).splitlines()), "")
-            left_out.append(f"{where}: {type(error).__name__}: {reason}")
+            skipped.append(f"{where}: {type(error).__name__}: {reason}")
             failed = True  # it has left memory to tidy once its frames are gone
     if not calls or (len(calls) == 1 and machine.left() < COMPILE_S):
         return []  # a base alone, of which an earlier group has the figures
@@ -435,16 +434,17 @@ def measure(group: Group, rounds: int, machine: Machine, left_out: list[str]
           f"{'TFLOP/s':>8} {'MB':>7} {'ratio':>6}")
     rows = []
     for label, times in seconds.items():
-        found, speedup = summary(times), ratio(seconds[base], times)
+        spread, speedup = summary(times), ratio(seconds[base], times)
         row = {"label": label, "train": group.train, "size": group.size, "batch": group.batch,
-               **facts[label], **found, "images_per_s": group.batch / found["median_s"],
-               "tflops": facts[label]["operations"] / found["median_s"] / 1e12,
+               **facts[label], **spread, "images_per_s": group.batch / spread["median_s"],
+               "tflops": facts[label]["flops"] / spread["median_s"] / 1e12,
                "base": base, "speedup": speedup}
         rows.append(row)
-        spread = f"{1e3 * found['quartile1_s']:.2f}-{1e3 * found['quartile3_s']:.2f}"
+        quartiles = f"{1e3 * spread['quartile1_s']:.2f}-{1e3 * spread['quartile3_s']:.2f}"
         memory = "-" if row["peak_mb"] is None else f"{row['peak_mb']:.0f}"
-        print(f"{label:46}{row['images_per_s']:8.1f} {1e3 * found['median_s']:9.2f} {spread:>17} "
-              f"{row['tflops']:8.2f} {memory:>7} {speedup['median']:6.2f}", flush=True)
+        print(f"{label:46}{row['images_per_s']:8.1f} {1e3 * spread['median_s']:9.2f} "
+              f"{quartiles:>17} {row['tflops']:8.2f} {memory:>7} "
+              f"{speedup['median']:6.2f}", flush=True)
     calls.clear()
     built.clear()
     machine.tidy()
@@ -452,12 +452,12 @@ def measure(group: Group, rounds: int, machine: Machine, left_out: list[str]
 
 
 def build(network: str, size: int, machine: Machine) -> tuple[nn.Module, int]:
-    """The network in evaluation mode on the device, and its operations an image."""
+    """The network in evaluation mode on the device, and its FLOPs per image."""
     torch.manual_seed(0)
     if ":" in network:
         peer = build_peer(network, size)
-        operations = 2 * network_multiply_adds(peer, torch.zeros(1, 3, size, size))
-        return peer.to(machine.device), operations
+        flops = 2 * network_multiply_adds(peer, torch.zeros(1, 3, size, size))
+        return peer.to(machine.device), flops
     config = dataclasses.replace(VARIANTS[network], image_size=size)
     return (CvT(config).eval().to(machine.device), 2 * multiply_adds(config, (size, size)))
 
@@ -481,10 +481,10 @@ def prepare(spec: Spec, group: Group, model: nn.Module, images: Tensor
     return make(network, images, spec.precision), dataclasses.asdict(spec)
 
 
-def ceilings(machine: Machine) -> dict[str, float]:
-    """Operations a second of a large square matrix product, by precision."""
+def peaks(machine: Machine) -> dict[str, float]:
+    """FLOP/s of a large square matrix product, by precision."""
     n = 8192 if machine.cuda else 256
-    found = {}
+    rates = {}
     for precision in ("fp32", "tf32", "bf16") if machine.cuda else ("fp32", "bf16"):
         use(precision)
         a, b = (torch.randn(n, n, device=machine.device).to(
@@ -492,31 +492,8 @@ def ceilings(machine: Machine) -> dict[str, float]:
         out = torch.empty_like(a)
         product = [machine.clock(lambda a=a, b=b, out=out: torch.mm(a, b, out=out))
                    for _ in range(5)]
-        found[precision] = 2 * n**3 / min(product[1:])
-    return found
-
-
-def stamp(machine: Machine) -> dict[str, Any]:
-    def installed(package: str) -> str | None:
-        try:
-            return version(package)
-        except PackageNotFoundError:
-            return None
-
-    def git(*words: str) -> str:
-        try:
-            return subprocess.run(["git", *words], capture_output=True, text=True, check=False,
-                                  cwd=Path(__file__).parent).stdout.strip()
-        except OSError:
-            return ""
-
-    return {"command": " ".join(["python", *sys.argv]),
-            "date": datetime.now(UTC).isoformat(timespec="seconds"),
-            "commit": git("rev-parse", "--short", "HEAD") + ("+" if git("status", "-s") else ""),
-            "machine": machine.describe(),
-            "versions": {"python": platform.python_version(), **{
-                package: installed(package)
-                for package in ("torch", "triton", "transformers", "timm")}}}
+        rates[precision] = 2 * n**3 / min(product[1:])
+    return rates
 
 
 def main() -> int:
@@ -545,14 +522,15 @@ def main() -> int:
     if args.out is None and machine.cuda:
         args.out = Path(__file__).parent / "results/gpu.json"
 
-    result: dict[str, Any] = {**stamp(machine), "ceilings": ceilings(machine), "rounds": rounds,
-                              "rows": [], "left_out": []}
+    result: dict[str, Any] = {**stamp(), "machine": machine.describe(),
+                              "peaks": peaks(machine), "rounds": rounds, "rows": [],
+                              "skipped": []}
     print(json.dumps({key: result[key] for key in ("machine", "versions")}))
     print("matrix product: " + ", ".join(f"{rate / 1e12:.2f} TFLOP/s {name}"
-                                         for name, rate in result["ceilings"].items()))
+                                         for name, rate in result["peaks"].items()))
 
     def save() -> None:
-        if args.out:  # after every part, for a machine that is hired may be taken away
+        if args.out:  # after every part, as a rented machine may be taken away
             args.out.parent.mkdir(parents=True, exist_ok=True)
             args.out.write_text(json.dumps(result, indent=2) + "\n")
 
@@ -563,7 +541,7 @@ def main() -> int:
         if find_spec(library):
             args.libraries.append(library)
         else:
-            result["left_out"].append(f"{library}: not installed")
+            result["skipped"].append(f"{library}: not installed")
     first, size = args.models[0], args.sizes[0]
     result["checks"] = checks(first, size, machine)
     save()
@@ -573,10 +551,10 @@ def main() -> int:
     save()
     machine.tidy()
     for group in groups(args, machine):
-        result["rows"] += measure(group, rounds, machine, result["left_out"])
+        result["rows"] += measure(group, rounds, machine, result["skipped"])
         save()
-    if result["left_out"]:
-        print("\nleft out:\n  " + "\n  ".join(result["left_out"]))
+    if result["skipped"]:
+        print("\nskipped:\n  " + "\n  ".join(result["skipped"]))
     if args.out:
         print(args.out)
     failed = [row for row in result["checks"] if not row["passed"]]

@@ -1,14 +1,14 @@
-"""Are the gradients right at batch 1, and what did that cost? The layout of maps, old and new.
+"""Accuracy of the gradients at batch 1, and the time of the layout of maps that it needs.
 
     python benchmarks/gradients.py [--rounds 10]
 
-First the error, in float64: for every form of a small network, over projections, class tokens,
-sizes, evaluation and training, and for CvT-13, the derivative in a random direction of input and
-parameters, by the gradients and by finite differences, relative. Then the time of a step, forward
-and backward, now and with the layout of before, when tokens became a map through (B, C, T): in one
-process, on one thread, interleaved, in seconds of the processor, which other work on the machine
-disturbs least. --rounds is for CvT-13; cvt_nano takes five times as many. Exits with 1 where an
-error is 1e-6 or more, or a step takes over 2 % longer than before.
+First the relative error, in float64: the derivative in a random direction of input and parameters,
+from the gradients and from finite differences, for every form of a small network (projections,
+class tokens, sizes, evaluation and training) and for CvT-13. Then the time of a step, forward and
+backward, with the present layout and the previous one, which turned tokens into a map through
+(B, C, T): interleaved in one process on one thread, in seconds of processor time, which is least
+sensitive to other load. --rounds applies to CvT-13; cvt_nano takes five times as many. Exits with 1
+if an error is 1e-6 or more, or if a step takes over 2 % longer than before.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ PROJECTIONS: dict[str, dict[str, Any]] = {
     "linear": {"projection": "linear", "stride_kv": 1}}
 CLS_TOKENS: tuple[tuple[int, ...], ...] = ((), (0,), (1,), (2,), (0, 1, 2))
 SIZES = ((35, 51), (4, 64), (64, 4), (4, 4), (16, 24), (36, 36))
-# Network, pixels, batch, and how many times --rounds are measured.
+# Network, pixels, batch, and factor of --rounds.
 STEPS = (("cvt_13", 224, 8, 1), ("cvt_13", 224, 1, 5), ("cvt_nano", 28, 64, 5),
          ("cvt_nano", 28, 1, 5))
 
@@ -49,7 +49,7 @@ Form = Callable[[Tensor], Tensor]
 
 
 def before(call: Callable[..., Any]) -> Callable[..., Any]:
-    """`call` with the layout that maps and tokens had before."""
+    """`call` with the previous layout of maps and tokens."""
     def run(*args: Any) -> Any:
         with patch.multiple(cvt.model,
                             to_map=lambda x, grid: x.transpose(1, 2).unflatten(2, grid),
@@ -67,8 +67,8 @@ def small(fields: dict[str, Any], cls_tokens: tuple[int, ...]) -> CvTConfig:
         for i, (kernel, stride, padding) in enumerate([(7, 4, 2), (3, 2, 1), (3, 2, 1)])))
 
 
-def shaken(model: CvT) -> CvT:
-    """The model in float64, its parameters and statistics off their initial values."""
+def perturbed(model: CvT) -> CvT:
+    """The model in float64, with changed parameters and statistics."""
     with torch.no_grad():
         for name, tensor in model.double().state_dict().items():
             if name.endswith("running_var"):
@@ -84,17 +84,17 @@ def loss(form: Form, x: Tensor) -> Tensor:
 
 
 def gradients(model: CvT, x: Tensor, form: Form) -> tuple[Tensor, ...]:
-    """Of the input and of every parameter."""
+    """Gradients of the input and of every parameter."""
     x = x.detach().requires_grad_()
     return torch.autograd.grad(loss(form, x), [x, *model.parameters()])
 
 
 def errors(model: CvT, x: Tensor, forms: dict[str, Form], step: float
            ) -> Iterator[tuple[str, float]]:
-    """Of each form's gradients against finite differences of fourth order, relative."""
+    """Relative error of each form's gradients against fourth-order finite differences."""
     point = [x.clone(), *(p.detach() for p in model.parameters())]
     along = [torch.randn_like(tensor) for tensor in point]
-    # Up in every tensor, so that no parts cancel and leave a difference of nothing but rounding.
+    # Ascending in every tensor, so that the contributions do not cancel.
     along = [d if (g * d).sum() >= 0 else -d
              for d, g in zip(along, gradients(model, x, model), strict=True)]
     expected, at = 0.0, 0
@@ -121,44 +121,44 @@ def checkpointing(model: CvT) -> Form:
 
 
 def trainable(config: CvTConfig, batch: int, size: tuple[int, int]) -> bool:
-    """Whether each BatchNorm has two values of a channel or more, as its variance needs."""
+    """Whether each BatchNorm has at least two values per channel, to compute a variance."""
     return all(batch * height * width > 1
                for stage, grid in zip(config.stages, config.grids(size), strict=True)
                for height, width in (grid, *stage.grids_kv(grid)))
 
 
 def accuracy(batches: tuple[int, ...]) -> dict[str, dict[str, float]]:
-    """The largest error at each batch: of every form, over all other cases."""
+    """Maximum error of every form for each batch size, over all other cases."""
     worst: dict[str, dict[str, float]] = {}
     cases = itertools.product(batches, PROJECTIONS, CLS_TOKENS, SIZES, (False, True))
     for batch, projection, cls_tokens, size, training in cases:
         config = small(PROJECTIONS[projection], cls_tokens)
         if training and not trainable(config, batch, size):
             continue
-        model = shaken(CvT(config)).train(training)
+        model = perturbed(CvT(config)).train(training)
         forms = {"model": model, "form": TrainingForm(model), BEFORE: before(model)}
         if training:
             forms["checkpointing"] = checkpointing(model)
         note(worst, batch, errors(model, torch.randn(batch, 3, *size).double(), forms, 2e-6))
     for batch, training in itertools.product(batches, (False, True)):
-        model = shaken(CvT(dataclasses.replace(VARIANTS["cvt_13"], num_classes=10)))
-        for stage in model.stages:  # as the paper has it, but for stochastic depth
+        model = perturbed(CvT(dataclasses.replace(VARIANTS["cvt_13"], num_classes=10)))
+        for stage in model.stages:  # as in the paper, but without stochastic depth
             for block in stage.blocks:
                 block.drop_path = nn.Identity()
         forms = {"cvt_13": model.train(training), "cvt_13, form": TrainingForm(model)}
         note(worst, batch, errors(model, torch.randn(batch, 3, 96, 80).double(), forms, 1e-7))
     for backend, training in (("aot_eager", False), ("aot_eager", True), ("inductor", True)):
         torch._dynamo.reset()
-        model = shaken(CvT(small({}, (2,)))).train(training)
+        model = perturbed(CvT(small({}, (2,)))).train(training)
         compiled = torch.compile(TrainingForm(model), fullgraph=True, backend=backend)
         x = torch.randn(1, 3, 41, 50).double()
         note(worst, 1, errors(model, x, {f"form, compiled by {backend}": compiled}, 2e-6))
     return worst
 
 
-def note(worst: dict[str, dict[str, float]], batch: int, found: Iterator[tuple[str, float]]
+def note(worst: dict[str, dict[str, float]], batch: int, errors: Iterator[tuple[str, float]]
          ) -> None:
-    for name, error in found:
+    for name, error in errors:
         row = worst.setdefault(name, {})
         row[f"batch {batch}"] = max(row.get(f"batch {batch}", 0.0), error)
 

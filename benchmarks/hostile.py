@@ -1,13 +1,13 @@
-"""`cvt serve` against what means it ill: images, requests that nobody foresaw, random bytes.
+"""Hostile input to `cvt serve`: images, unusual requests and random bytes.
 
     python benchmarks/hostile.py [--only images schema fuzz] [--examples 5000] [--minutes 10]
 
-images: files that are damaged, foreign, odd or made to take much, one at a time, by a server of
-its default limits: each gets a named error or an answer, and takes how long and how much memory?
-schema: requests that schemathesis makes from the server's OpenAPI document, for each address
+images: corrupt, foreign, unusual and resource-hungry files, one at a time, to a server with its
+default limits; each must get a prediction or a named error. Records the time and memory of each.
+schema: requests that schemathesis generates from the server's OpenAPI document, for each path
 (needs `st` on the path or --schemathesis). fuzz: libFuzzer through atheris (pip install atheris) on
-what reads images, forms and requests, guided by what of Pillow, python-multipart and our own code
-each input reaches; whatever is not a named refusal is a crash.
+the code that reads images, forms and requests, guided by the coverage of Pillow, python-multipart
+and our own code; anything but a named error is a crash.
 """
 
 from __future__ import annotations
@@ -74,7 +74,7 @@ def frames(kind: str, count: int, **options: Any) -> Make:
 
 
 def with_chunk(kind: bytes, body: bytes) -> Make:
-    """A PNG that has another chunk behind its header."""
+    """A PNG with another chunk after its header."""
     def make(image: Image.Image) -> bytes:
         data = encoded(image, "PNG")
         return data[:33] + chunk(kind, body) + data[33:]
@@ -96,7 +96,7 @@ def turned(orientation: int) -> Make:
 
 
 def many_scans(count: int) -> Make:
-    """A progressive JPEG of 16 million pixels whose last scan comes `count` times more."""
+    """A progressive JPEG of 16 million pixels whose last scan is repeated `count` times."""
     def make(_: Image.Image) -> bytes:
         data = encoded(Image.new("RGB", (4000, 4000), "red"), "JPEG", progressive=True)
         last = data.rindex(b"\xff\xda")
@@ -106,7 +106,7 @@ def many_scans(count: int) -> Make:
 
 
 def nested_ico(image: Image.Image) -> bytes:
-    """An icon that says it is of 16 pixels, and holds a PNG of 9,000 a side."""
+    """An icon with a declared size of 16x16 that contains a PNG of 9,000x9,000 pixels."""
     del image
     inside = png(9000, 9000, zlib.compress(bytes(9000 * 27001)))
     entry = struct.pack("<BBBBHHII", 16, 16, 0, 0, 1, 32, len(inside), 22)
@@ -114,14 +114,14 @@ def nested_ico(image: Image.Image) -> bytes:
 
 
 def large_gif(image: Image.Image) -> bytes:
-    """A screen of 65,535 pixels a side with a frame of one."""
+    """A screen of 65,535x65,535 pixels with a small frame."""
     data = bytearray(encoded(image, "GIF"))
     data[6:10] = struct.pack("<HH", 65535, 65535)
     return bytes(data)
 
 
 def looped_tiff(image: Image.Image) -> bytes:
-    """A directory whose next is itself."""
+    """A directory whose next directory is itself."""
     data = bytearray(encoded(image, "TIFF"))
     start = struct.unpack("<I", data[4:8])[0]
     count = struct.unpack("<H", data[start:start + 2])[0]
@@ -129,7 +129,7 @@ def looped_tiff(image: Image.Image) -> bytes:
     return bytes(data)
 
 
-# Beside those of bad_files.py, which are files on a disk too.
+# In addition to those of bad_files.py.
 KINDS: dict[str, Make] = {
     "JPEG in CMYK": saved("CMYK", "JPEG"),
     "JPEG in gray": saved("L", "JPEG"),
@@ -205,25 +205,25 @@ KINDS: dict[str, Make] = {
 }
 
 
-def ask(port: int, data: bytes) -> tuple[int, dict[str, Any], float]:
-    """Status, answer and seconds of one image."""
+def post(port: int, data: bytes) -> tuple[int, dict[str, Any], float]:
+    """Status, response and latency in seconds of one image."""
     start = time.perf_counter()
     link = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
     link.request("POST", "/v1/classify", data, {"content-type": "application/octet-stream"})
-    answer = link.getresponse()
-    body = answer.read()
+    response = link.getresponse()
+    body = response.read()
     link.close()
-    return answer.status, json.loads(body), time.perf_counter() - start
+    return response.status, json.loads(body), time.perf_counter() - start
 
 
 def peak_mb(server: Served, during: Callable[[], Any]) -> tuple[Any, float]:
-    """What `during` gives, and how far the server's memory rose above what it was."""
+    """The result of `during`, and the peak growth of the server's memory in MB."""
     home = Path(f"/proc/{server.process.pid}")
 
     def mb(name: str) -> float:
         return int(re.search(rf"^{name}:\s+(\d+)", (home / "status").read_text(), re.M)[1]) / 1024
 
-    (home / "clear_refs").write_text("5")  # forgets the peak so far
+    (home / "clear_refs").write_text("5")  # resets the peak
     before = mb("VmRSS")
     result = during()
     return result, mb("VmHWM") - before
@@ -244,28 +244,28 @@ def images(model: Path) -> dict[str, Any]:
     rows = {}
     with served(model) as server:
         good = encoded(shirt, "PNG")
-        before = ask(server.port, good)[1]["predictions"]
+        before = post(server.port, good)[1]["predictions"]
         for kind, data in cases.items():
-            (status, body, seconds), mb = peak_mb(server, lambda data=data: ask(server.port, data))
+            (status, body, seconds), mb = peak_mb(server, lambda data=data: post(server.port, data))
             error = body.get("error", {})
             rows[kind] = {"status": status, "bytes": len(data), "seconds": round(seconds, 3),
-                          "mb": round(mb, 1), "said": error.get("message")
+                          "mb": round(mb, 1), "result": error.get("message")
                           or body["predictions"][0]["classes"][0]["name"]}
             print(kind, json.dumps(rows[kind]), flush=True)
-        after = ask(server.port, good)[1]["predictions"]
+        after = post(server.port, good)[1]["predictions"]
     return {"kinds": len(rows), "statuses": Counter(row["status"] for row in rows.values()),
-            "most_seconds": max(row["seconds"] for row in rows.values()),
-            "most_mb": max(row["mb"] for row in rows.values()),
-            "the_same_before_and_after": before == after, "rows": rows}
+            "max_seconds": max(row["seconds"] for row in rows.values()),
+            "max_mb": max(row["mb"] for row in rows.values()),
+            "same_before_and_after": before == after, "rows": rows}
 
 
-def strange(port: int, path: str, count: int) -> Counter[str]:
-    """The answers to requests with queries, headers and bodies that mean nothing here."""
+def random_requests(port: int, path: str, count: int) -> Counter[str]:
+    """Statuses of requests with random queries, headers and bodies."""
     rng = random.Random(path)
     letters = [chr(i) for i in range(33, 127)]
 
-    def word(most: int) -> str:
-        return "".join(rng.choices(letters, k=rng.randint(0, most)))
+    def word(max_length: int) -> str:
+        return "".join(rng.choices(letters, k=rng.randint(0, max_length)))
 
     statuses: Counter[str] = Counter()
     link = http.client.HTTPConnection("127.0.0.1", port, timeout=30)
@@ -277,20 +277,20 @@ def strange(port: int, path: str, count: int) -> Counter[str]:
         try:
             link.request(rng.choice(("GET", "GET", "GET", "HEAD", "POST", "OPTIONS", "PUT", "X")),
                          f"{path}?{query}", rng.randbytes(rng.choice((0, 0, 5, 500))), headers)
-            answer = link.getresponse()
-            answer.read()
-            statuses[str(answer.status)] += 1
+            response = link.getresponse()
+            response.read()
+            statuses[str(response.status)] += 1
         except (ConnectionError, http.client.HTTPException):
-            statuses["hung up"] += 1
+            statuses["disconnected"] += 1
             link.close()
     return statuses
 
 
 def schema(model: Path, examples: int, program: str) -> dict[str, Any]:
-    """Each address apart, so that each gets as many; see `strange` for those without parameters,
-    of which schemathesis makes few."""
-    found = {}
-    # schemathesis writes into the directory that it is started in.
+    """Each path separately, with equally many requests; `random_requests` adds to those without
+    parameters, for which schemathesis generates few."""
+    results = {}
+    # schemathesis writes into the working directory.
     with served(model) as server, tempfile.TemporaryDirectory() as home:
         url = f"http://127.0.0.1:{server.port}/openapi.json"
         for path in ("/v1/classify", "/v1/explain", "/v1/model", "/healthz", "/readyz", "/metrics"):
@@ -305,22 +305,22 @@ def schema(model: Path, examples: int, program: str) -> dict[str, Any]:
             link.request("GET", "/metrics")
             counts = Counter()
             for code, number in re.findall(
-                    rf'cvt_requests_total{{path="{path}",status="(\d+)"}} ([\d.e+]+)',
+                    rf'cvt_http_requests_total{{path="{path}",status="(\d+)"}} ([\d.e+]+)',
                     link.getresponse().read().decode()):
                 counts[code] += int(float(number))
             if counts.total() < examples:
-                counts += strange(server.port, path, examples)
-            found[path] = {"exit_code": done.returncode, "answers": dict(sorted(counts.items())),
+                counts += random_requests(server.port, path, examples)
+            results[path] = {"exit_code": done.returncode, "statuses": dict(sorted(counts.items())),
                            "seconds": round(time.perf_counter() - start, 1)}
-            print(path, json.dumps(found[path]), flush=True)
+            print(path, json.dumps(results[path]), flush=True)
             if done.returncode:
                 print(done.stdout[-6000:], done.stderr[-2000:])
-    return {"examples": examples, "addresses": found}
+    return {"examples": examples, "paths": results}
 
 
 def fuzz(minutes: float) -> dict[str, Any]:
-    """Each target in a process of its own, one after another."""
-    found = {}
+    """Each target in a separate process, one after another."""
+    results = {}
     for target in TARGETS:
         with tempfile.TemporaryDirectory() as name:
             home = Path(name)
@@ -335,22 +335,22 @@ def fuzz(minutes: float) -> dict[str, Any]:
                  "-print_final_stats=1", "-seed=1"],
                 cwd=home, capture_output=True, text=True, check=False)
             runs = re.search(r"number_of_executed_units: (\d+)", done.stderr)
-            reached = re.findall(r"cov: (\d+)", done.stderr)
-            found[target] = {
+            coverage = re.findall(r"cov: (\d+)", done.stderr)
+            results[target] = {
                 "seconds": seconds, "exit_code": done.returncode,
-                "inputs": int(runs[1]) if runs else 0, "first_reach": int((reached or [0])[0]),
-                "reach": int((reached or [0])[-1]),
+                "inputs": int(runs[1]) if runs else 0, "first_coverage": int((coverage or [0])[0]),
+                "coverage": int((coverage or [0])[-1]),
                 "crashes": sorted(p.name for p in home.glob("*-*") if p.is_file())}
-            print(target, json.dumps(found[target]), flush=True)
+            print(target, json.dumps(results[target]), flush=True)
             if done.returncode:
                 print(done.stderr[-4000:])
                 for path in home.glob("*-*"):
                     print(path.name, path.read_bytes()[:2000])
-    return {"minutes": minutes, "targets": found}
+    return {"minutes": minutes, "targets": results}
 
 
 def seeds(target: str) -> list[bytes]:
-    """What a fuzzer begins with."""
+    """The initial corpus of a target."""
     tiny = Image.fromarray(np.arange(192, dtype=np.uint8).reshape(8, 8, 3))
     files = [encoded(tiny, kind) for kind in ("PNG", "JPEG", "GIF", "BMP", "WEBP", "TIFF", "PPM",
                                               "ICO", "TGA", "JPEG2000", "AVIF", "QOI")]
@@ -375,9 +375,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", nargs="+", default=list(PARTS), choices=PARTS)
-    parser.add_argument("--examples", type=int, default=5000, help="of schema, for each address")
-    parser.add_argument("--schemathesis", default="st", help="its program")
-    parser.add_argument("--minutes", type=float, default=10, help="of fuzz")
+    parser.add_argument("--examples", type=int, default=5000, help="of schema, for each path")
+    parser.add_argument("--schemathesis", default="st", help="the schemathesis program")
+    parser.add_argument("--minutes", type=float, default=10, help="duration of fuzz")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
         exported = Path(name) / "nano"

@@ -4,8 +4,8 @@
 
 Random weights, 224 pixels, all forms in one process and interleaved; the port in transformers,
 eager and fp32, is 1.0. The machine's own matrix-product rate is measured between the rounds, so
-that the share of it that a form reaches does not depend on what else the machine did. int8 is
-calibrated on the sample images: its speed is what is measured here.
+that the utilization of a form does not depend on other load of the machine. int8 is calibrated on
+the sample images, as only its speed is measured here.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ from torch import Tensor
 
 import cvt
 from cvt.deploy.backends import optimize
+from cvt.deploy.bench import build_peer, forward_call
 from cvt.fast.verify import samples
 from cvt.networks.complexity import multiply_adds
 from timing import interleaved, keep, ratio, summary
-from vs_transformers import inference, theirs
 
 FORMS = ("plain", "eager-fp32", "eager-bf16", "compile-fp32", "compile-bf16", "openvino-fp32",
          "openvino-bf16", "openvino-int8", "onnxruntime-fp32")
@@ -48,14 +48,6 @@ def forms(model: cvt.CvT, names: list[str], batch_size: int) -> dict[str, Form]:
     return made
 
 
-def call(form: Form, images: Tensor) -> Callable[[], None]:
-    def run() -> None:
-        with torch.inference_mode():
-            form(images)
-
-    return run
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--batches", type=int, nargs="+", default=[1, 16])
@@ -64,14 +56,14 @@ def main() -> None:
     args = parser.parse_args()
     torch.manual_seed(0)
     model = cvt.create_model("cvt_13")
-    port = theirs("cvt_13")
+    port = build_peer("transformers:cvt_13", 224)
     one, other = torch.randn(2, SIDE, SIDE)
     flops = 2 * multiply_adds(model.config, (224, 224))
     result: dict[str, object] = {"threads": torch.get_num_threads(), "size": 224}
     for batch_size in args.batches:
         images = torch.randn(batch_size, 3, 224, 224)
-        calls = {"transformers": inference(port, images),
-                 **{name: call(form, images)
+        calls = {"transformers": forward_call(port, images),
+                 **{name: forward_call(form, images)
                     for name, form in forms(model, args.only, batch_size).items()},
                  "matmul": lambda: torch.mm(one, other)}
         seconds = interleaved(calls, args.rounds, warmup=3)

@@ -1,14 +1,13 @@
-"""Training batches from JPEG files, ours and timm's `create_loader`, with nothing to train.
+"""Training batches from JPEG files, ours and timm's `create_loader`, without training.
 
     python benchmarks/input_pipeline.py [--rounds 15] [--only small large stages]
 
-The paper's augmentation at 224 pixels: RandomResizedCrop with the bicubic filter, mirror images,
-RandAugment rand-m9-mstd0.5-inc1, random erasing by noise. Two worker processes each, kept from
-epoch to epoch; float32 batches, normalised, on the CPU. timm is measured with its prefetcher and
-without. The loaders take turns; a turn begins with batches that do not count, until those that were
-ready before have gone and the other's workers have come to rest. small: images of 500x375
-pixels, as ImageNet's; large: photographs of 3000x2000. stages: milliseconds of each step for an
-image, in one thread.
+The paper's augmentation at 224 pixels: RandomResizedCrop with the bicubic filter, flips,
+RandAugment rand-m9-mstd0.5-inc1, random erasing by noise. Two persistent worker processes each;
+float32 batches, normalized, on the CPU. timm is measured with its prefetcher and without. The
+loaders take turns; each turn starts with warm-up batches, until prefetched ones are used up and the
+other loader's workers are idle. small: images of 500x375 pixels, as in ImageNet; large:
+photographs of 3000x2000. stages: milliseconds per step and image, in one thread.
 """
 
 from __future__ import annotations
@@ -34,21 +33,26 @@ from torch import Tensor
 from torchvision.transforms import Compose
 
 from cvt.config import IMAGENET_MEAN, IMAGENET_STD, Preprocess
-from cvt.data.augment import keep_a_bit, training_transform
+from cvt.data.augment import (
+    RandomResizedCrop,
+    decode_crop,
+    fix_posterize,
+    resize,
+    training_transform,
+)
 from cvt.data.config import AugmentConfig
-from cvt.data.crops import ResizedCrop, read_part, resized
-from cvt.data.folder import folder
 from cvt.data.loader import TrainLoader
-from cvt.data.prepare import pixels_of
+from cvt.data.pipeline import Sample, pack
+from cvt.data.prepare import to_array
 from cvt.data.randomness import seed_all
-from cvt.data.samples import Sample, stacked
+from cvt.data.sources.folder import folder
 from streaming import photo
 from timing import keep, ratio, summary
 
 SIZE = 224
 AUGMENT = AugmentConfig(crop="resized", hflip=0.5, rand_augment="rand-m9-mstd0.5-inc1",
                         erasing=0.25)
-DRAWS = itertools.count()  # so that each is drawn for anew
+DRAWS = itertools.count()  # gives each image its own seed
 PREPROCESS = Preprocess(size=SIZE, mean=IMAGENET_MEAN, std=IMAGENET_STD)
 TIMM: dict[str, Any] = {
     "is_training": True, "interpolation": "bicubic", "scale": AUGMENT.scale, "hflip": AUGMENT.hflip,
@@ -57,7 +61,7 @@ TIMM: dict[str, Any] = {
 
 
 def write_images(home: Path, n: int, size: tuple[int, int], names: int) -> float:
-    """`n` different files in two classes for training, under `names` names each; mean bytes."""
+    """Write `n` training files of two classes with `names` hard links each; returns mean bytes."""
     rng = np.random.default_rng(0)
     different = [photo(rng, *size) for _ in range(min(n, 40))]
     for half, label in itertools.product(("train", "val"), ("a", "b")):
@@ -66,7 +70,7 @@ def write_images(home: Path, n: int, size: tuple[int, int], names: int) -> float
         first = home / "train" / "ab"[i % 2] / f"{i:05}-0.jpg"
         base = different[i % len(different)]
         base.rotate(i // len(different)).save(first, quality=90, subsampling="4:2:0")
-        # So an epoch is long, and the images fit in the system's cache of files.
+        # Hard links make an epoch long while the images fit in the page cache.
         for name in range(1, names):
             os.link(first, first.with_name(f"{i:05}-{name}.jpg"))
         if i < 2:
@@ -85,13 +89,13 @@ def timms_batches(home: Path, batch: int, workers: int, prefetcher: bool) -> Ite
     loader = create_loader(create_dataset("", root=str(home), split="train"), (3, SIZE, SIZE),
                            batch, num_workers=workers, persistent_workers=True,
                            use_prefetcher=prefetcher, device=torch.device("cpu"), **TIMM)
-    mend(loader.dataset.transform)
+    fix(loader.dataset.transform)
     while True:
         yield from loader
 
 
 def processor_seconds() -> float:
-    """What this process and those it has started have computed, while others took their time."""
+    """CPU time of this process and its children."""
     ticks = 0
     for process in (os.getpid(), *(child.pid for child in multiprocessing.active_children())):
         fields = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
@@ -99,16 +103,16 @@ def processor_seconds() -> float:
     return ticks / os.sysconf("SC_CLK_TCK")
 
 
-def mend(transform: Compose) -> None:
-    """Keep timm's own from stopping at Pillow 12 and later."""
+def fix(transform: Compose) -> None:
+    """Let timm's transform run with Pillow 12 and later."""
     for step in transform.transforms:
         if isinstance(step, RandAugment):
-            keep_a_bit(step)
+            fix_posterize(step)
 
 
 def in_turns(home: Path, *, batch: int, workers: int, rounds: int, skip: int, count: int
              ) -> dict[str, Any]:
-    """Seconds for `count` batches in every turn, after `skip` others."""
+    """Seconds for `count` batches in every turn, after `skip` warm-up batches."""
     loaders = {"ours": our_batches(home, batch, workers),
                "timm, prefetcher": timms_batches(home, batch, workers, True),
                "timm, no prefetcher": timms_batches(home, batch, workers, False)}
@@ -139,10 +143,10 @@ def in_turns(home: Path, *, batch: int, workers: int, rounds: int, skip: int, co
         print(f"{name:<20}{row['img_per_s']:7.1f} img/s "
               f"[{batch * count / row['quartile3_s']:.1f}, "
               f"{batch * count / row['quartile1_s']:.1f}], "
-              f"{row['processor_ms_per_img']:.2f} ms of a core for an image")
-    for what, found in (("images/s", against), ("processor time", work)):
-        print(f"{what}: ours is {found[best]['median']:.2f}x [{found[best]['quartile1']:.2f}, "
-              f"{found[best]['quartile3']:.2f}] as good as {best}")
+              f"{row['processor_ms_per_img']:.2f} ms of CPU time per image")
+    for what, ratios in (("images/s", against), ("processor time", work)):
+        print(f"{what}: ours is {ratios[best]['median']:.2f}x [{ratios[best]['quartile1']:.2f}, "
+              f"{ratios[best]['quartile3']:.2f}] that of {best}")
     return {"rounds": rounds, "batch": batch, "workers": workers, "skipped_batches": skip,
             "counted_batches": count,
             "rows": rows, "timms_best": best, "ours_over_timm": against,
@@ -150,41 +154,41 @@ def in_turns(home: Path, *, batch: int, workers: int, rounds: int, skip: int, co
 
 
 class Clock:
-    """Adds up what steps take."""
+    """Adds up the time of each step."""
 
     def __init__(self) -> None:
         self.seconds: dict[str, float] = {}
 
     def __call__(self, name: str, step: Callable[..., Any], *args: Any) -> Any:
         start = time.perf_counter()
-        found = step(*args)
+        result = step(*args)
         self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - start
-        return found
+        return result
 
 
 def our_stages(paths: list[Path], clock: Clock) -> Tensor:
     pipeline = training_transform(PREPROCESS, AUGMENT)
     crop, erase = pipeline.read, pipeline.erase
-    assert isinstance(crop, ResizedCrop)
+    assert isinstance(crop, RandomResizedCrop)
     assert erase is not None
-    mirror, vary = pipeline.steps
+    flip, rand_augment = pipeline.steps
     samples = []
     for path in paths:
         data = clock("read", path.read_bytes)
         clock("seed", seed_all, 0, 0, next(DRAWS))
-        part = clock("decode", read_part, data, path.name, crop.draw, SIZE)
-        image = clock("crop, resize", resized, part, SIZE, "bicubic")
-        image = clock("RandAugment", vary, clock("mirror", mirror, image))
-        pixels = clock("to bytes", lambda image=image: np.array(pixels_of(PREPROCESS, image)))
+        part = clock("decode", decode_crop, data, path.name, crop.draw, SIZE)
+        image = clock("crop, resize", resize, part, SIZE, "bicubic")
+        image = clock("RandAugment", rand_augment, clock("flip", flip, image))
+        pixels = clock("to bytes", lambda image=image: np.array(to_array(PREPROCESS, image)))
         patch = clock("erase", erase, 3, SIZE, SIZE)
         samples.append(Sample(torch.from_numpy(pixels), patch))
-    return clock("normalise", clock("collate", stacked, samples).normalised, PREPROCESS)
+    return clock("normalise", clock("collate", pack, samples).normalize, PREPROCESS)
 
 
 def timms_stages(paths: list[Path], clock: Clock) -> Tensor:
     transform = create_transform(SIZE, use_prefetcher=True, **TIMM)
-    mend(transform)
-    crop, mirror, vary, to_tensor = transform.transforms
+    fix(transform)
+    crop, flip, rand_augment, to_tensor = transform.transforms
     finish = PrefetchLoader([], IMAGENET_MEAN, IMAGENET_STD, device=torch.device("cpu"),
                             re_prob=AUGMENT.erasing, re_mode="pixel")
     samples = []
@@ -192,7 +196,7 @@ def timms_stages(paths: list[Path], clock: Clock) -> Tensor:
         with clock("read", path.open, "rb") as file:
             image = clock("decode", lambda file=file: Image.open(file).convert("RGB"))
         image = clock("crop, resize", crop, image)
-        image = clock("RandAugment", vary, clock("mirror", mirror, image))
+        image = clock("RandAugment", rand_augment, clock("flip", flip, image))
         samples.append((clock("to bytes", to_tensor, image), 0))
     pixels, _ = clock("collate", fast_collate, samples)
     x = clock("normalise", lambda: pixels.float().sub_(finish.mean).div_(finish.std))
@@ -200,25 +204,25 @@ def timms_stages(paths: list[Path], clock: Clock) -> Tensor:
 
 
 def stages(home: Path, rounds: int, n: int) -> dict[str, dict[str, float]]:
-    """Medians over rounds of the milliseconds of each step for an image."""
+    """Median milliseconds of each step per image."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # as in a worker
     paths = sorted((home / "train").rglob("*-0.jpg"))
-    found: dict[str, list[Clock]] = {"ours": [], "timm": []}
+    clocks_of: dict[str, list[Clock]] = {"ours": [], "timm": []}
     for i in range(rounds + 2):
         part = [paths[(i * n + j) % len(paths)] for j in range(n)]
-        # In turn, for the second finds the files in the processor's cache.
+        # Alternating, because the second finds the files in the processor's cache.
         for name, run in [("ours", our_stages), ("timm", timms_stages)][::(-1) ** i]:
             clock = Clock()
             run(part, clock)
             if i > 1:
-                found[name].append(clock)
+                clocks_of[name].append(clock)
     torch.set_num_threads(threads)
     table = {name: {step: 1000 / n * statistics.median(clock.seconds[step] for clock in clocks)
-                    for step in clocks[0].seconds} for name, clocks in found.items()}
+                    for step in clocks[0].seconds} for name, clocks in clocks_of.items()}
     for name, row in table.items():
         print(f"{name:<6}" + ", ".join(f"{step} {ms:.3f}" for step, ms in row.items())
-              + f"; together {sum(row.values()):.2f} ms an image")
+              + f"; together {sum(row.values()):.2f} ms per image")
     return table
 
 
@@ -239,9 +243,9 @@ def main() -> None:
             continue
         with tempfile.TemporaryDirectory() as directory:
             home = Path(directory)
-            kept = write_images(home, n, size, names=8 if n > 100 else 50)
-            print(f"{name}: {size[0]}x{size[1]}, {kept / 1000:.0f} kB an image")
-            result[name] = {"size": size, "images": n, "bytes": kept, **in_turns(
+            mean_bytes = write_images(home, n, size, names=8 if n > 100 else 50)
+            print(f"{name}: {size[0]}x{size[1]}, {mean_bytes / 1000:.0f} kB an image")
+            result[name] = {"size": size, "images": n, "bytes": mean_bytes, **in_turns(
                 home, workers=args.workers, **turns)}
             if "stages" in args.only:
                 result[name]["stages_ms"] = stages(home, args.rounds, 64 if n > 100 else 16)

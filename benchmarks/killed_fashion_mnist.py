@@ -2,8 +2,8 @@
 
     python benchmarks/killed_fashion_mnist.py [--epochs 10]
 
-One run is left alone, the other is killed with SIGKILL at three random moments of its training and
-goes on with `--resume`; they run beside each other, each with one thread.
+One run is undisturbed; the other is killed with SIGKILL at three random moments and resumed with
+`--resume`. They run at the same time, each with one thread.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
-"""What loading and converting cost: time, and peak memory.
+"""Cost of loading and converting weights: time and peak memory.
 
     python benchmarks/loading.py [--rounds 15] [--only time load convert]
 
-Random weights. Time: CvT-13 from a safetensors file into a ready model, against the least that any
-loader does, `safetensors.torch.load_file` and building the network on the meta device; interleaved
+Random weights. Time: CvT-13 from a safetensors file into a ready model, against the minimum of any
+loader, `safetensors.torch.load_file` and building the network on the meta device; interleaved
 in one process. Memory: CvT-W24 (1.1 GB), each measurement in a process of its own, as the growth of
 its resident set, mapped pages counted.
 """
@@ -25,7 +25,7 @@ from timing import interleaved, keep, ratio, summary
 
 
 def saved(name: str, directory: Path) -> Path:
-    """The directory of an untrained model."""
+    """Save an untrained model; returns its directory."""
     model = cvt.CvT(cvt.VARIANTS[name])
     size = model.config.image_size
     preprocess = cvt.Preprocess(size=size, crop=1.0, mode="squash") if size == 384 else (
@@ -47,14 +47,14 @@ def in_a_process(call: Callable[..., None], *args: object) -> dict[str, float]:
 
 def _measured(queue: multiprocessing.Queue[tuple[float, float]], call: Callable[..., None],
               args: tuple[object, ...]) -> None:
-    cvt.create_model("cvt_nano")  # what is imported is not the measured call's
+    cvt.create_model("cvt_nano")  # imports before the measured call
     before = peak_mb()
     call(*args)
     queue.put((before, peak_mb()))
 
 
 def peak_mb() -> float:
-    """The most this process has had resident; rusage would count its parent's memory too."""
+    """Peak resident set of this process; rusage would include its parent's memory."""
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) / 1024 for line in lines if line.startswith("VmHWM"))
 

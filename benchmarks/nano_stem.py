@@ -1,10 +1,10 @@
-"""Which stem serves images of 28 pixels best? What cvt_nano's first token embedding rests on.
+"""Comparison of stems for images of 28 pixels: the reason for the first embedding of cvt_nano.
 
     python benchmarks/nano_stem.py [--images 12000] [--epochs 4] [--seeds 2] [--work DIR]
 
 Trains cvt_nano with each stem (kernel/stride/padding) on training images of Fashion-MNIST, and
-prints top-1 on the 10,000 test images after the last epoch, multiply-adds and time. With --work
-the same command goes on where it was interrupted.
+prints top-1 on the 10,000 test images after the last epoch, multiply-adds and time. With --work, an
+interrupted comparison resumes with the same command.
 """
 
 from __future__ import annotations
@@ -18,13 +18,12 @@ from statistics import fmean
 
 from cvt.config import VARIANTS, CvTConfig
 from cvt.data.config import AugmentConfig, DataConfig
-from cvt.data.datasets import load_dataset
 from cvt.data.fingerprint import digest
+from cvt.data.load import load_dataset
 from cvt.networks.complexity import multiply_adds
-from cvt.studies.ablate.plan import plan_run
-from cvt.studies.ablate.pool import train_all
-from cvt.studies.ablate.results import outcome
-from cvt.studies.ablate.studies import Row
+from cvt.studies.ablate.results import read_outcome
+from cvt.studies.ablate.tables import Row
+from cvt.studies.ablate.training import plan_run, train_all
 from cvt.train.config import OptimConfig
 from cvt.train.recipe import Recipe
 from timing import keep
@@ -44,11 +43,11 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=2)
     parser.add_argument("--stems", nargs="+", default=["7/4/2", "7/2/3", "3/2/1"])
     parser.add_argument("--jobs", type=int, default=2)
-    parser.add_argument("--work", type=Path, help="where the runs go (default: nowhere)")
+    parser.add_argument("--work", type=Path, help="directory of the runs (default: temporary)")
     args = parser.parse_args()
     recipe = Recipe(
         model="cvt_nano", data=DataConfig(name="fashion_mnist"), device="cpu",
-        max_train_samples=args.images, epochs=1, passes=args.epochs, batch_size=128,
+        max_train_samples=args.images, epochs=1, passes_per_epoch=args.epochs, batch_size=128,
         augment=AugmentConfig(hflip=0.5),
         optim=OptimConfig(lr=2e-3, warmup_epochs=0.25, clip_grad=1.0))
     with tempfile.TemporaryDirectory() as scratch:
@@ -59,11 +58,11 @@ def main() -> None:
                    for stem in args.stems}
         left = [run for runs in planned.values() for run in runs if not run.done]
         for run in train_all(left, jobs=args.jobs):
-            print(f"{run.directory.name}: {outcome(run).top1:.2f} %", flush=True)
+            print(f"{run.directory.name}: {read_outcome(run).top1:.2f} %", flush=True)
         rows = [{"stem": stem,
                  "multiply_adds": multiply_adds(with_stem(stem, VARIANTS["cvt_nano"]), (28, 28)),
-                 "top1": [outcome(run).top1 for run in runs],
-                 "seconds": fmean(outcome(run).seconds for run in runs)}
+                 "top1": [read_outcome(run).top1 for run in runs],
+                 "seconds": fmean(read_outcome(run).seconds for run in runs)}
                 for stem, runs in planned.items()]
     for row in rows:
         print(f"{row['stem']}: {', '.join(f'{top1:.2f}' for top1 in row['top1'])} %, "

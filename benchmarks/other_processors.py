@@ -1,4 +1,4 @@
-"""The test suite as on other processors: with fewer instructions, with other threads, file by file.
+"""The test suite as on other processors: fewer instructions, other threads, file by file.
 
     python benchmarks/other_processors.py [PATH ...] [--settings avx2 alone ...] [--workers 2]
 

@@ -1,4 +1,4 @@
-"""What do bfloat16 and 8 bits cost in accuracy? Every export of a trained model, on its test set.
+"""Accuracy of every export of a trained model on its test set: the cost of bfloat16 and int8.
 
     python benchmarks/precision.py [--model cvt_nano.fashion_mnist] [--data fashion_mnist]
 

@@ -1,9 +1,8 @@
-"""Two processes over gloo against one with two threads: training speed.
+"""Training speed of two processes over gloo relative to one process with two threads.
 
     python benchmarks/scaling.py [--rounds 3]
 
-CvT-13 at 224 on two cores, a global batch of 8, in turns. The figures are those of `cvt train
---dry_run`.
+CvT-13 at 224 on two cores with a global batch of 8, measured alternately by `cvt train --dry_run`.
 """
 
 from __future__ import annotations
@@ -20,7 +19,7 @@ BATCH = 8
 
 
 def seconds(processes: int) -> float:
-    """Of a training step, without the wait for images."""
+    """Duration of a training step, without the wait for images."""
     launcher = [] if processes == 1 else [
         "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
     done = subprocess.run(

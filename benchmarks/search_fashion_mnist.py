@@ -1,11 +1,11 @@
-"""Is a searched network better than a drawn one, or than a uniform one? On Fashion-MNIST.
+"""Is a searched network better than a random or a uniform one? On Fashion-MNIST.
 
     python benchmarks/search_fashion_mnist.py [--budget 20000000] [--work DIR]
 
 Searches cvt_nano at 28 pixels under a budget, then trains from random weights, with every seed and
-two at a time: what evolution found, what random search found, the uniform networks within the
-budget, the nearest first, and cvt_nano itself, which is above it. The test images are looked at
-after the last step alone. With --work the same command goes on where it was interrupted.
+two at a time: the best networks of evolution and of random search, the uniform networks within the
+budget, from the most expensive on, and cvt_nano itself, which exceeds it. The test images are used
+only after the last step. With --work the same command resumes where it was interrupted.
 """
 
 from __future__ import annotations
@@ -22,14 +22,13 @@ from typing import Any
 
 from cvt.config import VARIANTS, CvTConfig
 from cvt.data.config import AugmentConfig, DataConfig
-from cvt.data.datasets import load_dataset
 from cvt.data.fingerprint import digest
+from cvt.data.load import load_dataset
 from cvt.networks.complexity import multiply_adds, parameters
 from cvt.networks.supernet import GENES, choice_of, chosen
-from cvt.studies.ablate.plan import plan_run
-from cvt.studies.ablate.pool import train_all
-from cvt.studies.ablate.results import interval, mean_of, outcome
-from cvt.studies.ablate.studies import Row
+from cvt.studies.ablate.results import interval, mean_and_std, read_outcome
+from cvt.studies.ablate.tables import Row
+from cvt.studies.ablate.training import plan_run, train_all
 from cvt.studies.search.config import SearchConfig
 from cvt.studies.search.result import Result
 from cvt.studies.search.run import search
@@ -44,20 +43,20 @@ def a_recipe(images: int, passes: int, **more: Any) -> Recipe:
     """One epoch of several passes: the test images are scored once, and choose nothing."""
     return Recipe(
         model="cvt_nano", data=DataConfig(name="fashion_mnist"), max_train_samples=images,
-        epochs=1, passes=passes, batch_size=64, ema=0.99, device="cpu",
+        epochs=1, passes_per_epoch=passes, batch_size=64, ema=0.99, device="cpu",
         augment=AugmentConfig(crop="shift", hflip=0.5),
         optim=OptimConfig(lr=1e-3, warmup_epochs=0.1, clip_grad=1.0), **more)
 
 
-def candidates(result: Result, most: int) -> dict[str, CvTConfig]:
-    """What is trained, by name; of the uniform networks `most`."""
-    uniform = [chosen(result.model, (gene,) * len(result.found.choice)) for gene in GENES]
+def candidates(result: Result, limit: int) -> dict[str, CvTConfig]:
+    """The networks to train, by name; at most `limit` uniform ones."""
+    uniform = [chosen(result.model, (gene,) * len(result.best.choice)) for gene in GENES]
     within = sorted((config for config in uniform if multiply_adds(config, SIZE) <= result.budget),
                     key=lambda config: -multiply_adds(config, SIZE))
-    return {"evolution": result.config(result.found),
-            "random search": result.config(result.found_at_random),
+    return {"evolution": result.config(result.best),
+            "random search": result.config(result.best_random),
             **{f"uniform, stride {config.stages[0].stride_kv}, ratio "
-               f"{config.stages[0].mlp_ratio:g}": config for config in within[:most]},
+               f"{config.stages[0].mlp_ratio:g}": config for config in within[:limit]},
             "cvt_nano, above the budget": VARIANTS["cvt_nano"]}
 
 
@@ -68,14 +67,14 @@ def trained(result: Result, args: argparse.Namespace, work: Path) -> list[dict[s
     planned = {name: [plan_run(base, Row(label=name, change=partial(_as, wanted)), seed, work, data)
                       for seed in range(args.seeds)]
                for name, wanted in candidates(result, args.uniform).items()}
-    # Both methods may have found one network, which is then trained once.
+    # Both methods may have the same best network, which is then trained once.
     every = {run.directory: run for runs in planned.values() for run in runs}
     for run in train_all([run for run in every.values() if not run.done], jobs=args.jobs):
-        print(f"{run.directory.name}: {outcome(run).top1:.2f} %", flush=True)
+        print(f"{run.directory.name}: {read_outcome(run).top1:.2f} %", flush=True)
     rows = []
     for name, wanted in candidates(result, args.uniform).items():
-        outcomes = [outcome(run) for run in planned[name]]
-        mean, deviation = mean_of(outcomes)
+        outcomes = [read_outcome(run) for run in planned[name]]
+        mean, deviation = mean_and_std(outcomes)
         rows.append({"network": name, "choice": choice_of(wanted),
                      "multiply_adds": multiply_adds(wanted, SIZE),
                      "parameters": parameters(wanted), "top1": [o.top1 for o in outcomes],
@@ -117,7 +116,7 @@ def main() -> None:
             a_recipe(args.images, args.supernet_passes, network="supernet"),
             SearchConfig(budget=args.budget, population=args.population,
                          generations=args.generations, held_out=args.held_out),
-            work / "search", say=lambda what: print(what, flush=True))
+            work / "search", progress=lambda line: print(line, flush=True))
         searched = time.perf_counter()
         rows = trained(result, args, work)
         ended = time.perf_counter()
@@ -132,7 +131,8 @@ def main() -> None:
     if not args.print:
         options = {k: v for k, v in vars(args).items() if k not in ("work", "print")}
         print(keep("search_fashion_mnist", {
-            **options, "least": result.least, "most": result.most, "networks": result.networks,
+            **options, "min_multiply_adds": result.min_multiply_adds,
+            "max_multiply_adds": result.max_multiply_adds, "networks": result.networks,
             "search": {"evolution": [dataclasses.asdict(s) for s in result.evolution],
                        "random": [dataclasses.asdict(s) for s in result.random]},
             "search_minutes": round((searched - began) / 60, 1),

@@ -1,10 +1,10 @@
-"""How far a recipe's result depends on its seed: top-1 of the last epoch of runs that are done.
+"""Variance over seeds: top-1 accuracy of the last epoch of finished runs.
 
     torchrun ... -m cvt train --config recipes/cvt_nano_fashion_mnist.yaml --seed 0 --output runs/a
     torchrun ... -m cvt train --config recipes/cvt_nano_fashion_mnist.yaml --seed 1 --output runs/b
     python benchmarks/seeds.py runs/a runs/b
 
-The runs are of one recipe but for the seed.
+The runs have the same recipe except for the seed.
 """
 
 from __future__ import annotations

@@ -1,14 +1,14 @@
-"""`cvt serve` under load, on loopback, clients on the same cores as the server.
+"""Load tests of `cvt serve` on loopback, with the clients on the same cores as the server.
 
     python benchmarks/serve.py [--only load overload identity idle drain soak] [--minutes 5]
 
-load: 32 clients, each asking again as soon as it is answered, beside what `Predictor` does of the
-same files offline. overload: 2, 5 and 10 times as many requests a second as it can answer.
-identity: 10,000 different images, many at once; is each answer for its own? idle: 200 that say
-nothing and 50 that drip, beside 8 that are well. drain: SIGTERM with 100 requests in hand. soak:
-`cvt_nano` for --soak_minutes; descriptors and memory before and after.
+load: 32 clients that each send the next request after a response, compared with `Predictor` on the
+same files. overload: 2, 5 and 10 times the sustainable number of requests per second. identity:
+10,000 different images, many at once; does each response belong to its own image? idle: 200 silent
+connections and 50 that send a byte at a time, beside 8 normal clients. drain: SIGTERM with 100
+requests in flight. soak: `cvt_nano` for --soak_minutes; descriptors and memory before and after.
 
-Models have random weights but for cvt_nano.fashion_mnist; all are exported to OpenVINO fp32.
+Models have random weights except cvt_nano.fashion_mnist; all are exported to OpenVINO fp32.
 """
 
 from __future__ import annotations
@@ -46,21 +46,21 @@ PARTS = ("load", "overload", "identity", "idle", "drain", "soak")
 
 
 @dataclass
-class Answers:
-    """What clients got: status and seconds of each request, by when it was sent."""
+class Responses:
+    """Responses to the clients: send time, status and latency in seconds of each request."""
 
     rows: list[tuple[float, int, float]] = field(default_factory=list)
-    began: float = field(default_factory=time.perf_counter)
-    missed: int = 0
-    """Requests that were not sent, for no connection was free."""
+    start: float = field(default_factory=time.perf_counter)
+    not_sent: int = 0
+    """Requests that were not sent because no connection was free."""
 
     def statuses(self) -> dict[str, int]:
         return {str(k): n for k, n in sorted(Counter(s for _, s, _ in self.rows).items())}
 
-    def milliseconds(self, *statuses: int) -> dict[str, float]:
-        taken = [1000 * seconds for _, status, seconds in self.rows if status in statuses]
-        return {} if not taken else {
-            "n": len(taken), **{f"p{q}": round(float(np.percentile(taken, q)), 2)
+    def latency_ms(self, *statuses: int) -> dict[str, float]:
+        values = [1000 * seconds for _, status, seconds in self.rows if status in statuses]
+        return {} if not values else {
+            "n": len(values), **{f"p{q}": round(float(np.percentile(values, q)), 2)
                                 for q in (50, 90, 99, 100)}}
 
 
@@ -70,25 +70,25 @@ HEAD = (b"POST %b HTTP/1.1\r\nHost: localhost\r\nContent-Type: image/jpeg\r\n"
 
 
 class Client:
-    """One connection, kept as long as the server keeps it."""
+    """A client with one keep-alive connection."""
 
     def __init__(self, port: int, path: bytes = CLASSIFY) -> None:
         self._port, self._path = port, path
         self._streams: tuple[asyncio.StreamReader, asyncio.StreamWriter] | None = None
 
-    async def ask(self, data: bytes, answers: Answers) -> bytes:
-        """POST an image; 0 stands for no answer."""
+    async def post(self, data: bytes, responses: Responses) -> bytes:
+        """POST an image; without a response the status is 0."""
         start = time.perf_counter()
         try:
-            status, body = await self._ask(data)
+            status, body = await self._post(data)
         except (OSError, asyncio.IncompleteReadError) as error:
-            print("no answer:", repr(error), file=sys.stderr)
+            print("no response:", repr(error), file=sys.stderr)
             status, body = 0, b""
             self.close()
-        answers.rows.append((start - answers.began, status, time.perf_counter() - start))
+        responses.rows.append((start - responses.start, status, time.perf_counter() - start))
         return body
 
-    async def _ask(self, data: bytes) -> tuple[int, bytes]:
+    async def _post(self, data: bytes) -> tuple[int, bytes]:
         if self._streams is None:
             self._streams = await asyncio.open_connection("127.0.0.1", self._port)
         reader, writer = self._streams
@@ -113,7 +113,7 @@ class Served:
     port: int
 
     def memory_mb(self) -> float:
-        """What it holds for itself: maps of shared files do not count."""
+        """Anonymous memory of the process."""
         lines = Path(f"/proc/{self.process.pid}/status").read_text().splitlines()
         return int(next(line for line in lines if line.startswith("RssAnon")).split()[1]) / 1024
 
@@ -123,16 +123,16 @@ class Served:
 
 @contextmanager
 def served(model: Path, *options: str) -> Iterator[Served]:
-    """`cvt serve` as it comes, its log in a file."""
+    """Run `cvt serve` with its log in a file."""
     with tempfile.TemporaryFile("w+") as log:
         process = subprocess.Popen(
             [sys.executable, "-m", "cvt", "serve", "--model", str(model), "--port", "0", *options],
             stderr=log)
         try:
-            while '"listening"' not in (told := os.pread(log.fileno(), 10_000, 0).decode()):
-                assert process.poll() is None, told
+            while '"listening"' not in (log_text := os.pread(log.fileno(), 10_000, 0).decode()):
+                assert process.poll() is None, log_text
                 time.sleep(0.05)
-            line = next(line for line in told.splitlines() if '"listening"' in line)
+            line = next(line for line in log_text.splitlines() if '"listening"' in line)
             yield Served(process, int(json.loads(line)["url"].rsplit(":", 1)[1].strip("/")))
         finally:
             process.terminate()
@@ -140,30 +140,29 @@ def served(model: Path, *options: str) -> Iterator[Served]:
 
 
 async def closed_loop(port: int, files: Sequence[bytes], clients: int, seconds: float,
-                      pause: float = 0.0) -> Answers:
-    """`clients` that each ask again as soon as they are answered."""
-    answers, stop = Answers(), time.perf_counter() + seconds
+                      pause: float = 0.0) -> Responses:
+    """`clients` that each send the next request after a response."""
+    responses, stop = Responses(), time.perf_counter() + seconds
     turns = itertools.cycle(files)
 
     async def one() -> None:
         client = Client(port)
         while time.perf_counter() < stop:
-            await client.ask(next(turns), answers)
+            await client.post(next(turns), responses)
             await asyncio.sleep(pause)
         client.close()
 
     await asyncio.gather(*(one() for _ in range(clients)))
-    return answers
+    return responses
 
 
-async def open_loop(port: int, files: Sequence[bytes], rate: float, seconds: float) -> Answers:
-    """`rate` requests a second whether they are answered or not, over as many connections as need
-    be, up to 400."""
-    answers, free = Answers(), [Client(port) for _ in range(400)]
-    turns, tasks, missed = itertools.cycle(files), set(), 0
+async def open_loop(port: int, files: Sequence[bytes], rate: float, seconds: float) -> Responses:
+    """`rate` requests per second regardless of the responses, over up to 400 connections."""
+    responses, free = Responses(), [Client(port) for _ in range(400)]
+    turns, tasks, not_sent = itertools.cycle(files), set(), 0
 
     async def one(client: Client) -> None:
-        await client.ask(next(turns), answers)
+        await client.post(next(turns), responses)
         free.append(client)
 
     start = time.perf_counter()
@@ -177,16 +176,16 @@ async def open_loop(port: int, files: Sequence[bytes], rate: float, seconds: flo
             tasks.add(task)
             task.add_done_callback(tasks.discard)
         else:
-            missed += 1
+            not_sent += 1
     await asyncio.gather(*tasks)
-    answers.missed = missed
+    responses.not_sent = not_sent
     for client in free:
         client.close()
-    return answers
+    return responses
 
 
 def offline(predictor: Predictor, files: Sequence[bytes], seconds: float) -> float:
-    """Images a second of `Predictor` on the same files."""
+    """Images per second of `Predictor` on the same files."""
     start, done = time.perf_counter(), 0
     while time.perf_counter() - start < seconds:
         done += sum(p.error is None for p in predictor(files))
@@ -196,21 +195,22 @@ def offline(predictor: Predictor, files: Sequence[bytes], seconds: float) -> flo
 def load(model: Path, files: Sequence[bytes], minutes: float) -> dict[str, Any]:
     predictor = Predictor(model)
     rates: list[float] = []
-    found: list[Answers] = []
+    runs: list[Responses] = []
     rounds = 5
     with served(model) as server:
         asyncio.run(closed_loop(server.port, files, 32, 5))
         offline(predictor, files, 5)
-        for _ in range(rounds):  # in turn, so that both meet the same machine
+        for _ in range(rounds):  # interleaved, so that both run under the same conditions
             rates.append(offline(predictor, files, 15))
-            found.append(asyncio.run(closed_loop(server.port, files, 32, 60 * minutes / rounds)))
-    online = [sum(s == 200 for _, s, _ in a.rows) / max(t + d for t, _, d in a.rows) for a in found]
-    every = Answers([row for a in found for row in a.rows])
-    times = every.milliseconds(200)
+            runs.append(asyncio.run(closed_loop(server.port, files, 32, 60 * minutes / rounds)))
+    online = [sum(s == 200 for _, s, _ in a.rows) / max(t + d for t, _, d in a.rows) for a in runs]
+    every = Responses([row for a in runs for row in a.rows])
+    latency = every.latency_ms(200)
+    fractions = [o / r for o, r in zip(online, rates, strict=True)]
     return {"clients": 32, "minutes": minutes, "requests_per_s": online, "offline_img_per_s": rates,
-            "of_offline": statistics.median(o / r for o, r in zip(online, rates, strict=True)),
-            "of_offline_by_round": [o / r for o, r in zip(online, rates, strict=True)],
-            "ms": times, "p99_of_p50": times["p99"] / times["p50"], "statuses": every.statuses()}
+            "fraction_of_offline": statistics.median(fractions),
+            "fraction_of_offline_by_round": fractions, "latency_ms": latency,
+            "p99_over_p50": latency["p99"] / latency["p50"], "statuses": every.statuses()}
 
 
 def overload(model: Path, files: Sequence[bytes], seconds: float) -> dict[str, Any]:
@@ -219,22 +219,23 @@ def overload(model: Path, files: Sequence[bytes], seconds: float) -> dict[str, A
         asyncio.run(closed_loop(server.port, files, 32, 5))
         usual = asyncio.run(closed_loop(server.port, files, 32, 15))
         rate = len(usual.rows) / 15
-        one = asyncio.run(closed_loop(server.port, files, 1, 5)).milliseconds(200)
-        # What a full queue takes is not growth.
+        one = asyncio.run(closed_loop(server.port, files, 1, 5)).latency_ms(200)
+        # Memory of a full queue is not growth.
         asyncio.run(open_loop(server.port, files, 2 * rate, seconds / 2))
         before = server.memory_mb()
-        result |= {"rate": rate, "ms_of_one_client": one, "memory_mb_before": before}
+        result |= {"requests_per_s": rate, "latency_ms_of_one_client": one,
+                   "memory_mb_before": before}
         for factor in (2, 5, 10):
-            answers = asyncio.run(open_loop(server.port, files, factor * rate, seconds))
+            responses = asyncio.run(open_loop(server.port, files, factor * rate, seconds))
             memory = server.memory_mb()
             asyncio.run(asyncio.sleep(5))
-            after = asyncio.run(closed_loop(server.port, files, 1, 5)).milliseconds(200)
+            after = asyncio.run(closed_loop(server.port, files, 1, 5)).latency_ms(200)
             result[f"{factor}x"] = {
-                "sent_per_s": len(answers.rows) / max(t + d for t, _, d in answers.rows),
-                "not_sent": answers.missed,  # all 400 connections were waiting
-                "statuses": answers.statuses(), "answered_ms": answers.milliseconds(200),
-                "refused_ms": answers.milliseconds(429, 503), "memory_mb": memory,
-                "memory_growth": memory / before - 1, "ms_of_one_client_5_s_after": after}
+                "sent_per_s": len(responses.rows) / max(t + d for t, _, d in responses.rows),
+                "not_sent": responses.not_sent,  # all 400 connections were busy
+                "statuses": responses.statuses(), "accepted_latency_ms": responses.latency_ms(200),
+                "rejected_latency_ms": responses.latency_ms(429, 503), "memory_mb": memory,
+                "memory_growth": memory / before - 1, "latency_ms_of_one_client_5_s_after": after}
             print(f"overload {factor}x:", json.dumps(result[f"{factor}x"]))
     return result
 
@@ -248,15 +249,15 @@ def identity(model: Path, count: int) -> dict[str, Any]:
         coarse.resize((28, 28), Image.Resampling.BICUBIC).save(file, "PNG")
         files.append(file.getvalue())
     expected = [dict(p.classes) for p in Predictor(model)(files, 10)]
-    found: list[dict[str, float]] = [{} for _ in files]
+    results: list[dict[str, float]] = [{} for _ in files]
     turns = iter(range(count))
 
     async def one(port: int) -> None:
-        # As many classes as there are, or an image is known by its likeliest ones.
-        client, answers = Client(port, CLASSIFY + b"?top_k=10"), Answers()
+        # All classes, because images may share the most probable ones.
+        client, responses = Client(port, CLASSIFY + b"?top_k=10"), Responses()
         for i in turns:
-            body = json.loads(await client.ask(files[i], answers))
-            found[i] = {c["name"]: c["probability"] for c in body["predictions"][0]["classes"]}
+            body = json.loads(await client.post(files[i], responses))
+            results[i] = {c["name"]: c["probability"] for c in body["predictions"][0]["classes"]}
         client.close()
 
     async def all_of(port: int) -> None:
@@ -264,15 +265,15 @@ def identity(model: Path, count: int) -> dict[str, Any]:
 
     with served(model) as server:
         asyncio.run(all_of(server.port))
-    apart = [max(abs(got.get(name, 0) - p) for name, p in wanted.items())
-             for got, wanted in zip(found, expected, strict=True)]
-    different = len({tuple(round(p, 4) for p in e.values()) for e in expected})
-    return {"images": count, "different_to_4_digits": different,
-            "largest_difference": max(apart), "for_another": sum(a > 1e-3 for a in apart)}
+    differences = [max(abs(got.get(name, 0) - p) for name, p in wanted.items())
+             for got, wanted in zip(results, expected, strict=True)]
+    distinct = len({tuple(round(p, 4) for p in e.values()) for e in expected})
+    return {"images": count, "distinct_to_4_digits": distinct,
+            "max_difference": max(differences), "mismatched": sum(a > 1e-3 for a in differences)}
 
 
 def idle(model: Path, files: Sequence[bytes], seconds: float) -> dict[str, Any]:
-    async def with_bad(port: int) -> tuple[Answers, Counter[str]]:
+    async def with_bad(port: int) -> tuple[Responses, Counter[str]]:
         silent = [await asyncio.open_connection("127.0.0.1", port) for _ in range(200)]
         ends: Counter[str] = Counter()
 
@@ -280,47 +281,47 @@ def idle(model: Path, files: Sequence[bytes], seconds: float) -> dict[str, Any]:
             reader, writer = await asyncio.open_connection("127.0.0.1", port)
             try:
                 writer.write(HEAD % (CLASSIFY, 10_000))
-                answer = asyncio.create_task(reader.read(100))
-                while not answer.done():
+                response = asyncio.create_task(reader.read(100))
+                while not response.done():
                     writer.write(b"x")
-                    await asyncio.wait([answer], timeout=0.5)
-                ends[(answer.result().split(b" ")[1:2] or [b"none"])[0].decode()] += 1
+                    await asyncio.wait([response], timeout=0.5)
+                ends[(response.result().split(b" ")[1:2] or [b"none"])[0].decode()] += 1
             finally:
                 writer.close()
 
         slow = [asyncio.create_task(drip()) for _ in range(50)]
-        answers = await closed_loop(port, files, 8, seconds, pause=0.1)
+        responses = await closed_loop(port, files, 8, seconds, pause=0.1)
         await asyncio.gather(*slow)
         for _, writer in silent:
             writer.close()
-        return answers, ends
+        return responses, ends
 
     with served(model) as server:
         asyncio.run(closed_loop(server.port, files, 8, 5))
         alone = asyncio.run(closed_loop(server.port, files, 8, seconds, pause=0.1))
-        answers, ends = asyncio.run(with_bad(server.port))
-    before, after = alone.milliseconds(200), answers.milliseconds(200)
-    return {"ms_alone": before, "ms_beside_200_idle_50_slow": after,
-            "p99_ratio": after["p99"] / before["p99"], "statuses": answers.statuses(),
-            "slow_ended_with": dict(ends)}
+        responses, ends = asyncio.run(with_bad(server.port))
+    before, after = alone.latency_ms(200), responses.latency_ms(200)
+    return {"latency_ms_alone": before, "latency_ms_with_200_idle_50_slow": after,
+            "p99_ratio": after["p99"] / before["p99"], "statuses": responses.statuses(),
+            "slow_statuses": dict(ends)}
 
 
 def drain(model: Path, files: Sequence[bytes]) -> dict[str, Any]:
-    async def run(server: Served) -> Answers:
-        answers, clients = Answers(), [Client(server.port) for _ in range(100)]
-        asked = [asyncio.create_task(client.ask(files[i % len(files)], answers))
+    async def run(server: Served) -> Responses:
+        responses, clients = Responses(), [Client(server.port) for _ in range(100)]
+        tasks = [asyncio.create_task(client.post(files[i % len(files)], responses))
                  for i, client in enumerate(clients)]
         await asyncio.sleep(0.2)
         os.kill(server.process.pid, signal.SIGTERM)
-        in_hand = sum(not task.done() for task in asked)
-        await asyncio.gather(*asked)
-        print(f"drain: {in_hand} of 100 were in hand at SIGTERM")
-        return answers
+        in_flight = sum(not task.done() for task in tasks)
+        await asyncio.gather(*tasks)
+        print(f"drain: {in_flight} of 100 requests were in flight at SIGTERM")
+        return responses
 
     with served(model) as server:
-        answers = asyncio.run(run(server))
+        responses = asyncio.run(run(server))
         code = server.process.wait(60)
-    return {"statuses": answers.statuses(), "exit_code": code}
+    return {"statuses": responses.statuses(), "exit_code": code}
 
 
 def soak(model: Path, minutes: float, pause: float) -> dict[str, Any]:
@@ -352,12 +353,13 @@ def main() -> None:
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", nargs="+", default=list(PARTS), choices=PARTS)
     parser.add_argument("--model", default="cvt_13")
-    parser.add_argument("--minutes", type=float, default=5, help="of load")
-    parser.add_argument("--seconds", type=float, default=20, help="of each overload, and of idle")
-    parser.add_argument("--images", type=int, default=10_000, help="of identity")
+    parser.add_argument("--minutes", type=float, default=5, help="duration of load")
+    parser.add_argument("--seconds", type=float, default=20, help="duration of each overload, "
+                        "and of idle")
+    parser.add_argument("--images", type=int, default=10_000, help="images of identity")
     parser.add_argument("--soak_minutes", type=float, default=60)
     parser.add_argument("--soak_pause", type=float, default=0, help="seconds that each of the 16 "
-                        "clients waits between two requests")
+                        "clients waits between requests")
     args = parser.parse_args()
     rng = np.random.default_rng(0)
     files = []
@@ -367,7 +369,7 @@ def main() -> None:
         files.append(file.getvalue())
     with tempfile.TemporaryDirectory() as name:
         home = Path(name)
-        # In a process of its own, for an export leaves hundreds of megabytes behind.
+        # In a separate process, because an export leaves hundreds of megabytes in memory.
         with ProcessPoolExecutor(1, get_context("spawn")) as pool:
             pool.submit(write_model, home, args.model, "openvino", "fp32").result()
             pool.submit(export, "cvt_nano.fashion_mnist", home / "nano", "openvino").result()

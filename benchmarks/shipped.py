@@ -1,10 +1,10 @@
-"""What the weights in the package reach on the images that their training never saw.
+"""Accuracy of the weights in the package on held-out images.
 
     python benchmarks/shipped.py
 
-The figures in `cvt.zoo`, in the model cards and in the docs are these; a test compares them, and
-the files' hashes. New weights for TAG come from a run's last epoch, for its best one was chosen on
-the very images that are scored here:
+A test compares the result with `cvt.zoo`, the model cards and the docs, and the hashes of the
+files. New weights for TAG come from the last epoch of a run, since the best one was selected on the
+images that are evaluated here:
 
     cvt convert RUN/last.safetensors out --to native --dtype fp16
     cp out/config.json RUN/recipe.yaml src/cvt/weights/shipped/TAG/
@@ -19,7 +19,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from cvt.evaluate.run import evaluate_model
-from cvt.weights.timm import WEIGHTS
+from cvt.weights.tensors import SAFETENSORS
 from cvt.zoo import ZOO, shipped
 from timing import keep
 
@@ -30,11 +30,11 @@ def main() -> None:
         if (home := shipped(tag)) is None:
             continue
         with tempfile.TemporaryDirectory() as output:
-            found, _ = evaluate_model(tag, output=Path(output), device="cpu")
-        rows[tag] = {"n": found.n, "top1": asdict(found.top1), "top5": asdict(found.top5),
-                     "loss": found.loss, "ece": found.ece,
-                     "sha256": hashlib.sha256((home / WEIGHTS).read_bytes()).hexdigest()}
-        print(f"{tag:<24}{found.headline()}", flush=True)
+            result, _ = evaluate_model(tag, output=Path(output), device="cpu")
+        rows[tag] = {"n": result.n, "top1": asdict(result.top1), "top5": asdict(result.top5),
+                     "loss": result.loss, "ece": result.ece,
+                     "sha256": hashlib.sha256((home / SAFETENSORS).read_bytes()).hexdigest()}
+        print(f"{tag:<24}{result.summary()}", flush=True)
     print(keep("shipped", {"rows": rows}))
 
 

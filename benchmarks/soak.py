@@ -1,10 +1,10 @@
-"""Half an hour of training: does memory stay where it was?
+"""Soak test: does the memory of a training run grow over half an hour?
 
     python benchmarks/soak.py [--minutes 30]
 
-`cvt train` on Fashion-MNIST with all that repeats itself: worker processes, checkpoints at every
-fiftieth step, moving average, validation, TensorBoard. The resident memory of its processes is
-looked at every five seconds; the drift is that of the last quarter against that of the second.
+`cvt train` on Fashion-MNIST with worker processes, a checkpoint every 50 steps, moving average,
+validation and TensorBoard. The resident memory of its processes is sampled every five seconds; the
+drift is that of the last quarter relative to the second.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ from timing import keep
 
 
 def resident(pid: int) -> int:
-    """Megabytes of a process and those that it has started."""
+    """Resident memory of a process and its children in megabytes."""
     total = 0
     for number in [pid, *children(pid)]:
         try:
-            found = re.search(r"VmRSS:\s+(\d+)", Path(f"/proc/{number}/status").read_text())
-        except OSError:  # it has just ended
+            match = re.search(r"VmRSS:\s+(\d+)", Path(f"/proc/{number}/status").read_text())
+        except OSError:  # it has ended
             continue
-        total += int(found[1]) // 1024 if found else 0
+        total += int(match[1]) // 1024 if match else 0
     return total
 
 

@@ -62,11 +62,11 @@ def main() -> None:
             run, "-m", "cvt", "explain", str(image), "--model", str(home / "trained"),
             "--output", str(home / "explained"))
         seconds = interleaved(candidates, args.rounds, warmup=1)
-    found = {name: summary(times) for name, times in seconds.items()}
-    for name, row in found.items():
+    rows = {name: summary(times) for name, times in seconds.items()}
+    for name, row in rows.items():
         print(f"{name:<32} {row['median_s']:.2f} s   quartiles {row['quartile1_s']:.2f} to "
               f"{row['quartile3_s']:.2f}")
-    print(keep("start_up", {"model": args.model, "size": size, "processes": found}))
+    print(keep("start_up", {"model": args.model, "size": size, "processes": rows}))
 
 
 if __name__ == "__main__":

@@ -1,10 +1,10 @@
-"""A folder of photos through `Predictor`, beside the network's own rate on ready batches.
+"""A folder of photos through `Predictor`, compared with the network's throughput on ready batches.
 
     python benchmarks/streaming.py [--model cvt_13] [--images 2000] [--rounds 8]
 
-The folder is cut into as many parts as there are rounds; in each, one part is classified from the
-files and as many images are computed from one ready batch, in turn. The network has random
-weights. Resident memory is sampled all the while.
+The folder is divided into one part per round. Each round classifies a part from files, and then as
+many images from one ready batch. The network has random weights. Resident memory is sampled
+throughout.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from timing import interleaved, keep, ratio, summary
 
 
 def photo(rng: np.random.Generator, width: int, height: int) -> Image.Image:
-    """Shapes of every size with grain on them: as hard to decode as a photo of its size."""
+    """Shapes of every size with noise: as costly to decode as a photo of its size."""
     total = np.zeros((height, width, 3), np.float32)
     for cells, weight in ((3, 0.5), (12, 0.3), (60, 0.2)):
         coarse = Image.fromarray(rng.integers(0, 256, (cells, cells, 3), dtype=np.uint8))
@@ -48,7 +48,7 @@ def write_images(home: Path, n: int, width: int, height: int) -> list[Path]:
     home.mkdir()
     paths = [home / f"{i:05}.jpg" for i in range(n)]
     for i, path in enumerate(paths):
-        # An image cut elsewhere is another file to read and decode, and quick to make.
+        # A rotated image is another file to read and decode, and quick to make.
         base = different[i % len(different)]
         base.rotate(i // len(different)).save(path, quality=90)
     return paths
@@ -81,7 +81,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         home = Path(name)
         paths = write_images(home / "images", args.images, *args.size)
-        # In a process of its own, for an export leaves hundreds of megabytes behind.
+        # In a process of its own, because an export keeps hundreds of megabytes.
         with ProcessPoolExecutor(1, get_context("spawn")) as pool:
             pool.submit(write_model, home, args.model, args.to, args.precision).result()
         predictor = Predictor(home / "exported", batch_size=args.batch_size)
@@ -129,9 +129,9 @@ def main() -> None:
             done.set()
             sampler.join()
     rates = {key: n / statistics.median(times) for key, times in seconds.items()}
-    # Reading and the network share the cores, so this much of the ready rate is all there is.
+    # Reading and the network share the cores, which limits the throughput to this fraction.
     possible = 1 / (1 + rates["ready"] / (reading * (os.cpu_count() or 1)))
-    # A round's sampling goes on through the ready batches that follow it.
+    # The samples of a round include the ready batches that follow it.
     peaks = [max(samples) for samples in memory if samples]
     result = {
         "model": args.model, "format": args.to, "precision": args.precision,

@@ -1,11 +1,10 @@
-"""What of a training step is not training: log, checkpoint and metric work.
+"""Overhead of logging, checkpoints and metrics in training.
 
     python benchmarks/train_overhead.py [--epochs 3]
 
-`cvt_nano` on Fashion-MNIST, whose steps are short, so that all else weighs most: with a moving
-average, TensorBoard, and a checkpoint at every fiftieth step. The time of an epoch is what the
-forward and backward passes, the wait for images, the moving average and the validation take, and
-the rest.
+`cvt_nano` on Fashion-MNIST, whose steps are short, so that the overhead is largest: with a moving
+average, TensorBoard, and a checkpoint every 50 steps. The overhead is the time of an epoch without
+forward and backward passes, the wait for images, the moving average and the validation.
 """
 
 from __future__ import annotations
@@ -53,7 +52,7 @@ def main() -> None:
     args = parser.parse_args()
     timed(Engine, "step", "step")
     timed(ModelEmaV3, "update", "moving average")
-    timed(loop, "_validate", "validation")
+    timed(loop, "validate", "validation")
     timed(loop, "_save", "checkpoints")
     timed(loop, "_write_weights", "weights of the epoch")
     timed(Log, "step", "log")

@@ -1,10 +1,10 @@
-"""What the paper's trainings cost, by `cvt train --dry_run` here and by counting.
+"""Cost of the paper's trainings, by counting operations and by `cvt train --dry_run`.
 
     python benchmarks/training_cost.py [--measure]
 
-The count is three times a forward pass (forward, and backward twice as much), two operations a
-multiply-add. With --measure each network also takes a few steps of a small batch here; an image's
-time then stands for all images of the recipe.
+A training step counts as three forward passes (the backward pass costs two), with two operations
+per multiply-add. With --measure each network also takes a few steps of a small batch here, and the
+time per image is extrapolated to all images of the recipe.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from timing import keep
 
 RECIPES = Path(__file__).parents[1] / "recipes"
 IMAGENET_1K, IMAGENET_22K = 1_281_167, 14_197_122
-# Recipe, network, pixels, images of an epoch, batch of the measurement.
+# Recipe, network, image size, images per epoch, batch size of the measurement.
 RUNS = (("cvt_13_imagenet1k_224", "cvt_13", 224, IMAGENET_1K, 16),
         ("cvt_21_imagenet1k_224", "cvt_21", 224, IMAGENET_1K, 16),
         ("cvt_13_imagenet1k_384_finetune", "cvt_13", 384, IMAGENET_1K, 8),
@@ -31,7 +31,7 @@ RUNS = (("cvt_13_imagenet1k_224", "cvt_13", 224, IMAGENET_1K, 16),
 
 
 def measure(network: str, size: int, batch: int, images: int) -> dict[str, float]:
-    """Seconds of an image here, days of them all, and the bytes that it takes."""
+    """Seconds per image, days for all `images`, and memory."""
     plan = json.loads(subprocess.run(
         [sys.executable, "-m", "cvt", "train", f"--model={network}", f"--image_size={size}",
          "--precision=bf16", f"--batch_size={batch}", "--dry_run", "--json"], check=True,
@@ -43,7 +43,7 @@ def measure(network: str, size: int, batch: int, images: int) -> dict[str, float
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--measure", action="store_true", help="take some steps of each here")
+    parser.add_argument("--measure", action="store_true", help="time some steps of each network")
     parser.add_argument("--print", action="store_true", help="keep no file")
     args = parser.parse_args()
     rows = {}

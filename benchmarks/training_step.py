@@ -1,39 +1,21 @@
-"""What a training step of CvT-13 costs: the model, its training form, the port in transformers.
+"""Duration of a training step of CvT-13: the model, its training form, the port in transformers.
 
     python benchmarks/training_step.py [--batch 16] [--rounds 9]
 
-Forward, cross entropy, backward and AdamW, in fp32 and under bf16 autocast, all in one process and
-interleaved; the port in fp32 is 1.0.
+Forward, cross entropy, backward and AdamW, in fp32 and under bf16 autocast, interleaved in one
+process. Speedups are relative to the port in fp32.
 """
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
 
 import cvt
+from cvt.deploy.bench import build_peer, train_step
 from cvt.fast.training import TrainingForm
 from timing import interleaved, keep, ratio, summary
-from vs_transformers import logits, theirs
-
-
-def step(network: nn.Module, images: Tensor, labels: Tensor, bf16: bool) -> Callable[[], None]:
-    network.train()
-    optimizer = torch.optim.AdamW(network.parameters(), lr=1e-4)
-
-    def run() -> None:
-        with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
-            out = logits(network(images))
-        loss = F.cross_entropy(out.float(), labels)
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-
-    return run
 
 
 def main() -> None:
@@ -42,10 +24,11 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=9)
     args = parser.parse_args()
     torch.manual_seed(0)
-    images, labels = torch.randn(args.batch, 3, 224, 224), torch.randint(1000, (args.batch,))
-    networks = {"transformers": theirs("cvt_13"), "model": cvt.create_model("cvt_13"),
+    images = torch.randn(args.batch, 3, 224, 224)
+    networks = {"transformers": build_peer("transformers:cvt_13", 224),
+                "model": cvt.create_model("cvt_13"),
                 "form": TrainingForm(cvt.create_model("cvt_13"))}
-    seconds = interleaved({f"{name} {precision}": step(net, images, labels, precision == "bf16")
+    seconds = interleaved({f"{name} {precision}": train_step(net, images, precision)
                            for precision in ("fp32", "bf16") for name, net in networks.items()},
                           args.rounds, warmup=1)
     rows = {}

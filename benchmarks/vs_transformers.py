@@ -4,7 +4,7 @@
 
 fp32 on the CPU, random weights, both models in one process and interleaved. Inference is a forward
 pass in evaluation mode; a training step is forward, cross entropy, backward and AdamW. Peak memory
-is what the step adds to the resident set of a process of its own.
+is what the step adds to the resident set of a separate process.
 """
 
 from __future__ import annotations
@@ -12,71 +12,30 @@ from __future__ import annotations
 import argparse
 import multiprocessing
 import resource
-from collections.abc import Callable
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
-from transformers import CvtConfig, CvtForImageClassification
+from torch import nn
 
 import cvt
+from cvt.deploy.bench import build_peer, forward_call, train_step
 from timing import interleaved, keep, ratio, summary
 
 
-def theirs(name: str) -> nn.Module:
-    """The port, configured to the same network."""
-    stages = cvt.VARIANTS[name].stages
-    config = CvtConfig(embed_dim=[s.dim for s in stages], num_heads=[s.num_heads for s in stages],
-                       depth=[s.depth for s in stages], num_labels=1000)
-    return CvtForImageClassification(config)
+def build(library: str, args: argparse.Namespace) -> nn.Module:
+    if library == "transformers":
+        return build_peer(f"transformers:{args.model}", args.size)
+    return cvt.create_model(args.model)
 
 
-def ours(name: str) -> nn.Module:
-    return cvt.CvT(cvt.VARIANTS[name])
-
-
-def logits(out: object) -> Tensor:
-    return out if isinstance(out, Tensor) else out.logits  # type: ignore[attr-defined]
-
-
-def train_step(model: nn.Module, images: Tensor, labels: Tensor) -> Callable[[], None]:
-    model.train()
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4)
-
-    def step() -> None:
-        loss = F.cross_entropy(logits(model(images)), labels)
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-
-    return step
-
-
-def inference(model: nn.Module, images: Tensor) -> Callable[[], None]:
-    model.eval()
-
-    def forward() -> None:
-        with torch.inference_mode():
-            model(images)
-
-    return forward
-
-
-def peak(build: Callable[[str], nn.Module], args: argparse.Namespace, out: object) -> None:
-    """In a process of its own: what two training steps add to the resident set, in MB."""
+def peak(library: str, args: argparse.Namespace, out: object) -> None:
+    """MB that two training steps add to the resident set; run in a separate process."""
     torch.manual_seed(0)
-    model = build(args.model)
-    images, labels = batch(args)
+    model, images = build(library, args), torch.randn(args.batch, 3, args.size, args.size)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    step = train_step(model, images, labels)
+    step = train_step(model, images)
     step()
     step()
     out.put((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024)  # type: ignore[attr-defined]
-
-
-def batch(args: argparse.Namespace) -> tuple[Tensor, Tensor]:
-    images = torch.randn(args.batch, 3, args.size, args.size)
-    return images, torch.randint(1000, (args.batch,))
 
 
 def main() -> None:
@@ -89,23 +48,22 @@ def main() -> None:
 
     memory = {}
     context = multiprocessing.get_context("spawn")
-    for name, build in (("transformers", theirs), ("cvt", ours)):
+    for name in ("transformers", "cvt"):
         queue = context.Queue()
-        process = context.Process(target=peak, args=(build, args, queue))
+        process = context.Process(target=peak, args=(name, args, queue))
         process.start()
         memory[name] = queue.get()
         process.join()
 
     torch.manual_seed(0)
-    images, labels = batch(args)
-    models = {"transformers": theirs(args.model), "cvt": ours(args.model)}
+    images = torch.randn(args.batch, 3, args.size, args.size)
+    models = {name: build(name, args).eval() for name in memory}
     result: dict[str, object] = {
         "model": args.model, "batch": args.batch, "size": args.size, "dtype": "float32",
         "threads": torch.get_num_threads(), "train_step_peak_mb": memory,
         "train_step_peak_ratio": memory["cvt"] / memory["transformers"]}
-    for what, make in (("inference", lambda m: inference(m, images)),
-                       ("train_step", lambda m: train_step(m, images, labels))):
-        seconds = interleaved({name: make(m) for name, m in models.items()}, args.rounds)
+    for what, make in (("inference", forward_call), ("train_step", train_step)):
+        seconds = interleaved({name: make(m, images) for name, m in models.items()}, args.rounds)
         speedup = ratio(seconds["transformers"], seconds["cvt"])
         result[what] = {**{name: {**summary(s), "img_per_s": args.batch / summary(s)["median_s"]}
                            for name, s in seconds.items()}, "speedup": speedup}

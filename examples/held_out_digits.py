@@ -1,14 +1,14 @@
-"""Write a few of scikit-learn's digits that training never saw as PNG files, to classify.
+"""Write a few held-out images of scikit-learn's digits as PNG files.
 
     python examples/held_out_digits.py DIRECTORY [COUNT]
 
-A file's name tells what it shows: 7-of-digit-1234.png.
+A file name starts with the class: 7-of-digit-1234.png.
 """
 
 import sys
 from pathlib import Path
 
-from cvt.data.builtin import digits
+from cvt.data.sources.builtin import digits
 
 
 def main() -> None:

@@ -39,7 +39,7 @@ def _same_seed():
 def no_charts():
     """Reports without their charts, a third of the time of a run of a few steps."""
     with pytest.MonkeyPatch.context() as patch:
-        for name in ("loss_chart", "lr_chart", "reliability_chart", "top1_chart"):
+        for name in ("loss_chart", "lr_chart", "reliability_diagram", "top1_chart"):
             patch.setattr(f"cvt.evaluate.report.{name}", lambda _: "<svg></svg>")
         yield
 

@@ -19,7 +19,7 @@ from cvt.model import ConvAttention, CvT, join, split
 from cvt.networks.baselines import resnet, vit
 from cvt.networks.supernet import Supernet
 from cvt.networks.surgery import freeze_batchnorm, swap
-from cvt.train.sync import SyncedBatchNorm2d
+from cvt.train.processes import SyncBatchNorm2d
 
 pytestmark = pytest.mark.slow
 
@@ -235,7 +235,7 @@ def test_gradients_with_frozen_or_folded_batch_norm_are_finite_differences(netwo
 @pytest.mark.parametrize("training", [False, True])
 def test_gradients_with_synchronised_batch_norm_are_those_without(network, one_process, training):
     model = network(cls_tokens=(0, 1, 2)).train(training).float()
-    synced = swap(copy.deepcopy(model), nn.BatchNorm2d, SyncedBatchNorm2d.of)
+    synced = swap(copy.deepcopy(model), nn.BatchNorm2d, SyncBatchNorm2d.of)
     for batch in (1, 2):
         x = images(batch, 3, 35, 51).float()
 

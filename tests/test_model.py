@@ -116,13 +116,13 @@ def test_images_may_have_any_number_of_channels(tiny, chans):
 
 
 @pytest.mark.parametrize("shape", [(2, 1, 64, 64), (2, 4, 64, 64), (3, 64, 64), (2, 3, 64)])
-def test_images_of_another_form_are_refused_with_their_shape(tiny_model, shape):
+def test_images_of_another_form_are_rejected_with_their_shape(tiny_model, shape):
     with pytest.raises(InputError, match=r"shape \(B, 3, H, W\), got \(" + str(shape)[1:-1]):
         tiny_model(torch.zeros(shape))
 
 
 @pytest.mark.parametrize("ablation", ["plain", "patch", "avg", "kv_stride_1"])
-def test_the_least_size_runs_and_one_pixel_less_is_refused(tiny, ablation):
+def test_the_least_size_runs_and_one_pixel_less_is_rejected(tiny, ablation):
     config = tiny(**ABLATIONS.get(ablation, {}))
     model, least = CvT(config).eval(), config.min_size()
 
@@ -277,7 +277,7 @@ def test_indices_pick_maps_in_the_order_asked_for(tiny_model, level, indices, po
 
 @pytest.mark.parametrize("level", ["stage", "block"])
 @pytest.mark.parametrize("indices", [0, -1, 5, [4], [-5], [0, 7]])
-def test_an_index_out_of_range_is_refused(tiny_model, level, indices):
+def test_an_index_out_of_range_is_rejected(tiny_model, level, indices):
     with pytest.raises(InputError, match=r"\d of \d|out of range"):
         tiny_model.forward_intermediates(images(), indices, level=level)
 
@@ -287,7 +287,7 @@ def test_an_index_out_of_range_is_refused(tiny_model, level, indices):
     ({"level": "layer"}, "level='layer'"),
     ({"output_fmt": "NHWC"}, "output_fmt='NHWC'"),
 ])
-def test_intermediates_in_another_form_are_refused(tiny_model, changes, message):
+def test_intermediates_in_another_form_are_rejected(tiny_model, changes, message):
     with pytest.raises(InputError, match=message):
         tiny_model.forward_intermediates(images(), **changes)
 

@@ -6,9 +6,8 @@ import torch
 from cvt.config import VARIANTS, Preprocess
 from cvt.model import CvT, QuickGELU
 from cvt.system.errors import InputError
-from cvt.weights.models import create_model, load_model
+from cvt.weights.models import create_model, load_model, save_model
 from cvt.weights.names import FROM_NATIVE, rename
-from cvt.weights.native import save_model
 from cvt.zoo import ZOO, imagenet_classes, list_models, shipped
 
 MICROSOFTS = {tag: row for tag, row in ZOO.items() if row.repo}
@@ -84,7 +83,7 @@ def test_a_configuration_file_decides_the_network_of_the_weights(tmp_path, nano)
     assert model.config == dataclasses.replace(changed, num_classes=2)
     torch.testing.assert_close(model.state_dict(), load_model(nano)[0].state_dict(), rtol=0, atol=0)
     with_stages(changed, projection="avg").save(tmp_path / "other.yaml")
-    with pytest.raises(InputError, match=r"126 left over \(stages\.0\.blocks\.0\.attn\.k\.bn"):
+    with pytest.raises(InputError, match=r"126 unexpected \(stages\.0\.blocks\.0\.attn\.k\.bn"):
         create_model(str(tmp_path / "other.yaml"), weights=nano)
 
 
@@ -119,14 +118,14 @@ def test_a_tag_says_what_a_renamed_file_is(official, tmp_path):
     assert model.load_report.format == "official"
 
 
-def test_weights_of_another_variant_are_refused(official, nano):
+def test_weights_of_another_variant_are_rejected(official, nano):
     with pytest.raises(InputError, match="not a checkpoint of this architecture"):
         create_model("cvt_21.msft_in1k", weights=official)
     with pytest.raises(InputError, match="weights of cvt_nano, not of cvt_13; create that one"):
         create_model("cvt_13", weights=nano)
 
 
-def test_a_new_head_and_other_channels_are_told(nano):
+def test_a_new_head_and_other_channels_are_reported(nano):
     whole, _ = load_model(nano)
 
     model = create_model("cvt_nano", weights=nano, num_classes=5, in_chans=1)
@@ -134,19 +133,19 @@ def test_a_new_head_and_other_channels_are_told(nano):
     assert model(torch.randn(2, 1, 32, 32)).shape == (2, 5)
     assert torch.equal(model.stages[2].cls_token, whole.stages[2].cls_token)
     report = model.load_report
-    assert set(report.left_over) == set(report.skipped) == {"head.weight", "head.bias"}
+    assert set(report.missing) == set(report.skipped) == {"head.weight", "head.bias"}
     assert report.adapted == {"stages.0.embed.conv.weight": "32x3x3x3 to 32x1x3x3"}
     assert not any(p.is_meta for p in model.parameters())
     assert model.head.weight.std() > 0
 
 
-def test_a_head_that_is_kept_for_its_number_of_classes_is_told(nano):
+def test_a_head_that_is_kept_for_its_number_of_classes_is_reported(nano):
     model = create_model("cvt_nano", weights=nano, num_classes=2)
 
     assert torch.equal(model.head.weight, load_model(nano)[0].head.weight)
-    assert "num_classes=2 is the checkpoint's own number, so its head is kept" in str(
+    assert "num_classes=2 equals that of the checkpoint, so its head is kept" in str(
         model.load_report)
-    assert "own number" not in str(create_model("cvt_nano", weights=nano).load_report)
+    assert "equals that" not in str(create_model("cvt_nano", weights=nano).load_report)
 
 
 def test_a_head_is_taken_away(nano):

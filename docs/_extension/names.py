@@ -18,7 +18,7 @@ _NAME = re.compile(r"cvt(?:\.\w+)+")
 def public(name: str) -> str:
     """The name under which the reference has it: `cvt.model.CvT` is there as `cvt.CvT`."""
     module, _, last = name.rpartition(".")
-    return f"cvt.{last}" if cvt._HOMES.get(last) == module else name
+    return f"cvt.{last}" if cvt._MODULES.get(last) == module else name
 
 
 class _Names(SphinxTransform):

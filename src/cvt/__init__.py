@@ -1,6 +1,6 @@
-"""CvT, the Convolutional vision Transformer (arXiv:2103.15808), as published.
+"""CvT, the Convolutional vision Transformer (arXiv:2103.15808).
 
-Every public name is here; each is imported when first used, so `import cvt` needs no torch.
+All public names are here. Each is imported on first use, so `import cvt` loads no torch.
 """
 
 from __future__ import annotations
@@ -30,33 +30,29 @@ if TYPE_CHECKING:
     from cvt.weights.load import load_weights as load_weights
     from cvt.weights.models import create_model as create_model
     from cvt.weights.models import load_model as load_model
-    from cvt.weights.native import save_model as save_model
+    from cvt.weights.models import save_model as save_model
     from cvt.zoo import list_models as list_models
 
-_HOMES = {
-    "Predictor": "cvt.predict.predictor",
-    "optimize": "cvt.deploy.backends",
-    "backbone": "cvt.networks.backbone", "convert": "cvt.weights.convert",
-    "freeze_batchnorm": "cvt.networks.surgery", "swap": "cvt.networks.surgery",
-    "ModelCard": "cvt.weights.card",
-    "VARIANTS": "cvt.config", "CvTConfig": "cvt.config", "Preprocess": "cvt.config",
-    "StageConfig": "cvt.config",
-    "DivergedError": "cvt.system.errors", "InputError": "cvt.system.errors",
-    "CvT": "cvt.model",
-    "Recipe": "cvt.train.recipe",
-    "LoadReport": "cvt.weights.load", "load_weights": "cvt.weights.load",
-    "save_model": "cvt.weights.native",
-    "create_model": "cvt.weights.models", "load_model": "cvt.weights.models",
-    "list_models": "cvt.zoo",
+_MODULES = {
+    "CvT": "cvt.model", "CvTConfig": "cvt.config", "DivergedError": "cvt.system.errors",
+    "InputError": "cvt.system.errors", "LoadReport": "cvt.weights.load",
+    "ModelCard": "cvt.weights.card", "Predictor": "cvt.predict.predictor",
+    "Preprocess": "cvt.config", "Recipe": "cvt.train.recipe", "StageConfig": "cvt.config",
+    "VARIANTS": "cvt.config", "backbone": "cvt.networks.backbone",
+    "convert": "cvt.weights.convert", "create_model": "cvt.weights.models",
+    "freeze_batchnorm": "cvt.networks.surgery", "list_models": "cvt.zoo",
+    "load_model": "cvt.weights.models", "load_weights": "cvt.weights.load",
+    "optimize": "cvt.deploy.backends", "save_model": "cvt.weights.models",
+    "swap": "cvt.networks.surgery",
 }
 
-__all__ = ["__version__", *sorted(_HOMES)]
+__all__ = ["__version__", *_MODULES]
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
+    if name not in _MODULES:
         raise AttributeError(f"module 'cvt' has no attribute {name!r}")
-    return getattr(import_module(_HOMES[name]), name)
+    return getattr(import_module(_MODULES[name]), name)
 
 
 def __dir__() -> list[str]:

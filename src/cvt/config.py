@@ -1,10 +1,10 @@
-"""What a CvT is and how its images are prepared, as data. No torch.
+"""Configuration of a CvT and of its preprocessing, as data. No torch.
 
 `StageConfig` is a column of Table 2 of the paper (arXiv:2103.15808), `CvTConfig` the whole network,
-`VARIANTS` the table itself and `Preprocess` the way from an image to the network's input.
+`VARIANTS` the table and `Preprocess` the steps from an image to the input of the network.
 Ablations are configurations too: Table 5 is `pos_embed`, Table 6 `embed="patch"`, Table 7
-`stride_kv=1` and Table 8 `projection="linear"`; what a search for architectures (CvT-13-NAS of
-Table 3) chooses, `stride_kv` and `mlp_ratio`, may differ from block to block.
+`stride_kv=1` and Table 8 `projection="linear"`. The choices of an architecture search (CvT-13-NAS
+in Table 3), `stride_kv` and `mlp_ratio`, may differ from block to block.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ Act = Literal["quick_gelu", "gelu"]
 Grid = tuple[int, int]  # (H, W) in tokens
 _Number = TypeVar("_Number", int, float)
 
-# No dimension of any network is larger; a configuration may come from a stranger.
-MOST = 100_000
+# Upper bound of every dimension: a configuration may come from an untrusted file.
+MAX_DIM = 100_000
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -33,95 +33,95 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 class StageConfig:
     """One stage: a token embedding, then `depth` Transformer blocks of width `dim`.
 
-    Raises InputError for values that no network can be built from.
+    Raises InputError for invalid values.
     """
 
     dim: int
-    """Channels of every token in the stage."""
+    """Channels of a token."""
     num_heads: int
     """Attention heads; the paper keeps dim / num_heads = 64."""
     depth: int
     """Transformer blocks."""
     embed: Literal["conv", "patch"] = "conv"
-    """Overlapping convolution (Sec. 3.1) or, as in ViT, patches that do not overlap (Table 6)."""
+    """Token embedding: overlapping convolution (Sec. 3.1), or non-overlapping patches as in ViT
+    (Table 6)."""
     embed_kernel: int = 3
-    """Side of the embedding's kernel, in pixels or tokens of the stage before."""
+    """Kernel size of the embedding, in pixels or in tokens of the previous stage."""
     embed_stride: int = 2
-    """Stride of the embedding; for "patch" it equals embed_kernel."""
+    """Stride of the embedding; equal to embed_kernel for "patch"."""
     embed_padding: int = 1
-    """Zero padding of the embedding; for "patch" it is 0."""
+    """Zero padding of the embedding; 0 for "patch"."""
     projection: Literal["conv", "avg", "linear"] = "conv"
-    """What stands before the query, key and value Linears (Sec. 3.2): depthwise convolution with
-    BatchNorm, average pooling (keys and values only), or nothing (Table 8)."""
+    """Before the query, key and value Linears (Sec. 3.2): depthwise convolution and BatchNorm,
+    average pooling (keys and values only), or nothing (Table 8)."""
     kernel: int = 3
-    """Side of the projection's kernel, odd."""
+    """Kernel size of the projection, odd."""
     stride_kv: int | tuple[int, ...] = 2
-    """Stride of the key and value projections (Table 7), of all blocks or one for each; 1 for
+    """Stride of the key and value projections (Table 7), for all blocks or one per block; 1 for
     "linear"."""
     padding_kv: int = 1
-    """Padding of the key and value projections; the query's is kernel // 2, so its grid stays."""
+    """Padding of the key and value projections; the padding of the query is kernel // 2, which
+    keeps its grid."""
     qkv_bias: bool = True
     """Bias in the query, key and value Linears."""
     mlp_ratio: float | tuple[float, ...] = 4.0
-    """Hidden width of the MLP in units of dim, of all blocks or one for each."""
+    """Hidden width of the MLP divided by dim, for all blocks or one per block."""
     cls_token: bool = False
-    """A learned class token in front of the stage's tokens; the last stage's is classified."""
+    """Class token in front of the tokens of the stage; the last stage's is classified."""
     pos_embed: bool = False
-    """A learned position embedding added to the tokens, resized to any grid (Table 5)."""
+    """Learned position embedding added to the tokens, resized to the grid (Table 5)."""
     drop_rate: float = 0.0
-    """Dropout of tokens and of both MLP layers, probability in [0, 1)."""
+    """Dropout probability of tokens and of both MLP layers, in [0, 1)."""
     attn_drop_rate: float = 0.0
-    """Dropout of attention weights, probability in [0, 1)."""
+    """Dropout probability of attention weights, in [0, 1)."""
     drop_path_rate: float = 0.0
-    """Stochastic depth: rises from 0 at the first block of the stage to this at its last."""
+    """Stochastic depth rate of the last block, in [0, 1); rises linearly from 0 at the first."""
 
     def __post_init__(self) -> None:
         check_types(self)
         for name in ("dim", "num_heads", "depth", "embed_kernel", "embed_stride", "kernel"):
             check_range(self, name, 1)
         for name in ("stride_kv", "mlp_ratio"):
-            _one_where_equal(self, name)
+            _collapse_equal(self, name)
         check_range(self, "stride_kv", 1)
         for name in ("embed_padding", "padding_kv"):
             check(getattr(self, name) >= 0, f"{name}={getattr(self, name)} must not be negative")
         for name in ("drop_rate", "attn_drop_rate", "drop_path_rate"):
             check(0 <= getattr(self, name) < 1, f"{name}={getattr(self, name)} must be in [0, 1)")
         ratios = _each(self.mlp_ratio)
-        check(max(ratios) <= MOST, f"mlp_ratio={self.mlp_ratio} must be at most {MOST}")
+        check(max(ratios) <= MAX_DIM, f"mlp_ratio={self.mlp_ratio} must be at most {MAX_DIM}")
         check(int(self.dim * min(ratios)) >= 1, f"mlp_ratio={self.mlp_ratio} leaves no hidden "
-               "channel; the paper's is 4")
+              "channel; the paper uses 4")
         check(self.dim % self.num_heads == 0,
-               f"dim={self.dim} is not divisible by num_heads={self.num_heads}; the paper keeps "
-               f"dim / num_heads = 64, so try num_heads={max(1, self.dim // 64)}")
-        check(self.kernel % 2 == 1, f"kernel={self.kernel} is even, so the queries would not keep "
-               "their grid; use an odd kernel such as 3")
+              f"dim={self.dim} is not divisible by num_heads={self.num_heads}; the paper keeps "
+              f"dim / num_heads = 64, so try num_heads={max(1, self.dim // 64)}")
+        check(self.kernel % 2 == 1, f"kernel={self.kernel} is even, which changes the grid of the "
+              "queries; use an odd kernel such as 3")
         check(self.embed_padding < self.embed_kernel,
-               f"embed_padding={self.embed_padding} must be smaller than "
-               f"embed_kernel={self.embed_kernel}")
+              f"embed_padding={self.embed_padding} must be smaller than "
+              f"embed_kernel={self.embed_kernel}")
         if self.embed == "patch":
             check(self.embed_kernel == self.embed_stride and self.embed_padding == 0,
-                   f"embed='patch' does not overlap, but embed_kernel={self.embed_kernel}, "
-                   f"embed_stride={self.embed_stride}, embed_padding={self.embed_padding}; set "
-                   f"embed_kernel=embed_stride and embed_padding=0")
+                  f"embed='patch' does not overlap, but embed_kernel={self.embed_kernel}, "
+                  f"embed_stride={self.embed_stride}, embed_padding={self.embed_padding}; set "
+                  f"embed_kernel=embed_stride and embed_padding=0")
         if self.projection == "linear":
             check(self.stride_kv == 1, f"projection='linear' keeps every token, but "
-                   f"stride_kv={self.stride_kv}; set stride_kv=1")
+                  f"stride_kv={self.stride_kv}; set stride_kv=1")
         if self.projection == "avg":
             check(self.padding_kv <= self.kernel // 2, f"projection='avg' pads at most half its "
-                   f"kernel={self.kernel}, but padding_kv={self.padding_kv}; "
-                   f"set padding_kv={self.kernel // 2}")
+                  f"kernel={self.kernel}, but padding_kv={self.padding_kv}; "
+                  f"set padding_kv={self.kernel // 2}")
 
     def grid(self, grid: Grid) -> Grid:
-        """The stage's token grid for an input of `grid` (H, W); may be empty (0)."""
+        """Token grid of the stage for an input of `grid` (H, W); may be empty (0)."""
         height, width = (_conv(n, self.embed_kernel, self.embed_stride, self.embed_padding)
                          for n in grid)
         return height, width
 
     def grids_kv(self, grid: Grid) -> tuple[Grid, ...]:
-        """The grids of keys and values for the stage's own token grid (H, W).
-
-        One, or where the strides of its blocks differ one for each stride, the smallest first.
-        """
+        """Grids of keys and values for a token grid (H, W): one for each different stride of the
+        blocks, in order of the strides."""
         if self.projection == "linear":
             return (grid,)
         out = _pool_ceil if self.projection == "avg" else _conv
@@ -132,68 +132,70 @@ class StageConfig:
         return tuple(grids)
 
     def block(self, i: int) -> StageConfig:
-        """Block `i`, counted from 0, as a stage of that block alone."""
-        def its(value: _Number | tuple[_Number, ...]) -> _Number:
+        """The configuration of block `i` (from 0): a stage of depth 1."""
+        def of_block(value: _Number | tuple[_Number, ...]) -> _Number:
             return value[i] if isinstance(value, tuple) else value
 
-        return replace(self, depth=1, stride_kv=its(self.stride_kv), mlp_ratio=its(self.mlp_ratio))
+        return replace(self, depth=1, stride_kv=of_block(self.stride_kv),
+                       mlp_ratio=of_block(self.mlp_ratio))
 
     @property
     def uniform(self) -> bool:
-        """Whether all blocks have one key and value stride and one MLP ratio, as in the paper."""
+        """Whether all blocks have the same stride_kv and mlp_ratio, as in the paper."""
         return not isinstance(self.stride_kv, tuple) and not isinstance(self.mlp_ratio, tuple)
 
 
 @dataclass(frozen=True, kw_only=True)
 class CvTConfig:
-    """A whole CvT: everything needed to rebuild the network, weights aside.
+    """A whole CvT: everything needed to build the network, without its weights.
 
-    Raises InputError for values that no network can be built from.
+    Raises InputError for invalid values.
     """
 
     stages: tuple[StageConfig, ...]
-    """From the finest grid to the coarsest."""
+    """Stages, from the finest grid to the coarsest."""
     in_chans: int = 3
     """Channels of the input image."""
     num_classes: int = 1000
-    """Width of the classifier; 0 for none."""
+    """Number of classes; 0 builds no classifier."""
     act: Act = "quick_gelu"
-    """The MLP's activation. The official code and its weights use QuickGELU, x sigmoid(1.702 x);
+    """Activation of the MLP. The official code and its weights use QuickGELU, x sigmoid(1.702 x);
     weights trained with the transformers port use GELU."""
     init: Literal["trunc_norm", "xavier"] = "trunc_norm"
-    """Initialisation of the Linear weights: truncated normal of std 0.02, or Xavier uniform."""
+    """Initialisation of Linear weights: truncated normal with std 0.02, or Xavier uniform."""
     image_size: int = 224
-    """Side in pixels at which position embeddings are learned; no other part depends on it."""
+    """Image side in pixels at which position embeddings are learned; nothing else depends on it."""
 
     def __post_init__(self) -> None:
         check_types(self)
-        check(len(self.stages) >= 1, "stages is empty; a CvT has at least one stage")
-        check(len(self.stages) <= 100, f"{len(self.stages)} stages are more than 100")
+        check(1 <= len(self.stages) <= 100, f"{len(self.stages)} stages; a CvT has 1 to 100")
         check_range(self, "in_chans", 1)
-        check(self.image_size <= MOST, f"image_size={self.image_size} must be at most {MOST}")
+        check(self.image_size <= MAX_DIM, f"image_size={self.image_size} must be at most {MAX_DIM}")
         check(self.num_classes >= 0, f"num_classes={self.num_classes} must not be negative; "
-               "0 builds no classifier")
-        check(self.num_classes <= 10 * MOST, f"num_classes={self.num_classes} must be at most "
-              f"{10 * MOST}")
+              "0 builds no classifier")
+        check(self.num_classes <= 10 * MAX_DIM, f"num_classes={self.num_classes} must be at most "
+              f"{10 * MAX_DIM}")
         self.grids((self.image_size, self.image_size))
 
     def grids(self, size: Grid) -> tuple[Grid, ...]:
-        """The token grid (H, W) of each stage for an image of `size` (H, W) pixels.
+        """Token grid (H, W) of each stage for an image of `size` (H, W) pixels.
 
-        Raises InputError where a stage would be left without tokens.
+        Raises InputError if a stage would have no tokens.
         """
         grid, grids = size, []
         for i, stage in enumerate(self.stages):
             grid = stage.grid(grid)
             if _empty(stage, grid):
+                fitting = next(filter(self._fits, range(1, MAX_DIM + 1)), None)
                 raise InputError(
                     f"an image of {size[0]}x{size[1]} pixels leaves stage {i + 1} without tokens; "
-                    + self._needs())
+                    + (f"this network needs at least {fitting} pixels a side" if fitting else
+                       f"this network has no tokens for images of up to {MAX_DIM} pixels a side"))
             grids.append(grid)
         return tuple(grids)
 
     def min_size(self) -> int:
-        """The least image side, in pixels, that leaves every stage at least one token."""
+        """Minimum image side in pixels, with at least one token in every stage."""
         return next(filter(self._fits, range(1, self.image_size)), self.image_size)
 
     def _fits(self, side: int) -> bool:
@@ -204,26 +206,21 @@ class CvTConfig:
                 return False
         return True
 
-    def _needs(self) -> str:
-        least = next(filter(self._fits, range(1, MOST + 1)), None)
-        return (f"this network needs at least {least} pixels a side" if least else
-                f"this network has no room for a token in images of up to {MOST} pixels a side")
-
     @property
     def strides(self) -> tuple[int, ...]:
-        """Pixels between neighbouring tokens of each stage; (4, 8, 16) in the paper."""
+        """Stride of each stage in pixels of the image; (4, 8, 16) in the paper."""
         return tuple(math.prod(s.embed_stride for s in self.stages[: i + 1])
                      for i in range(len(self.stages)))
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain lists, dicts, numbers and strings; `from_dict` reads them back."""
+        """Plain lists, dicts, numbers and strings, for `from_dict`."""
         return {**asdict(self), "stages": [
             {name: list(value) if isinstance(value, tuple) else value
              for name, value in asdict(stage).items()} for stage in self.stages]}
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> CvTConfig:
-        """The config `data` describes. Raises InputError for an unknown key or a wrong value."""
+        """Config from plain data. Raises InputError for an unknown key or an invalid value."""
         stages = data.get("stages") if isinstance(data, Mapping) else None
         if not isinstance(stages, Sequence) or isinstance(stages, str):
             raise InputError(f"stages={stages!r} is not a list of stages")
@@ -236,16 +233,16 @@ class CvTConfig:
 
     @classmethod
     def load(cls, path: str | Path) -> CvTConfig:
-        """Read what `save` wrote. Raises InputError for anything else."""
+        """Read a file written by `save`. Raises InputError for any other file."""
         return cls.from_dict(read_mapping(Path(path)))
 
     @classmethod
     def from_official_yaml(cls, path: str | Path) -> CvTConfig:
-        """The network that an experiment file of microsoft/CvT describes (its `MODEL.SPEC`).
+        """Config from the `MODEL.SPEC` of an experiment file of microsoft/CvT.
 
-        The official code knows no choice of activation, so `act` is "quick_gelu". Its "linear"
-        projection cannot run there; here it keeps every token, whatever its STRIDE_KV says.
-        Raises InputError for a file without MODEL.SPEC or with a value that cannot be built.
+        The official code always uses QuickGELU, so `act` is "quick_gelu". Its "linear" projection
+        fails there; here it keeps every token, and STRIDE_KV is ignored. Raises InputError for a
+        file without MODEL.SPEC and for invalid values.
         """
         data = read_mapping(Path(path))
         model = data.get("MODEL")
@@ -255,14 +252,14 @@ class CvTConfig:
         train = data.get("TRAIN")
         sizes = train.get("IMAGE_SIZE", [224]) if isinstance(train, Mapping) else [224]
         check(isinstance(sizes, list) and len(sizes) > 0,
-              f"{path} says TRAIN.IMAGE_SIZE={sizes!r}, which is not a list of pixels")
+              f"{path} has TRAIN.IMAGE_SIZE={sizes!r}, which is not a list of pixels")
         return cls.from_official_spec(model["SPEC"], num_classes=model.get("NUM_CLASSES", 1000),
                                       image_size=sizes[0])
 
     @classmethod
     def from_official_spec(cls, spec: Mapping[str, Any], *, num_classes: int = 1000,
                            image_size: int = 224) -> CvTConfig:
-        """The network of an official `MODEL.SPEC` mapping; see `from_official_yaml`."""
+        """Config from an official `MODEL.SPEC` mapping; see `from_official_yaml`."""
         unknown = sorted(set(spec) - set(_SPEC_KEYS) - {"INIT", "NUM_STAGES", "STRIDE_Q",
                                                         "PADDING_Q"})
         if unknown:
@@ -272,8 +269,8 @@ class CvTConfig:
                          if key not in spec)
         if missing:
             raise InputError(f"MODEL.SPEC lacks {', '.join(missing)}")
-        check(isinstance(spec["NUM_STAGES"], int), f"MODEL.SPEC says NUM_STAGES="
-              f"{spec['NUM_STAGES']!r}, which is not a number of stages")
+        check(isinstance(spec["NUM_STAGES"], int),
+              f"MODEL.SPEC has NUM_STAGES={spec['NUM_STAGES']!r}, which is not an integer")
         stages = []
         for i in range(spec["NUM_STAGES"]):
             try:
@@ -281,8 +278,8 @@ class CvTConfig:
                 stride_q = spec["STRIDE_Q"][i] if "STRIDE_Q" in spec else 1
                 padding_q = spec["PADDING_Q"][i] if "PADDING_Q" in spec else None
             except (IndexError, KeyError, TypeError):
-                raise InputError(f"MODEL.SPEC says NUM_STAGES={spec['NUM_STAGES']}, but a list in "
-                                 f"it has no entry for stage {i + 1}") from None
+                raise InputError(f"MODEL.SPEC has NUM_STAGES={spec['NUM_STAGES']}, but one of its "
+                                 f"lists has no entry for stage {i + 1}") from None
             method = stage.get("projection", "dw_bn")
             if not isinstance(method, str) or method not in _PROJECTIONS:
                 raise InputError(f"QKV_PROJ_METHOD={method!r} is not a projection; "
@@ -294,15 +291,15 @@ class CvTConfig:
             if stride_q != 1 or padding_q not in (None, stages[-1].kernel // 2):
                 raise InputError(
                     f"STRIDE_Q={stride_q}, PADDING_Q={padding_q} in stage {i + 1} change the grid "
-                    "of the queries, which the residual needs; use 1 and kernel // 2")
+                    "of the queries, which the residual connection needs; use 1 and kernel // 2")
         return cls(stages=tuple(stages), num_classes=num_classes, image_size=image_size,
                    init=spec.get("INIT", "trunc_norm"))
 
     def to_official_yaml(self, size: int) -> dict[str, Any]:
-        """The content of an experiment file of microsoft/CvT for images of `size` pixels.
+        """Content of an experiment file of microsoft/CvT for images of `size` pixels.
 
-        The activation is not in it: the official code knows QuickGELU alone. Raises InputError for
-        a network that it cannot build.
+        The activation is not part of it: the official code always uses QuickGELU. Raises InputError
+        for a network that the official code cannot build.
         """
         for key, wrong in (("pos_embed", any(s.pos_embed for s in self.stages)),
                            ("projection", any(s.projection == "linear" for s in self.stages)),
@@ -322,7 +319,7 @@ class CvTConfig:
                 "TRAIN": {"IMAGE_SIZE": [size, size]}}
 
 
-# Official key of MODEL.SPEC -> our field. One entry a stage.
+# Official key of MODEL.SPEC -> our field, a list with one entry per stage.
 _SPEC_KEYS = {
     "PATCH_SIZE": "embed_kernel", "PATCH_STRIDE": "embed_stride", "PATCH_PADDING": "embed_padding",
     "DIM_EMBED": "dim", "NUM_HEADS": "num_heads", "DEPTH": "depth", "MLP_RATIO": "mlp_ratio",
@@ -336,25 +333,25 @@ _PROJECTIONS = {"dw_bn": "conv", "avg": "avg", "linear": "linear"}
 
 @dataclass(frozen=True, kw_only=True)
 class Preprocess:
-    """From an image of any size to the network's input; stored with every trained model.
+    """Preprocessing from an image of any size to the network's input; saved with every model.
 
-    "crop": resize the short side to size / crop, then cut the centre; "squash": resize both sides
-    to size, whatever the shape (the paper's way at 384). Raises InputError for nonsense.
+    mode="crop" resizes the short side to size / crop and takes the centre crop. mode="squash"
+    resizes both sides to size, whatever the aspect ratio (as the paper does at 384). Raises
+    InputError for invalid values.
     """
 
     size: int = 224
-    """Side in pixels of the square that the network sees."""
+    """Side in pixels of the square input of the network."""
     crop: float = 0.875
-    """Fraction of the resized short side that the centre crop keeps, in (0, 1]."""
+    """Size of the centre crop as a fraction of the resized short side, in (0, 1]."""
     mode: Literal["crop", "squash"] = "crop"
-    """Whether to keep the shape and cut the centre, or to squash the image to a square."""
+    """Keep the aspect ratio and crop the centre, or squash the image to a square."""
     interpolation: Literal["bicubic", "bilinear", "nearest", "lanczos"] = "bicubic"
-    """Filter of the resize, antialiased, as Pillow computes it."""
+    """Resize filter, antialiased, as in Pillow."""
     mean: tuple[float, ...] = IMAGENET_MEAN
-    """Subtracted from channels in [0, 1]; its length is the number of channels. Images give 1
-    (gray) or 3 (RGB)."""
+    """Mean of each channel in [0, 1], which is subtracted: one value for gray, three for RGB."""
     std: tuple[float, ...] = IMAGENET_STD
-    """Divides the channels after the mean."""
+    """Standard deviation of each channel, by which it is then divided."""
 
     def __post_init__(self) -> None:
         check_types(self)
@@ -363,21 +360,22 @@ class Preprocess:
         check(len(self.mean) == len(self.std) >= 1, f"mean={self.mean} and std={self.std} must "
               "have as many entries as the input has channels")
         check(all(s > 0 for s in self.std), f"std={self.std} must be positive")
-        check(self.mode == "crop" or self.crop == 1, f"mode='squash' cuts nothing off, but "
-               f"crop={self.crop}; set crop=1")
+        check(self.mode == "crop" or self.crop == 1, f"mode='squash' does not crop, but "
+              f"crop={self.crop}; set crop=1")
 
     @property
     def channels(self) -> int:
-        """Channels of the network's input."""
+        """Input channels of the network."""
         return len(self.mean)
 
     @property
     def resize(self) -> int:
-        """Side in pixels to which the short side ("crop") or both sides ("squash") are resized."""
+        """Pixels to which the short side ("crop") or both sides ("squash") are resized."""
         return math.floor(self.size / self.crop + 1e-6)  # 90 / (90 / 100) is 99.99999999999999
 
     def with_channels(self, channels: int) -> Preprocess:
-        """The same for another number of channels: the average for one, else repeated."""
+        """The same for another number of channels: mean and std are averaged for one, else
+        repeated."""
         if channels == self.channels:
             return self
         mean, std = ((sum(v) / len(v),) if channels == 1 else
@@ -386,33 +384,33 @@ class Preprocess:
 
 
 def imagenet_preprocess(size: int) -> Preprocess:
-    """As the paper evaluates at `size` pixels: ImageNet's mean and std, from 384 on squashed."""
+    """Preprocessing of the paper at `size` pixels: ImageNet's mean and std, squashed from 384."""
     return Preprocess(size=size, mode="squash", crop=1.0) if size >= 384 else Preprocess(size=size)
 
 
-def check_range(config: Any, name: str, least: int) -> None:
-    """Refuse a field that is below `least`, or so large that building would fill the memory."""
+def check_range(config: Any, name: str, minimum: int) -> None:
+    """Raise InputError for a field below `minimum`, or so large that it would fill the memory."""
     value = getattr(config, name)
-    check(min(_each(value)) >= least, f"{name}={value} must be at least {least}")
-    check(max(_each(value)) <= MOST, f"{name}={value} must be at most {MOST}")
+    check(min(_each(value)) >= minimum, f"{name}={value} must be at least {minimum}")
+    check(max(_each(value)) <= MAX_DIM, f"{name}={value} must be at most {MAX_DIM}")
 
 
 def _each(value: _Number | tuple[_Number, ...]) -> tuple[_Number, ...]:
     return value if isinstance(value, tuple) else (value,)
 
 
-def _one_where_equal(stage: StageConfig, name: str) -> None:
-    """Let a field with an entry for each block be one number where all are equal."""
+def _collapse_equal(stage: StageConfig, name: str) -> None:
+    """Replace a field with one entry per block by a single number if all entries are equal."""
     value = getattr(stage, name)
     if isinstance(value, tuple):
         check(len(value) == stage.depth, f"{name}={value} has {len(value)} entries for "
-              f"depth={stage.depth}; give one number for all blocks, or one for each")
+              f"depth={stage.depth}; give one number for all blocks, or one per block")
         if len(set(value)) == 1:
             object.__setattr__(stage, name, value[0])
 
 
 def _empty(stage: StageConfig, grid: Grid) -> bool:
-    """Whether the stage's token grid, or one of keys and values, has no token."""
+    """Whether the token grid of the stage, or a grid of keys and values, has no token."""
     return min(grid) < 1 or min(map(min, stage.grids_kv(grid))) < 1
 
 
@@ -429,7 +427,7 @@ def _pool_ceil(size: int, kernel: int, stride: int, padding: int) -> int:
 def _variant(dims: Sequence[int], heads: Sequence[int], depths: Sequence[int], *,
              stem: tuple[int, int, int] = (7, 4, 2), drop_path_rate: float = 0.1,
              num_classes: int = 1000, image_size: int = 224) -> CvTConfig:
-    """A row of VARIANTS: three stages, the class token and stochastic depth in the last."""
+    """A row of VARIANTS: three stages, with class token and stochastic depth in the last."""
     embeds = (stem, (3, 2, 1), (3, 2, 1))  # kernel, stride, padding
     return CvTConfig(num_classes=num_classes, image_size=image_size, stages=tuple(
         StageConfig(dim=dim, num_heads=num_heads, depth=depth, embed_kernel=kernel,
@@ -445,8 +443,8 @@ VARIANTS: Mapping[str, CvTConfig] = {
     "cvt_21": _variant((64, 192, 384), (1, 3, 6), (1, 4, 16)),
     "cvt_w24": _variant((192, 768, 1024), (3, 12, 16), (2, 2, 20), drop_path_rate=0.3,
                         image_size=384),
-    # Ours, for images of 28 to 64 pixels from scratch: half the width, half the heads' width, and a
-    # stem whose first grid keeps every second pixel.
+    # Ours, for training from scratch on images of 28 to 64 pixels: half the width, half the width
+    # of a head, and a stem of stride 2.
     "cvt_nano": _variant((32, 64, 128), (1, 2, 4), (1, 2, 4), stem=(3, 2, 1), num_classes=10,
                          image_size=32),
 }

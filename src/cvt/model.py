@@ -6,12 +6,12 @@
     Fig. 2b   the Convolutional Transformer Block      Block, ConvAttention, MLP
     Table 8   projections without a convolution        AvgProjection, LinearProjection
 
-Where the paper and the authors' code disagree, this is what the code computes, for the released
-weights were trained with it; each such place says so.
+Where the paper and the authors' code disagree, this follows the code, since the released weights
+were trained with it; a comment marks each such place.
 
 Shape letters: B batch, C channels (`dim`), (H, W) token grid, T = H W tokens, S key tokens, N
-heads, D = C / N. A sequence is the class token, where the stage has one, followed by the T tokens
-of the grid, row by row: (B, [1 +] T, C).
+heads, D = C / N. A sequence (B, [1 +] T, C) is the class token, if the stage has one, then the T
+tokens of the grid, row by row.
 """
 
 from __future__ import annotations
@@ -32,10 +32,9 @@ from cvt.system.errors import InputError
 
 
 class ConvEmbed(nn.Module):
-    """Convolutional Token Embedding (Sec. 3.1): strided convolution, LayerNorm over channels.
+    """Convolutional Token Embedding (Sec. 3.1): strided convolution, then LayerNorm over channels.
 
-    Its kernel overlaps its neighbours, so a token knows what lies around it; with
-    `embed="patch"` it does not, as in ViT (Table 6).
+    The kernels overlap; with `embed="patch"` they do not, as in ViT (Table 6).
     """
 
     def __init__(self, config: StageConfig, in_chans: int) -> None:
@@ -52,9 +51,9 @@ class ConvEmbed(nn.Module):
 class ConvProjection(nn.Module):
     """Convolutional Projection (Sec. 3.2, Eq. 2) to queries, keys or values.
 
-    Depthwise convolution and BatchNorm on the token map, then a Linear. With a stride above 1 there
-    are fewer keys and values than tokens. The class token has no place on the map: it skips both
-    and joins again before the Linear.
+    Depthwise convolution and BatchNorm on the token map, then a Linear. A stride above 1 makes
+    fewer keys and values than tokens. The class token is not on the map: it skips both and joins
+    the sequence again before the Linear.
     """
 
     def __init__(self, config: StageConfig, stride: int, padding: int) -> None:
@@ -69,7 +68,7 @@ class ConvProjection(nn.Module):
 
 
 class AvgProjection(nn.Module):
-    """Average pooling in the place of convolution and BatchNorm; the official code's "avg"."""
+    """Average pooling instead of convolution and BatchNorm ("avg" in the official code)."""
 
     def __init__(self, config: StageConfig, stride: int, padding: int) -> None:
         super().__init__()
@@ -81,7 +80,7 @@ class AvgProjection(nn.Module):
 
 
 class LinearProjection(nn.Module):
-    """The position-wise projection of ViT: a Linear alone (Table 8)."""
+    """The position-wise projection of ViT: only a Linear (Table 8)."""
 
     def __init__(self, config: StageConfig) -> None:
         super().__init__()
@@ -92,7 +91,7 @@ class LinearProjection(nn.Module):
 
 
 class ConvAttention(nn.Module):
-    """Multi-head attention whose queries, keys and values come from projections of the map."""
+    """Multi-head attention; queries, keys and values are projections of the token map."""
 
     def __init__(self, config: StageConfig) -> None:
         super().__init__()
@@ -114,11 +113,11 @@ class ConvAttention(nn.Module):
 
 
 class MLP(nn.Module):
-    """Two Linears with the activation between them, dropout after each."""
+    """Linear, activation, dropout, Linear, dropout."""
 
     def __init__(self, config: StageConfig, act: nn.Module) -> None:
         super().__init__()
-        assert not isinstance(config.mlp_ratio, tuple)  # the config is a block's
+        assert not isinstance(config.mlp_ratio, tuple)  # one block's config
         hidden = int(config.dim * config.mlp_ratio)
         self.fc1 = nn.Linear(config.dim, hidden)
         self.act = act
@@ -127,23 +126,24 @@ class MLP(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.fc1(x)
-        # In place where it may be: fresh memory of its size costs more than the arithmetic.
-        x = self.act(x) if self._read_again(x) else self.act(x, inplace=True)
+        # In place where possible: allocating a tensor of this size costs more than the arithmetic.
+        x = self.act(x, inplace=True) if self._can_overwrite(x) else self.act(x)
         return self.drop(self.fc2(self.drop(x)))
 
-    def _read_again(self, x: Tensor) -> bool:
-        """Whether another than the activation may read what fc1 gave: backward, hooks, tracers."""
-        return (torch.is_grad_enabled() or bool(self.fc1._forward_hooks)
-                or isinstance(cast("object", x), torch.fx.Proxy) or type(self.act) is not QuickGELU)
+    def _can_overwrite(self, x: Tensor) -> bool:
+        """Whether only the activation reads the output of fc1: no backward, hook or tracer does."""
+        return (type(self.act) is QuickGELU and not torch.is_grad_enabled()
+                and not self.fc1._forward_hooks
+                and not isinstance(cast("object", x), torch.fx.Proxy))
 
 
-QUICK = 1.702  # with it x sigmoid(a x) is nearest to GELU (Hendrycks and Gimpel, 2016)
+QUICK = 1.702  # makes x sigmoid(a x) closest to GELU (Hendrycks and Gimpel, 2016)
 
 
 class QuickGELU(nn.Module):
-    """x sigmoid(a x), a = 1.702: the activation of the official code, where the paper says GELU.
+    """x sigmoid(a x), a = 1.702: the activation of the official code; the paper says GELU.
 
-    Written as SiLU, silu(a x) / a, which keeps one tensor for the backward pass, not three.
+    Computed as silu(a x) / a, which saves one tensor for the backward pass instead of three.
     """
 
     def forward(self, x: Tensor, inplace: bool = False) -> Tensor:
@@ -152,7 +152,7 @@ class QuickGELU(nn.Module):
 
 
 class DropPath(nn.Module):
-    """Stochastic depth (Huang et al., 2016): in training, drops a sample's residual branch."""
+    """Stochastic depth (Huang et al., 2016): in training, drops the residual branch of samples."""
 
     def __init__(self, rate: float) -> None:
         super().__init__()
@@ -169,7 +169,7 @@ class DropPath(nn.Module):
 
 
 class Block(nn.Module):
-    """The Convolutional Transformer Block (Fig. 2b), pre-norm, with two residual branches."""
+    """Convolutional Transformer Block (Fig. 2b): pre-norm attention and MLP, each residual."""
 
     def __init__(self, config: StageConfig, act: nn.Module, drop_path_rate: float) -> None:
         super().__init__()
@@ -185,8 +185,8 @@ class Block(nn.Module):
 
 
 class Stage(nn.Module):
-    """A token embedding, then blocks. A class token lives in one stage alone: it enters after the
-    embedding and is not handed on with the map."""
+    """A token embedding, then blocks. A class token is added after the embedding and is not passed
+    on to the next stage."""
 
     def __init__(self, config: StageConfig, in_chans: int, act: nn.Module, base: Grid) -> None:
         super().__init__()
@@ -198,7 +198,7 @@ class Stage(nn.Module):
         if config.cls_token:
             self.cls_token = nn.Parameter(torch.zeros(1, 1, config.dim))
         self.drop = nn.Dropout(config.drop_rate)
-        # Stochastic depth starts at 0 again in each stage, as in the official code.
+        # Stochastic depth restarts at 0 in each stage, as in the official code.
         last = max(1, config.depth - 1)
         self.blocks = nn.ModuleList(Block(config.block(i), act, config.drop_path_rate * i / last)
                                     for i in range(config.depth))
@@ -210,7 +210,7 @@ class Stage(nn.Module):
         return x, grid  # (B, [1 +] T, C)
 
     def enter(self, x: Tensor) -> tuple[Tensor, Grid]:
-        """Map (B, C_in, H_in, W_in) to the first block's sequence (B, [1 +] T, C) and its grid."""
+        """Map (B, C_in, H_in, W_in) to the first block's input (B, [1 +] T, C) and its grid."""
         x, grid = self.embed(x)  # (B, T, C)
         if self.pos_embed is not None:
             x = x + to_tokens(F.interpolate(self.pos_embed, grid, mode="bicubic",
@@ -220,7 +220,7 @@ class Stage(nn.Module):
         return self.drop(x), grid
 
     def block(self, i: int, x: Tensor, grid: Grid) -> Tensor:
-        """Block `i` on x (B, [1 +] T, C); if so asked, the backward pass computes it again."""
+        """Block `i` on x (B, [1 +] T, C), with gradient checkpointing if it is enabled."""
         block = self.blocks[i]
         if self.grad_checkpointing and self.training and torch.is_grad_enabled():
             contexts = partial(_checkpoint_contexts, block)
@@ -228,20 +228,20 @@ class Stage(nn.Module):
         return block(x, grid)
 
     def split(self, x: Tensor, grid: Grid) -> tuple[Tensor | None, Tensor]:
-        """The stage's sequence as class token (B, 1, C), None without, and map (B, C, H, W)."""
+        """The class token (B, 1, C), or None, and the map (B, C, H, W) of the stage's sequence."""
         return split(x, grid, self.cls_token is not None)
 
 
 class CvT(nn.Module):
-    """The network of a `CvTConfig`: images (B, in_chans, H, W) to logits (B, num_classes).
+    """CvT of a `CvTConfig`: images (B, in_chans, H, W) to logits (B, num_classes).
 
-    Images are normalised floats of any height and width that leave every stage a token
-    (`config.min_size()` pixels a side); InputError otherwise. With `num_classes=0` the result is
-    the pooled feature (B, `num_features`). Built under `torch.device("meta")` it allocates nothing.
+    Images are normalised floats of any height and width from `config.min_size()` pixels; smaller
+    ones raise InputError. With `num_classes=0` the output is the pooled feature
+    (B, `num_features`). Under `torch.device("meta")` no memory is allocated.
     """
 
     load_report: Any = None
-    """What was done to load its weights, a `cvt.LoadReport`, where they were loaded."""
+    """The `cvt.LoadReport` of the loaded weights, if any."""
 
     def __init__(self, config: CvTConfig) -> None:
         super().__init__()
@@ -272,19 +272,19 @@ class CvT(nn.Module):
         return self.norm(x)
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
-        """What `forward_features` returns to logits (B, num_classes).
+        """Output of `forward_features` to logits (B, num_classes).
 
-        Pools first: the class token where the last stage has one, else the mean over its tokens;
-        with `pre_logits` returns that pooled feature (B, C).
+        Pooling takes the class token if the last stage has one, else the mean over the tokens.
+        With `pre_logits` returns the pooled feature (B, C).
         """
         x = x[:, 0] if self.config.stages[-1].cls_token else x.mean(1)
         return x if pre_logits else self.head(x)
 
-    # What the ecosystem expects; names as in timm.
+    # The interface of timm's models.
 
     @property
     def feature_info(self) -> list[dict[str, Any]]:
-        """For each stage: channels `num_chs`, stride in pixels `reduction`, and its `module`."""
+        """Channels (`num_chs`), stride in pixels (`reduction`) and `module` of each stage."""
         return [{"num_chs": stage.dim, "reduction": stride, "module": f"stages.{i}"}
                 for i, (stage, stride)
                 in enumerate(zip(self.config.stages, self.config.strides, strict=True))]
@@ -293,22 +293,24 @@ class CvT(nn.Module):
         self,
         x: Tensor,
         indices: int | Sequence[int] | None = None,
+        norm: bool = False,
+        stop_early: bool = False,
+        output_fmt: Literal["NCHW", "NLC"] = "NCHW",
+        intermediates_only: bool = False,
         *,
         level: Literal["stage", "block"] = "stage",
-        output_fmt: Literal["NCHW", "NLC"] = "NCHW",
         return_prefix_tokens: bool = False,
-        stop_early: bool = False,
-        intermediates_only: bool = False,
     ) -> Any:
-        """The raw maps after stages (strides 4, 8, 16) or after every block.
+        """Feature maps after stages (strides 4, 8, 16) or after blocks.
 
-        x (B, in_chans, H, W). `indices`: which ones, counted over all stages or all blocks of the
-        network, negative from the end; an int n for the last n; None for all. Each is a map
-        (B, C, H, W), or its tokens (B, T, C) with output_fmt="NLC"; with `return_prefix_tokens` a
-        pair of it and the class token (B, 1, C), None where the stage has none. Returns (result of
-        `forward_features`, maps), or the maps alone with `intermediates_only`, where `stop_early`
-        skips all that comes after the last one asked for. Raises InputError for an index out of
-        range or stop_early without intermediates_only.
+        x (B, in_chans, H, W). indices: a list of stages or blocks, counted over the whole network,
+        negative from the end; an int n for the last n; None for all. Returns
+        (output of `forward_features`, maps), or only the maps with `intermediates_only`; then
+        `stop_early` skips everything after the last requested map. A map is (B, C, H, W), or
+        (B, T, C) with output_fmt="NLC"; with `return_prefix_tokens` it is a pair (map, class token
+        (B, 1, C) or None). norm: apply the final norm to maps of the last stage, whose width it
+        has. Raises InputError for an index out of range, for stop_early without intermediates_only,
+        and for norm if the norm was pruned.
         """
         check_images(x, self.config.in_chans, self._min_size)
         if stop_early and not intermediates_only:
@@ -317,61 +319,63 @@ class CvT(nn.Module):
         if level not in ("stage", "block") or output_fmt not in ("NCHW", "NLC"):
             raise InputError(f"level={level!r}, output_fmt={output_fmt!r}; level is 'stage' or "
                              "'block', output_fmt 'NCHW' or 'NLC'")
+        if norm and isinstance(self.norm, nn.Identity):
+            raise InputError("norm=True, but the norm was pruned; prune with prune_norm=False, and "
+                             "keep the last stage")
         depths = [stage.depth for stage in self.config.stages]
         wanted = positions(indices, len(depths) if level == "stage" else sum(depths))
-        found: dict[int, Any] = {}
-
-        def keep(i: int, stage: Stage, x: Tensor, grid: Grid) -> None:
+        maps: dict[int, Any] = {}
+        sequences = self._sequences(x, level)
+        for i, (stage, x, grid) in enumerate(sequences):
             if i in wanted:
-                cls, fmap = stage.split(x, grid)
+                normed = self.norm(x) if norm and stage is self.stages[-1] else x
+                cls, fmap = stage.split(normed, grid)
                 out = fmap if output_fmt == "NCHW" else to_tokens(fmap)
-                found[i] = (out, cls) if return_prefix_tokens else out
+                maps[i] = (out, cls) if return_prefix_tokens else out
+            if stop_early and len(maps) == len(set(wanted)):
+                break
+        intermediates = [maps[i] for i in wanted]
+        return intermediates if intermediates_only else (self.norm(x), intermediates)
 
-        seen = 0
+    def _sequences(self, x: Tensor, level: str) -> Iterator[tuple[Stage, Tensor, Grid]]:
+        """Run the stages; yields the sequence (B, [1 +] T, C) after each stage or each block."""
         for i, stage in enumerate(self.stages):
             x, grid = stage.enter(x)
-            for j in range(depths[i]):
+            for j in range(len(stage.blocks)):
                 x = stage.block(j, x, grid)
                 if level == "block":
-                    keep(seen, stage, x, grid)
-                seen += 1
-                if stop_early and level == "block" and len(found) == len(set(wanted)):
-                    return [found[w] for w in wanted]
+                    yield stage, x, grid
             if level == "stage":
-                keep(i, stage, x, grid)
-            if stop_early and len(found) == len(set(wanted)):
-                break
+                yield stage, x, grid
             if i + 1 < len(self.stages):
                 _, x = stage.split(x, grid)
-        maps = [found[w] for w in wanted]
-        return maps if intermediates_only else (self.norm(x), maps)
 
     def get_classifier(self) -> nn.Module:
         """The classifier: a Linear, or Identity with `num_classes=0`."""
         return self.head
 
     def reset_classifier(self, num_classes: int) -> None:
-        """Put a freshly initialised classifier of another width in place; 0 takes it away."""
+        """Replace the classifier by a newly initialised one; 0 removes it."""
         self.config = dataclasses.replace(self.config, num_classes=num_classes)
-        some = next(self.parameters())
-        self.head = self._classifier(num_classes).to(device=some.device, dtype=some.dtype)
+        like = next(self.parameters())
+        self.head = self._classifier(num_classes).to(device=like.device, dtype=like.dtype)
         self._init_head()
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
-        """Trade time for memory in training: keep only each block's input, compute the rest again.
+        """Recompute the blocks in the backward pass: less memory in training, more time.
 
-        Gradients and BatchNorm's statistics come out the same.
+        Gradients and BatchNorm statistics stay the same.
         """
         for stage in self.stages:
             stage.grad_checkpointing = enable
 
     def no_weight_decay(self) -> set[str]:
-        """Parameters of two or more dimensions that weight decay must leave alone."""
+        """Names of parameters with two or more dimensions to exclude from weight decay."""
         return {name for name, _ in self.named_parameters()
                 if name.endswith(("cls_token", "pos_embed"))}
 
     def init_weights(self) -> None:
-        """Initialise as the official code does; convolutions keep PyTorch's default."""
+        """Initialise as the official code does; convolutions keep PyTorch's defaults."""
         for module in self.modules():
             if isinstance(module, nn.Linear) and module is not self.head:
                 if self.config.init == "trunc_norm":
@@ -380,9 +384,9 @@ class CvT(nn.Module):
                     nn.init.xavier_uniform_(module.weight)
                 if module.bias is not None:
                     nn.init.zeros_(module.bias)
-        learned = self.no_weight_decay()  # class tokens and position embeddings
+        tokens = self.no_weight_decay()  # class tokens and position embeddings
         for name, parameter in self.named_parameters():
-            if name in learned:
+            if name in tokens:
                 nn.init.trunc_normal_(parameter, std=0.02)
         self._init_head()
 
@@ -391,12 +395,12 @@ class CvT(nn.Module):
 
     def _init_head(self) -> None:
         if isinstance(self.head, nn.Linear):
-            nn.init.trunc_normal_(self.head.weight, std=0.02)  # the bias keeps PyTorch's default
+            nn.init.trunc_normal_(self.head.weight, std=0.02)  # the bias keeps its default
 
 
 def projections(config: StageConfig) -> tuple[nn.Module, nn.Module, nn.Module]:
-    """The query, key and value projections of a block."""
-    assert not isinstance(config.stride_kv, tuple)  # the config is a block's
+    """Query, key and value projections of a block."""
+    assert not isinstance(config.stride_kv, tuple)  # one block's config
     q_args, kv_args = (1, config.kernel // 2), (config.stride_kv, config.padding_kv)
     if config.projection == "conv":
         return (ConvProjection(config, *q_args), ConvProjection(config, *kv_args),
@@ -408,20 +412,20 @@ def projections(config: StageConfig) -> tuple[nn.Module, nn.Module, nn.Module]:
 
 
 # Both go through (B, H, W, C), and so do their gradients. Through (B, C, T), a batch of one image
-# would get a batch stride that hides its channels-last layout: PyTorch's BatchNorm on a CPU then
-# takes an input and a gradient of different layouts for the same, and its gradients are wrong.
+# gets a batch stride that hides its channels-last layout; PyTorch's BatchNorm on the CPU then
+# mistakes an input and a gradient of different layouts for the same, and its gradients are wrong.
 def to_map(x: Tensor, grid: Grid) -> Tensor:
-    """Tokens (B, T, C) as a map (B, C, H, W): a view in channels-last layout, no copy."""
+    """Tokens (B, T, C) to a map (B, C, H, W): a channels-last view, no copy."""
     return x.unflatten(1, grid).permute(0, 3, 1, 2)
 
 
 def to_tokens(x: Tensor) -> Tensor:
-    """A map (B, C, H, W) as tokens (B, T, C): a view where the map is channels-last."""
+    """A map (B, C, H, W) to tokens (B, T, C): a view if the map is channels-last."""
     return x.permute(0, 2, 3, 1).flatten(1, 2)
 
 
 def split(x: Tensor, grid: Grid, cls_token: bool) -> tuple[Tensor | None, Tensor]:
-    """A sequence (B, [1 +] T, C) as its class token (B, 1, C) or None, and its map (B, C, H, W)."""
+    """A sequence (B, [1 +] T, C) to its class token (B, 1, C) or None, and map (B, C, H, W)."""
     return (x[:, :1], to_map(x[:, 1:], grid)) if cls_token else (None, to_map(x, grid))
 
 
@@ -432,15 +436,15 @@ def join(cls: Tensor | None, fmap: Tensor) -> Tensor:
 
 
 def heads(x: Tensor, num_heads: int) -> Tensor:
-    """Queries, keys or values (B, [1 +] T, C), a head each: (B, N, [1 +] T, D)."""
+    """Queries, keys or values (B, [1 +] T, C) to heads (B, N, [1 +] T, D)."""
     return x.unflatten(2, (num_heads, -1)).transpose(1, 2)
 
 
 @torch.fx.wrap
 def check_images(x: Tensor, in_chans: int, min_size: int) -> None:
-    """Raise InputError for a batch that is not (B, in_chans, at least min_size, the same)."""
+    """Raise InputError unless x is (B, in_chans, H, W) with H and W of at least min_size."""
     if torch.compiler.is_compiling():
-        return  # shapes are symbols there, and a comparison would bind them
+        return  # a comparison would specialise symbolic shapes
     if x.ndim != 4 or x.shape[1] != in_chans:
         raise InputError(f"expected images of shape (B, {in_chans}, H, W), got {tuple(x.shape)}")
     if min(x.shape[2:]) < min_size:
@@ -449,13 +453,13 @@ def check_images(x: Tensor, in_chans: int, min_size: int) -> None:
 
 
 def positions(indices: int | Sequence[int] | None, count: int) -> list[int]:
-    """Absolute positions among `count`; an int n means the last n. InputError out of range."""
+    """Non-negative indices below `count`; an int n means the last n. InputError out of range."""
     if indices is None:
         return list(range(count))
     if isinstance(indices, int):
         if not 1 <= indices <= count:
-            raise InputError(f"indices={indices} asks for the last {indices} of {count}; "
-                             f"give a number from 1 to {count}, or a list of positions")
+            raise InputError(f"indices={indices} means the last {indices} of {count}; "
+                             f"use a number from 1 to {count}, or a list of indices")
         indices = range(count - indices, count)
     for i in indices:
         if not -count <= i < count:
@@ -469,12 +473,12 @@ def _checkpoint_contexts(block: nn.Module) -> tuple[Any, Any]:
 
 @contextlib.contextmanager
 def _statistics_kept(block: nn.Module) -> Iterator[None]:
-    """Let no BatchNorm of `block` count the batch a second time while it is computed again."""
+    """Keep the BatchNorm statistics of `block` unchanged while it is recomputed."""
     norms = [m for m in block.modules() if isinstance(m, nn.BatchNorm2d)]
     kept = [(norm.momentum, norm.num_batches_tracked) for norm in norms]
     for norm in norms:
-        # Momentum 0 leaves the statistics as they are. With track_running_stats=False they would
-        # not be saved for the backward pass, and checkpoint() refuses a pass that saves less.
+        # Momentum 0 keeps the statistics. With track_running_stats=False they would not be saved
+        # for the backward pass, and checkpoint() raises when a pass saves fewer tensors.
         norm.momentum, norm.num_batches_tracked = 0.0, None
     try:
         yield

@@ -1,7 +1,7 @@
-"""Every published CvT by name: where its weights are, what computes them, what they reach.
+"""All pretrained weights by tag: where they are, their configuration and their accuracy.
 
-microsoft's are on the hub, those of `cvt_nano` in this package. A name is a variant (`cvt_13`: the
-network, untrained) or a tag (`cvt_13.msft_in1k`: the network with these weights). Wherever the
+microsoft's are on the Hugging Face hub, those of `cvt_nano` in this package. A name is a variant
+(`cvt_13`, an untrained network) or a tag (`cvt_13.msft_in1k`, a network with weights). Wherever the
 package takes a model, it takes a tag, a path or `hf-hub:org/name`.
 """
 
@@ -20,41 +20,41 @@ _SHIPPED = Path(__file__).parent / "weights/shipped"
 
 @dataclass(frozen=True, kw_only=True)
 class Pretrained:
-    """A row of the zoo: one set of weights."""
+    """One set of pretrained weights."""
 
     variant: str
-    """The network, a key of VARIANTS."""
+    """Network: a key of VARIANTS."""
     repo: str | None = None
-    """The hub's repository, with the weights in the names of transformers; None for weights that
-    lie in this package, in shipped/TAG/."""
+    """Repository on the hub, in the format of transformers; None for weights in this package, in
+    weights/shipped/TAG/."""
     file: str | None = None
-    """What the official release called the file."""
+    """File name in the official release."""
     trained_on: tuple[str, ...]
-    """The datasets it learned from, in the hub's words where it has them; the last has its
+    """Training datasets, by their names on the hub if they are there; the last one defines the
     classes."""
     preprocess: Preprocess
-    """From an image to the network's input."""
+    """Preprocessing from an image to the network's input."""
     tested_on: str
-    """The labelled images that the figures are of."""
+    """Test set of the measured accuracies."""
     n: int
-    """How many they are."""
+    """Number of images of the test set."""
     paper_top1: float | None = None
-    """Top-1 in percent, Table 3 of the paper."""
+    """Top-1 in percent from Table 3 of the paper."""
     measured_top1: float
-    """Top-1 in percent: microsoft's as others measured it (README of the PaddleViT port), ours as
-    benchmarks/shipped.py did."""
+    """Top-1 in percent as measured: for microsoft's by others (README of the PaddleViT port), for
+    ours by benchmarks/shipped.py."""
     measured_top5: float
-    """Top-5 of the same measurement."""
+    """Top-5 in percent of the same measurement."""
     act: Act = "quick_gelu"
-    """The activation that the weights were trained with."""
+    """Activation that the weights were trained with."""
     revision: str = "main"
-    """The repository's revision: a branch, a tag or a commit."""
-    licence: str = "apache-2.0"
-    """As the repository's card says, or the one in shipped/TAG/."""
+    """Revision of the repository: a branch, a tag or a commit."""
+    license: str = "apache-2.0"
+    """License from the model card of the repository, or of weights/shipped/TAG/."""
 
     @property
     def size(self) -> int:
-        """Side in pixels of the images it sees."""
+        """Image side in pixels."""
         return self.preprocess.size
 
 
@@ -96,17 +96,17 @@ ZOO: Mapping[str, Pretrained] = {
               Preprocess(size=16, crop=1.0, mean=(0.305,) * 3, std=(0.376,) * 3),
               "digits, held out", 360, 99.17, 100.00),
 }
-"""The row of every tag, by which `create_model` and `load_model` know it."""
+"""The weights of every tag that `create_model` and `load_model` take."""
 
 
 def shipped(name: str | Path) -> Path | None:
-    """The directory in this package that holds the weights of a tag; None for any other name."""
+    """Directory of weights in this package for a tag; None for any other name."""
     row = ZOO.get(str(name))
     return _SHIPPED / str(name) if row and row.repo is None else None
 
 
 def list_models(pattern: str = "*") -> list[str]:
-    """Every name that `create_model` takes, variants and tags, that matches `pattern`.
+    """Names of variants and tags for `create_model` that match the shell-style `pattern`.
 
     >>> list_models("cvt_w24*")
     ['cvt_w24', 'cvt_w24.msft_in22k_ft_in1k_384']
@@ -116,8 +116,8 @@ def list_models(pattern: str = "*") -> list[str]:
 
 @functools.cache
 def imagenet_classes() -> tuple[str, ...]:
-    """The names of ImageNet's 1,000 classes, in the order of every checkpoint's logits."""
-    from timm.data import ImageNetInfo  # where the names are, and slow to import
+    """Names of the 1,000 classes of ImageNet, in the order of the logits."""
+    from timm.data import ImageNetInfo  # slow to import
 
     info = ImageNetInfo()
     return tuple(info.index_to_description(i) for i in range(1000))

@@ -7,7 +7,7 @@ from PIL import Image
 
 from cvt.config import CvTConfig, Preprocess, StageConfig
 from cvt.model import CvT
-from cvt.weights.native import save_model
+from cvt.weights.models import save_model
 
 
 @pytest.fixture

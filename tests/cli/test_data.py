@@ -14,7 +14,7 @@ PHOTOS = [Image.fromarray(pixels) for pixels in load_sample_images().images]
 
 @pytest.fixture
 def photos(tmp_path):
-    """A directory of two classes, eight images of each, and none of them a fault."""
+    """A directory of two classes, eight images of each, and without duplicates."""
     for photo, name in zip(PHOTOS, ("temple", "flower"), strict=True):
         (tmp_path / "photos" / name).mkdir(parents=True)
         for i in range(8):
@@ -23,11 +23,11 @@ def photos(tmp_path):
     return tmp_path / "photos"
 
 
-def test_a_sound_dataset_passes_and_a_faulty_one_does_not(photos, capsys):
+def test_a_clean_dataset_passes_and_an_unreadable_image_fails(photos, capsys):
     assert main(["data", "check", str(photos)]) == 0
     assert "unreadable: 0" in capsys.readouterr().out
     assert main(["data", "check", str(photos), "--json", "--image_size", "250"]) == 0
-    assert json.loads(capsys.readouterr().out)["small"] == 16
+    assert json.loads(capsys.readouterr().out)["smaller_than_input"] == 16
     (photos / "temple/bad.jpg").write_bytes(b"<html>")
     assert main(["data", "check", str(photos)]) == 1
     out, err = capsys.readouterr()
@@ -36,14 +36,14 @@ def test_a_sound_dataset_passes_and_a_faulty_one_does_not(photos, capsys):
 
 
 def test_the_output_is_a_source_of_its_own(photos, tmp_path, capsys):
-    assert main(["data", "check", str(photos), "--output", str(tmp_path / "found")]) == 0
+    assert main(["data", "check", str(photos), "--output", str(tmp_path / "check")]) == 0
     assert "contact_sheet.png" in capsys.readouterr().err
-    assert main(["data", "check", str(tmp_path / "found/manifest.csv"), "--json"]) == 0
-    told = json.loads(capsys.readouterr().out)
-    assert (told["train"], told["val"]) == (12, 4)
+    assert main(["data", "check", str(tmp_path / "check/manifest.csv"), "--json"]) == 0
+    reported = json.loads(capsys.readouterr().out)
+    assert (reported["train"], reported["val"]) == (12, 4)
     assert main(["data", "copy", str(photos), str(tmp_path / "tar"), "--to", "shards"]) == 0
     assert main(["data", "check", str(tmp_path / "tar"), "--output", str(tmp_path / "b")]) == 0
-    assert "no manifest.csv, for the images of shards" in capsys.readouterr().err
+    assert "no manifest.csv, because the images of shards" in capsys.readouterr().err
     assert not (tmp_path / "b/manifest.csv").exists()
 
 
@@ -58,14 +58,14 @@ def test_options_of_data_say_otherwise_than_what_is_guessed(photos, capsys):
 @pytest.mark.parametrize(("args", "message"), [
     ([], "usage: cvt data ACTION"),
     (["chek", "photos"], "did you mean check?"),
-    (["check"], "give ROOT, or a dataset of a package with --data.name"),
+    (["check"], "give ROOT, or a built-in dataset with --data.name"),
     (["check", "photos", "--data.root", "other"], "ROOT is photos and --data.root other"),
     (["check", "photos", "--data.workers", "2"], "--data.workers would be ignored"),
-    (["check", "photos", "--data.name", "digits"], "means nothing to digits"),
+    (["check", "photos", "--data.name", "digits"], "has no effect on digits"),
     (["check", "photos", "--image_size", "0"], "at least 1"),
     (["copy", "photos"], "give ROOT"),
     (["copy", "photos", "out", "--quality", "101"], "from 1 to 95"),
-    (["copy", "photos", "out", "--short", "0"], "at least 1"),
+    (["copy", "photos", "out", "--short_side", "0"], "at least 1"),
 ])
 def test_a_wrong_call_leaves_with_2_and_says_what_to_do(args, message, capsys):
     assert main(["data", *args]) == 2
@@ -81,12 +81,12 @@ def test_every_action_has_help_without_torch(action):
 
 
 def test_a_copy_says_what_it_did_and_fails_for_an_unreadable_image(photos, tmp_path, capsys):
-    assert main(["data", "copy", str(photos), str(tmp_path / "small"), "--short", "50"]) == 0
+    assert main(["data", "copy", str(photos), str(tmp_path / "small"), "--short_side", "50"]) == 0
     assert "12 training and 4 validation images\n" in capsys.readouterr().out
-    assert main(["data", "copy", str(photos), str(tmp_path / "small"), "--short", "50"]) == 0
-    assert "16 of them there before" in capsys.readouterr().out
+    assert main(["data", "copy", str(photos), str(tmp_path / "small"), "--short_side", "50"]) == 0
+    assert "16 of them existed before" in capsys.readouterr().out
     (photos / "temple/0.jpg").write_bytes(b"")
-    assert main(["data", "copy", str(photos), str(tmp_path / "other"), "--short", "50"]) == 1
+    assert main(["data", "copy", str(photos), str(tmp_path / "other"), "--short_side", "50"]) == 1
     assert "1 images could not be read" in capsys.readouterr().err
     assert main(["data", "copy", str(photos), str(photos / "small")]) == 1
     assert "not apart" in capsys.readouterr().err

@@ -13,7 +13,7 @@ def test_evaluate_writes_metrics_and_report(model, capsys):
     assert "n = 6" in out
     metrics = json.loads((model / "evaluation/metrics.json").read_text())
     assert metrics["n"] == 6
-    assert sum(map(sum, metrics["confusion"])) == 6
+    assert sum(map(sum, metrics["confusion_matrix"])) == 6
     assert (model / "evaluation/report.html").stat().st_size > 5000
 
 
@@ -22,7 +22,7 @@ def test_evaluate_without_data_needs_the_recipe(model, capsys):
     assert "--data.name" in capsys.readouterr().err
 
 
-def test_evaluate_rejects_classes_that_the_model_does_not_know(model, capsys):
+def test_evaluate_refuses_classes_that_the_model_does_not_know(model, capsys):
     (model.parent / "images/cat").rename(model.parent / "images/dog")
     assert main(["evaluate", "--model", str(model), "--data.name", "folder", "--data.root",
                  str(model.parent / "images")]) == 1
@@ -35,11 +35,11 @@ def test_evaluate_matches_classes_by_name(model, capsys):
     args = ["evaluate", "--model", str(model), "--data.name", "folder", "--data.val_fraction",
             "0.5", "--json", "--data.root", str(model.parent / "images")]
     assert main(args) == 0
-    whole = json.loads(capsys.readouterr().out)["confusion"]
+    whole = json.loads(capsys.readouterr().out)["confusion_matrix"]
     for path in (model.parent / "images/ant").iterdir():
         path.unlink()
     assert main(args) == 0
-    part = json.loads(capsys.readouterr().out)["confusion"]
+    part = json.loads(capsys.readouterr().out)["confusion_matrix"]
     assert sum(part[0]) == 0
     assert [sum(row) for row in part[1:]] == [sum(row) for row in whole[1:]] == [2, 2]
 
@@ -49,6 +49,6 @@ def test_evaluate_scores_a_half_or_all(model, split, n, capsys):
     assert main(["evaluate", "--model", str(model), "--split", split, "--data.name", "folder",
                  "--data.val_fraction", "0.5", "--json", "--data.root",
                  str(model.parent / "images")]) == 0
-    printed = json.loads(capsys.readouterr().out)
-    assert printed["n"] == n
-    assert sum(map(sum, printed["confusion"])) == n
+    told = json.loads(capsys.readouterr().out)
+    assert told["n"] == n
+    assert sum(map(sum, told["confusion_matrix"])) == n

@@ -7,7 +7,7 @@ from cvt.cli import main
 from cvt.config import CvTConfig, Preprocess, StageConfig
 from cvt.deploy.manifest import Manifest
 from cvt.model import CvT
-from cvt.weights.native import save_model
+from cvt.weights.models import save_model
 
 
 @pytest.fixture
@@ -44,7 +44,7 @@ def test_export_calibrates_and_measures_on_a_dataset(tmp_path, digits, capfd):
 
 
 @pytest.mark.parametrize(("options", "code", "message"), [
-    (["--to", "openvino", "--precision", "int8"], 1, "int8 is calibrated on images"),
+    (["--to", "openvino", "--precision", "int8"], 1, "int8 needs calibration images"),
     (["--to", "torch", "--precision", "int8"], 1, "--to torch has no int8; it has fp32, bf16"),
     (["--to", "tflite"], 2, "--to"), (["--too", "onnx"], 2, "did you mean --to?")])
 def test_a_wrong_call_is_one_line(tmp_path, digits, capfd, options, code, message):

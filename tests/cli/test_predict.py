@@ -16,8 +16,8 @@ def test_predict_takes_files_folders_and_patterns(model, capsys):
     assert len(rows) == 9
     assert rows[-1]["image"].endswith("cat/0.png")
     for row in rows:
-        assert {name for name, _ in row["classes"]} == {"ant", "bee", "cat"}
-        assert sum(p for _, p in row["classes"]) == pytest.approx(1, abs=1e-5)
+        assert {c["name"] for c in row["classes"]} == {"ant", "bee", "cat"}
+        assert sum(c["probability"] for c in row["classes"]) == pytest.approx(1, abs=1e-5)
 
 
 def test_predict_reads_one_image_from_standard_input(model, monkeypatch, capsys):

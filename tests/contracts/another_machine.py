@@ -118,7 +118,7 @@ def _guard_files():
         return from_os["fsync"](handle)
 
     os.fsync = fsync
-    import cvt.train.store as store
+    import cvt.train.checkpoints as store
 
     class Nt:
         """`os` with the name of Windows, for the one place that asks."""

@@ -10,8 +10,8 @@ import pytest
 
 from cvt.cli import main
 from cvt.studies.ablate.report import claims_of, table_of, to_markdown
-from cvt.studies.ablate.results import Outcome, compare, mean_of
-from cvt.studies.ablate.studies import STUDIES
+from cvt.studies.ablate.results import Outcome, compare, mean_and_std
+from cvt.studies.ablate.tables import STUDIES
 
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs/claims.md").read_text()
@@ -48,7 +48,7 @@ def test_figures_and_verdicts_follow_from_the_runs(home, name, study):
         found = outcomes[row["label"], row["images"]]
         assert [o.seed for o in found] == study["seeds"]
         assert len(found) >= 3
-        assert (row["mean"], row["sd"]) == pytest.approx(mean_of(found))
+        assert (row["mean"], row["std"]) == pytest.approx(mean_and_std(found))
     claims = {(c.one, c.other): c for c in STUDIES[name].claims}
     for kept in study["comparisons"]:
         n = kept["images"]

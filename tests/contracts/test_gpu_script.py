@@ -48,32 +48,32 @@ def test_without_a_gpu_it_says_so():
 
 
 def test_every_part_runs_on_a_cpu(run, capfd):
-    code, told = run()
+    code, result = run()
     out = capfd.readouterr().out
 
     assert code == 0
-    assert told["left_out"] == []
-    assert len(told["checks"]) == 8
-    assert all(check["passed"] for check in told["checks"])
-    assert [p["train"] for p in told["profiles"]] == [False, True]
-    assert all(p["operators"][0]["share"] > 0.01 for p in told["profiles"])
-    assert {row["train"] for row in told["rows"]} == {False, True}
-    for row in told["rows"]:
+    assert result["skipped"] == []
+    assert len(result["checks"]) == 8
+    assert all(check["passed"] for check in result["checks"])
+    assert [p["train"] for p in result["profiles"]] == [False, True]
+    assert all(p["operators"][0]["share"] > 0.01 for p in result["profiles"])
+    assert {row["train"] for row in result["rows"]} == {False, True}
+    for row in result["rows"]:
         assert row["median_s"] > 0
         assert row["label"] in out
-    assert told["rows"][0]["speedup"]["median"] == 1
+    assert result["rows"][0]["speedup"]["median"] == 1
 
 
 def test_when_the_time_is_spent_it_lists_what_is_left(run, monkeypatch, capfd):
     monkeypatch.setattr(run.script, "checks", lambda *_: [])
     monkeypatch.setattr(run.script, "profile", lambda *_: {})
 
-    code, told = run("--minutes", "0")
+    code, result = run("--minutes", "0")
 
     assert code == 0
-    assert told["rows"] == []
-    assert len(told["left_out"]) == 8
-    assert "left out:\n  inference, 32 pixels, batch 2: cvt_nano eager bf16: no time" in (
+    assert result["rows"] == []
+    assert len(result["skipped"]) == 8
+    assert "skipped:\n  inference, 32 pixels, batch 2: cvt_nano eager bf16: no time" in (
         capfd.readouterr().out)
 
 
@@ -88,10 +88,10 @@ def test_a_row_that_fails_costs_no_other(run, monkeypatch, capfd):
     monkeypatch.setattr(run.script, "profile", lambda *_: {})
     monkeypatch.setattr(run.script, "checks", lambda *_: [{"passed": False}])
 
-    code, told = run()
+    code, result = run()
 
     assert code == 1
     assert "1 of 1 checks" in capfd.readouterr().err
-    assert len(told["rows"]) == 6
-    assert [line.split(": ", 1)[1] for line in told["left_out"]] == 2 * [
+    assert len(result["rows"]) == 6
+    assert [line.split(": ", 1)[1] for line in result["skipped"]] == 2 * [
         "cvt_nano channels_last eager bf16: RuntimeError: out of memory"]

@@ -72,7 +72,7 @@ def test_weights_are_a_tag_with_or_without_the_variant(hubconf, monkeypatch, wei
                      "in_chans": None}
 
 
-def test_a_tag_that_does_not_exist_is_refused():
+def test_a_tag_that_does_not_exist_is_rejected():
     with pytest.raises(ValueError, match="no model at msft_in2k") as caught:
         load("cvt_13", weights="msft_in2k")
     assert type(caught.value).__name__ == InputError.__name__

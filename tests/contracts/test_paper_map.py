@@ -9,7 +9,7 @@ import pytest
 
 import cvt
 from cvt.cli import COMMANDS
-from cvt.studies.ablate.studies import STUDIES
+from cvt.studies.ablate.tables import STUDIES
 
 PAGE = (Path(__file__).parents[2] / "docs/paper_map.md").read_text()
 CODE = sorted(set(re.findall(r"`([^`]+)`", PAGE)))

@@ -159,7 +159,7 @@ def test_what_was_built_is_compared_with_version_control(built, capsys):
     assert f"whl: missing: {contents.NEEDED[-1]}\n" in out
 
 
-def test_a_wheel_too_large_is_told(built, monkeypatch, capsys):
+def test_a_wheel_too_large_is_reported(built, monkeypatch, capsys):
     monkeypatch.setattr(contents, "MOST", 100)
 
     assert contents.main(built(SDIST, WHEEL)) == 1
@@ -204,7 +204,7 @@ def test_an_advisory_fails_the_check_and_is_named(capsys):
     "Traceback (most recent call last):\nrequests.exceptions.ConnectionError: Max retries exceeded",
     "Traceback (most recent call last):\npip_audit._service.interface.ServiceError",
     "ERROR:pip_audit._cli:Could not connect to OSV's vulnerability feed"])
-def test_advisories_out_of_reach_are_told_in_a_line_and_pass(line, capsys):
+def test_advisories_out_of_reach_are_reported_in_a_line_and_pass(line, capsys):
     assert advisories.audit(fails(line)) == 0
     assert capsys.readouterr().out == (
         "pip-audit: not audited, for the advisories cannot be reached\n")
@@ -216,7 +216,7 @@ def test_a_slow_service_is_not_waited_for(capsys):
         "pip-audit: not audited, for the advisories took more than 0.2 s\n")
 
 
-def test_a_fault_of_the_audit_itself_fails(capsys):
+def test_an_error_of_the_audit_itself_fails(capsys):
     assert advisories.audit(fails("pip-audit: error: unrecognized arguments: --old")) == 1
     assert "unrecognized arguments" in capsys.readouterr().err
 
@@ -259,9 +259,9 @@ def test_each_workflow_calls_targets_that_exist():
 
 def test_workflows_may_do_no_more_than_they_must():
     for workflow in WORKFLOWS:
-        told = yaml.safe_load(workflow.read_text())
-        assert told["permissions"] == {"contents": "read"}
-        writing = {name: job["permissions"] for name, job in told["jobs"].items()
+        content = yaml.safe_load(workflow.read_text())
+        assert content["permissions"] == {"contents": "read"}
+        writing = {name: job["permissions"] for name, job in content["jobs"].items()
                    if "permissions" in job}
         assert writing == ({"publish": {"id-token": "write"}} if workflow.stem == "release" else {})
     # What gets the token runs nothing of what was built.
@@ -280,7 +280,7 @@ def test_the_tests_run_on_each_python_that_is_promised():
 
 
 def test_dependabot_watches_pins_and_actions():
-    told = yaml.safe_load((ROOT / ".github/dependabot.yml").read_text())
+    content = yaml.safe_load((ROOT / ".github/dependabot.yml").read_text())
 
-    assert told["version"] == 2
-    assert [entry["package-ecosystem"] for entry in told["updates"]] == ["pip", "github-actions"]
+    assert content["version"] == 2
+    assert [entry["package-ecosystem"] for entry in content["updates"]] == ["pip", "github-actions"]

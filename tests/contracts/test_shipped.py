@@ -31,13 +31,13 @@ SHIRT = str(ROOT / "examples/shirt.png")
 
 @pytest.fixture(autouse=True)
 def _offline(monkeypatch, tmp_path):
-    def refuse(*_):
+    def reject(*_):
         raise AssertionError("this asks the network")
 
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(socket.socket, "connect", refuse)
-    monkeypatch.setattr(socket, "getaddrinfo", refuse)
-    monkeypatch.setattr("cvt.weights.models.fetch", refuse)
+    monkeypatch.setattr(socket.socket, "connect", reject)
+    monkeypatch.setattr(socket, "getaddrinfo", reject)
+    monkeypatch.setattr("cvt.weights.models.fetch", reject)
 
 
 def test_what_lies_in_the_package_is_in_the_zoo_and_small():
@@ -83,7 +83,7 @@ def test_a_model_card_says_what_a_user_must_know(tag):
     _, header, body = text.split("---\n", 2)
     recipe = Recipe.load(shipped(tag) / "recipe.yaml")
 
-    assert yaml.safe_load(header)["license"] == ZOO[tag].licence
+    assert yaml.safe_load(header)["license"] == ZOO[tag].license
     for word in ("| data |", "| command |", f"| seed, commit | {recipe.seed}, ", "| cost |",
                  "| input |", "## Intended use", "## Limits", "## Licence"):
         assert word in body
@@ -139,7 +139,7 @@ def test_an_image_is_classified_right_after_installing():
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
 
     assert done.returncode == 0, done.stderr
-    assert json.loads(done.stdout)["classes"][0][0] == "Shirt"
+    assert json.loads(done.stdout)["classes"][0]["name"] == "Shirt"
     assert done.stderr.count("\n") == 1
     assert "cvt predict: this is cvt_nano.fashion_mnist" in done.stderr
 
@@ -158,10 +158,10 @@ def test_digits_are_scored_on_what_was_held_out_and_nothing_is_written_into_the_
 
     assert main(["evaluate", "--model", "cvt_nano.digits", "--json"]) == 0
 
-    told, row = json.loads(capsys.readouterr().out), ZOO["cvt_nano.digits"]
-    assert told["n"] == row.n
+    result, row = json.loads(capsys.readouterr().out), ZOO["cvt_nano.digits"]
+    assert result["n"] == row.n
     # Another machine's rounding may move an image.
-    assert 100 * told["top1"]["value"] == pytest.approx(row.measured_top1, abs=100.5 / row.n)
+    assert 100 * result["top1"]["value"] == pytest.approx(row.measured_top1, abs=100.5 / row.n)
     assert (tmp_path / "runs/cvt_nano.digits/evaluation/report.html").is_file()
     assert sorted(shipped("cvt_nano.digits").iterdir()) == before
 
@@ -177,7 +177,7 @@ def test_the_tag_is_meant_even_where_a_directory_has_its_name(tmp_path, capsys):
 def test_training_starts_from_shipped_weights(tmp_path):
     assert main(["train", "--weights", "cvt_nano.fashion_mnist", "--data.name", "digits",
                  "--max_train_samples", "64", "--batch_size", "32", "--epochs", "1",
-                 "--optim.warmup_epochs", "0", "--freeze.trunk", "true", "--device", "cpu",
+                 "--optim.warmup_epochs", "0", "--freeze.backbone", "true", "--device", "cpu",
                  "--output", "run", "--quiet"]) == 0
 
     start, end = create_model("cvt_nano.fashion_mnist"), load_model(tmp_path / "run")[0]
@@ -190,6 +190,6 @@ def test_a_converted_tag_says_whose_it_is(tmp_path):
     for to in ("native", "timm"):
         assert main(["convert", "cvt_nano.digits", to, "--to", to]) == 0
         text = (tmp_path / to / "README.md").read_text()
-        assert "`cvt_nano.digits`, trained by this package's recipe" in text
+        assert "`cvt_nano.digits`, trained with the recipe of this package" in text
         assert yaml.safe_load(text.split("---\n")[1])["datasets"] == ["digits"]
     assert load_model("timm")[1].classes == tuple("0123456789")

@@ -30,7 +30,7 @@ from cvt.data.prepare import prepare
 from cvt.model import CvT, QuickGELU
 from cvt.system.errors import InputError
 from cvt.weights.card import ModelCard
-from cvt.weights.load import fit_in_chans
+from cvt.weights.load import adapt_in_chans
 from cvt.weights.models import config_of, load_model
 from cvt.weights.names import FROM_NATIVE, rename
 from cvt.weights.timm import build_config, config_json, read_card
@@ -89,7 +89,7 @@ def test_a_variant_stands_for_its_first_tag():
 def test_a_tag_is_what_the_zoo_says(tag):
     row, cfg = ZOO[tag], timm.get_pretrained_cfg(tag)
 
-    assert (cfg.hf_hub_id, cfg.license) == (row.repo, row.licence)
+    assert (cfg.hf_hub_id, cfg.license) == (row.repo, row.license)
     assert (cfg.origin_url is None) == (row.repo is None)  # ours do not come from microsoft
     assert cfg.num_classes == config_of(tag).num_classes
     # timm's cfg has no word for the activation, so weights must be of the variant's own.
@@ -179,9 +179,9 @@ def test_an_unknown_argument_raises():
     ({"stages": [{"dim": 8, "num_heads": 1, "depth": 1, "width": 3}]}, "unknown key 'width'"),
     ({"stages": 3}, "stages=3 is not a list"),
     ({"global_pool": "max"}, "global_pool='max' .* choose from 'token', 'avg', ''"),
-    ({"features_only": True, "feature_cls": "hook"}, "feature_cls='hook' would take"),
+    ({"features_only": True, "feature_cls": "hook"}, "feature_cls='hook' is not supported"),
 ])
-def test_a_wrong_argument_is_refused_with_what_to_do(arguments, message):
+def test_a_wrong_argument_is_rejected_with_what_to_do(arguments, message):
     with pytest.raises(InputError, match=message):
         timm.create_model("cvt_nano", **arguments)
 
@@ -274,7 +274,7 @@ def test_reset_classifier_takes_the_head_away_and_keeps_the_pooling(small, image
     assert model(images).shape == (2, 17, 24)
 
 
-def test_a_refused_reset_changes_nothing(small, images):
+def test_a_rejected_reset_changes_nothing(small, images):
     model = small()
     before = model(images)
 
@@ -378,7 +378,7 @@ def test_norm_norms_the_last_stage_alone(small, images):
         True, False, False]
 
 
-def test_what_cannot_be_returned_is_refused(small, images):
+def test_what_cannot_be_returned_is_rejected(small, images):
     model = small()
 
     for wrong in ({"indices": [3]}, {"indices": 4}, {"output_fmt": "NHWC"}, {"stop_early": True}):
@@ -422,7 +422,7 @@ def test_a_pruned_network_takes_a_new_head(small, images):
     assert model(images).shape == (2, 4)
 
 
-def test_a_head_without_its_stage_is_refused(small, images):
+def test_a_head_without_its_stage_is_rejected(small, images):
     model = small()
     before = model(images)
 
@@ -538,7 +538,7 @@ def test_pretrained_weights_take_other_channels_and_classes(tmp_path, shaken, nu
 
     assert model.eval()(torch.randn(1, 1, 64, 64)).shape == (1, num_classes or 384)
     first = "stages.0.embed.conv.weight"
-    expected = {**source.state_dict(), first: fit_in_chans(source.state_dict()[first], 1)}
+    expected = {**source.state_dict(), first: adapt_in_chans(source.state_dict()[first], 1)}
     for name, tensor in model.state_dict().items():
         assert name.startswith("head.") or torch.equal(tensor, expected[name]), name
 
@@ -556,7 +556,7 @@ def test_features_only_takes_pretrained_weights(tmp_path, small, images):
     assert all(torch.equal(a, b) for a, b in zip(model(images), expected, strict=True))
 
 
-def test_weights_of_another_network_are_refused_even_where_timm_adapts(tmp_path, small, tiny):
+def test_weights_of_another_network_are_rejected_even_where_timm_adapts(tmp_path, small, tiny):
     torch.save(official(small()), tmp_path / "w.pth")
 
     with pytest.raises(InputError, match=r"w\.pth is not a checkpoint of this architecture: 34 "):
@@ -565,12 +565,12 @@ def test_weights_of_another_network_are_refused_even_where_timm_adapts(tmp_path,
                           pretrained_cfg_overlay={"file": str(tmp_path / "w.pth")})
 
 
-def test_weights_that_are_not_finite_are_refused(tmp_path, small):
+def test_weights_that_are_not_finite_are_rejected(tmp_path, small):
     source = small()
     source.norm.weight.data[0] = torch.nan
     torch.save(source.state_dict(), tmp_path / "w.pth")
 
-    with pytest.raises(InputError, match=r"w\.pth holds values that are not finite \(norm\.weigh"):
+    with pytest.raises(InputError, match=r"w\.pth has values that are not finite \(norm\.weigh"):
         timm.create_model("cvt_13", pretrained=True, num_classes=5,
                           stages=as_stages(source.config),
                           pretrained_cfg_overlay={"file": str(tmp_path / "w.pth")})
@@ -650,14 +650,14 @@ def test_what_timm_saves_both_load(tmp_path, small, images):
     assert (card.classes, card.preprocess) == (("a", "b", "c"), Preprocess(size=64))
 
 
-def test_another_pooling_loads_in_timm_and_is_refused_here(tmp_path, small, images):
+def test_another_pooling_loads_in_timm_and_is_rejected_here(tmp_path, small, images):
     source = small(global_pool="avg")
     save_for_hf(source, tmp_path, safe_serialization=True, data_config={"input_size": (3, 64, 64)})
 
     theirs = timm.create_model(f"local-dir:{tmp_path}", pretrained=True).eval()
 
     assert torch.equal(theirs(images), source(images))
-    with pytest.raises(InputError, match="global_pool='avg' is another pooling"):
+    with pytest.raises(InputError, match="global_pool='avg' is not the pooling"):
         load_model(tmp_path)
 
 
@@ -666,14 +666,14 @@ def test_another_pooling_loads_in_timm_and_is_refused_here(tmp_path, small, imag
     ({"model_args": {"in_chans": "3"}}, "in_chans='3' must be of type int"),
     ({"pretrained_cfg": {"crop_mode": "border"}}, "crop_mode='border' is not known"),
     ({"pretrained_cfg": {"crop_mode": "squash", "crop_pct": 0.9}},
-     "mode='squash' cuts nothing off"),
-    ({"pretrained_cfg": {"input_size": [3, 64, 32]}}, "input_size=.* is not a number of channels"),
+     "mode='squash' does not crop"),
+    ({"pretrained_cfg": {"input_size": [3, 64, 32]}}, "input_size=.* is not .channels, size, size"),
     ({"label_names": 3}, "label_names=3 is not a list"),
     ({"label_names": "cat"}, "label_names='cat' is not a list"),
-    ({"label_names": {"1": "cat", "2": "dog"}}, "label_names has the numbers 1, 2, which are not"),
+    ({"label_names": {"1": "cat", "2": "dog"}}, "label_names has the indices 1, 2, not 0 to 1"),
     ({"label_names": ["cat"]}, "1 class names for a classifier of 1000"),
 ])
-def test_a_config_of_timm_that_makes_no_sense_here_is_refused(tmp_path, data, message):
+def test_a_config_of_timm_that_makes_no_sense_here_is_rejected(tmp_path, data, message):
     with pytest.raises(InputError, match=f"config.json: {message}"):
         read_card(tmp_path, {"architecture": "cvt_13", **data})
 

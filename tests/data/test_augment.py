@@ -1,16 +1,18 @@
+import random
+
 import numpy as np
 import pytest
 import torch
 from PIL import Image
-from timm.data import create_transform
+from timm.data import create_transform, random_erasing
 from torchvision.transforms import v2
 
 from cvt.config import Preprocess
-from cvt.data.augment import training_transform
+from cvt.data.augment import RandomErasing, training_transform
 from cvt.data.config import AugmentConfig
+from cvt.data.pipeline import pack
 from cvt.data.prepare import prepare
 from cvt.data.randomness import seed_all
-from cvt.data.samples import stacked
 from cvt.system.errors import InputError
 
 
@@ -21,13 +23,13 @@ def image(width=90, height=60):
 
 def seen(pipeline, image):
     """The network's input (channels, size, size)."""
-    return stacked([pipeline.sample(image, "the image")]).normalised(pipeline.preprocess)[0]
+    return pack([pipeline.sample(image, "the image")]).normalize(pipeline.preprocess)[0]
 
 
 def test_training_without_augmentation_is_evaluation():
     preprocess = Preprocess(size=32)
-    varied = training_transform(preprocess, AugmentConfig())
-    assert np.array_equal(seen(varied, image()), prepare(preprocess, image()))
+    augmented = training_transform(preprocess, AugmentConfig())
+    assert np.array_equal(seen(augmented, image()), prepare(preprocess, image()))
 
 
 @pytest.mark.parametrize("augment", [
@@ -36,7 +38,7 @@ def test_training_without_augmentation_is_evaluation():
     AugmentConfig(rand_augment="rand-m9-mstd0.5-inc1"),
 ])
 @pytest.mark.parametrize("mean", [(0.4,), (0.4, 0.5, 0.6)])
-def test_each_augmentation_varies_and_repeats_with_its_seed(augment, mean):
+def test_each_augmentation_changes_the_image_and_repeats_with_its_seed(augment, mean):
     preprocess = Preprocess(size=32, mean=mean, std=(0.2,) * len(mean))
     transform = training_transform(preprocess, augment)
 
@@ -120,6 +122,27 @@ def test_an_unknown_rand_augment_is_explained():
     {"crop": "resized", "scale": (0.5, 0.2)}, {"crop": "resized", "scale": (0.0, 1.0)},
     {"crop": "shift", "scale": (0.5, 1.0)},
 ])
-def test_augmentation_that_makes_no_sense_is_refused(values):
+def test_augmentation_that_makes_no_sense_is_rejected(values):
     with pytest.raises(InputError):
         AugmentConfig(**values)
+
+
+@pytest.mark.parametrize("shape", [(3, 64, 48), (1, 8, 8)])
+def test_patches_are_those_of_timm(shape):
+    erase, theirs = RandomErasing(0.5), random_erasing.RandomErasing(
+        0.5, mode="pixel", device="cpu")
+    erased = 0
+    for seed in range(60):
+        seed_all(seed)
+        patch = erase(*shape)
+        x = torch.full(shape, 7.0)
+        if patch is not None:
+            erased += 1
+            _, high, wide = patch.shape
+            x[:, patch.top:patch.top + high, patch.left:patch.left + wide] = (
+                patch.noise.view(patch.shape))
+        drawn = random.random()
+        seed_all(seed)
+        assert torch.equal(x, theirs(torch.full(shape, 7.0)))
+        assert drawn == random.random()
+    assert 15 < erased < 45

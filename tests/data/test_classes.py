@@ -13,10 +13,10 @@ from hypothesis import strategies as st
 from PIL import Image
 from timm.data import ImageNetInfo
 
-from cvt.data.classes import check_names, match, natural_order, order_of
-from cvt.data.folder import folder
-from cvt.data.manifest import manifest
-from cvt.data.shards import shards
+from cvt.data.classes import check_names, class_order, match_classes, natural_order
+from cvt.data.sources.folder import folder
+from cvt.data.sources.manifest import manifest
+from cvt.data.sources.shards import shards
 from cvt.system.errors import InputError
 
 NAMES = ("-1", "0.25", "0.5", "1", "2", "2a", "10", "B1", "a", "a2", "a10", "b")
@@ -61,7 +61,7 @@ def test_names_that_could_be_one_class_are_rejected_by_both_names(one, other):
     message = str(caught.value)
     assert all(repr(name) in message or ascii(name) in message for name in (one, other))
     with pytest.raises(InputError, match=r"which it lacks; it is spelled .* there"):
-        match([one], [other, "x"], "mine have", "it lacks", "-")
+        match_classes([one], [other, "x"], "mine have", "it lacks", "-")
 
 
 @pytest.mark.parametrize("blank", ["", " ", "\t\n", "\u00a0", "\ufeff"])
@@ -71,11 +71,11 @@ def test_a_class_without_a_name_is_rejected(blank):
 
 
 def test_a_class_that_is_listed_twice_is_rejected():
-    with pytest.raises(InputError, match="the class 'cat' is there twice"):
+    with pytest.raises(InputError, match="the class 'cat' is listed twice"):
         check_names(["cat", "dog", "".join(["c", "at"])], "it")
 
 
-def test_what_tells_classes_apart_is_kept():
+def test_what_distinguishes_classes_is_kept():
     kept = ("A", "a", "Masse", "Ma\u00dfe", "a1", "a01", "1", "1a", "x\u00b2", "x2", "9" * 5000)
     assert set(natural_order(kept, "it")) == set(kept)
 
@@ -97,7 +97,7 @@ def test_neither_order_nor_error_depends_on_the_hash_seed():
     order, error = said.pop().splitlines()
     assert said == set()
     assert order == "('-3', '1', '2', '2.5', '10', 'a02', 'a2', 'a10', 'b')"
-    assert error.startswith("it: the classes '01' and '1' are one number, spelled in two ways")
+    assert error.startswith("it: the classes '01' and '1' are the same number")
 
 
 def test_folder_manifest_and_shards_have_the_same_classes(tmp_path):
@@ -119,37 +119,37 @@ def test_folder_manifest_and_shards_have_the_same_classes(tmp_path):
                     archive.addfile(info, io.BytesIO(data))
     (tmp_path / "list.csv").write_text("\n".join(rows) + "\n")
 
-    found = (folder(tmp_path / "photos"), manifest(tmp_path / "list.csv"),
+    datasets = (folder(tmp_path / "photos"), manifest(tmp_path / "list.csv"),
              shards(tmp_path / "tars"))
 
-    for data in found:
+    for data in datasets:
         assert data.train.classes == data.val.classes == (
             "-1", "0.5", "1", "2", "10", "B1", "a", "a2", "a10")
         assert sorted(data.train.labels) == sorted(data.val.labels) == list(range(9))
 
 
 def test_names_are_matched_wherever_they_stand():
-    assert match(["b", "a"], ["a", "b", "c"], "mine have", "it lacks", "-") == [1, 0]
-    assert order_of(["b", "a"], ["a", "b"]) == [1, 0]
-    assert order_of(["b", "a"], ["a", "b", "c"]) == "c"
-    assert order_of(["a", "d"], ["a", "b"]) == "d"
+    assert match_classes(["b", "a"], ["a", "b", "c"], "mine have", "it lacks", "-") == [1, 0]
+    assert class_order(["b", "a"], ["a", "b"]) == [1, 0]
+    assert class_order(["b", "a"], ["a", "b", "c"]) == "c"
+    assert class_order(["a", "d"], ["a", "b"]) == "d"
     with pytest.raises(InputError, match="mine have the class 'd', which it lacks; add it"):
-        match(["a", "d"], ["a", "b"], "mine have", "it lacks", "add it")
+        match_classes(["a", "d"], ["a", "b"], "mine have", "it lacks", "add it")
 
 
 def test_a_name_that_two_classes_have_is_rejected():
     with pytest.raises(InputError, match="the class 'a', which is the name of two classes there"):
-        match(["b", "a"], ["a", "b", "a"], "mine have", "it lacks", "-")
-    assert order_of(["b", "a"], ["a", "b", "a"]) == "a"
+        match_classes(["b", "a"], ["a", "b", "a"], "mine have", "it lacks", "-")
+    assert class_order(["b", "a"], ["a", "b", "a"]) == "a"
 
 
 def test_imagenets_classes_are_known_by_wordnet_id_and_by_description():
     info = ImageNetInfo()
     ids, words = info.label_names(), info.label_descriptions()
     for known in (ids, words):
-        assert match([ids[517], ids[134], words[0]], known, "", "", "") == [517, 134, 0]
-        assert order_of(ids, known) == list(range(1000))
-        assert order_of(ids[::-1], known) == list(range(999, -1, -1))
+        assert match_classes([ids[517], ids[134], words[0]], known, "", "", "") == [517, 134, 0]
+        assert class_order(ids, known) == list(range(1000))
+        assert class_order(ids[::-1], known) == list(range(999, -1, -1))
     assert words[134] == words[517] == "crane"
     with pytest.raises(InputError, match="'crane', which is the name of two classes there"):
-        match(["crane", words[3]], ids, "mine have", "it lacks", "-")
+        match_classes(["crane", words[3]], ids, "mine have", "it lacks", "-")

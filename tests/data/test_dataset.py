@@ -2,8 +2,8 @@ import pytest
 import torch
 
 from cvt.config import Preprocess
-from cvt.data.builtin import digits
 from cvt.data.dataset import Dataset, LabeledImages, relabel, split, subset
+from cvt.data.sources.builtin import digits
 from cvt.system.errors import InputError
 
 

@@ -8,10 +8,10 @@ import pytest
 from PIL import Image
 
 from cvt.data import fingerprint as module
-from cvt.data.builtin import digits
 from cvt.data.config import DataConfig
-from cvt.data.datasets import load_dataset
 from cvt.data.fingerprint import differences, digest, fingerprint
+from cvt.data.load import load_dataset
+from cvt.data.sources.builtin import digits
 
 
 @pytest.fixture
@@ -48,9 +48,9 @@ def test_another_split_is_other_data(photos):
         "were 4"]
 
 
-@pytest.mark.parametrize("limit", [0, module.HASHED])
+@pytest.mark.parametrize("limit", [0, module.MAX_HASHED_BYTES])
 def test_an_image_that_is_gone_later_is_other_data_and_no_error(photos, monkeypatch, limit):
-    monkeypatch.setattr(module, "HASHED", limit)
+    monkeypatch.setattr(module, "MAX_HASHED_BYTES", limit)
     dataset = load_dataset(DataConfig(name="folder", root=str(photos)))
     before = fingerprint(dataset)
     (photos / "ant/0.png").unlink()

@@ -117,7 +117,7 @@ def test_one_bit_images_are_black_and_white():
     assert np.asarray(read_image(encoded(image)))[0, :, 0].tolist() == [255, 0]
 
 
-def test_floating_point_samples_are_refused():
+def test_floating_point_samples_are_rejected():
     image = Image.fromarray(np.ones((2, 2), np.float32))
     with pytest.raises(InputError, match="floating-point"):
         read_image(encoded(image, "TIFF"))
@@ -126,8 +126,8 @@ def test_floating_point_samples_are_refused():
 @pytest.mark.parametrize(("data", "word"), [
     (b"", "empty"),
     (b"this is a text", "not an image"),
-    (encoded(Image.fromarray(gradient(64, 64)))[:200], "damaged or cut off"),
-    (encoded(Image.fromarray(gradient(64, 64)), "JPEG")[:700], "damaged or cut off"),
+    (encoded(Image.fromarray(gradient(64, 64)))[:200], "corrupt or truncated"),
+    (encoded(Image.fromarray(gradient(64, 64)), "JPEG")[:700], "corrupt or truncated"),
 ])
 def test_a_file_that_is_no_image_is_named_in_one_line(tmp_path, data, word):
     path = tmp_path / "x.png"
@@ -138,7 +138,7 @@ def test_a_file_that_is_no_image_is_named_in_one_line(tmp_path, data, word):
     assert "\n" not in str(caught.value)
 
 
-def test_a_decompression_bomb_is_refused_before_it_unpacks():
+def test_a_decompression_bomb_is_rejected_before_it_unpacks():
     def chunk(kind, body):
         return (struct.pack(">I", len(body)) + kind + body
                 + struct.pack(">I", zlib.crc32(kind + body)))
@@ -160,16 +160,16 @@ def test_a_folder_lists_its_images_and_nothing_else(tmp_path):
 
 
 @pytest.mark.parametrize("kind", images._FORMATS)
-def test_every_format_that_can_be_read_is_found_by_its_suffixes(tmp_path, kind):
+def test_every_readable_format_is_listed_by_its_suffixes(tmp_path, kind):
     Image.init()
     known = {suffix for suffix, form in Image.registered_extensions().items() if form == kind}
     suffixes = known & images.SUFFIXES
     assert suffixes
     for suffix in suffixes:
         Image.new("RGB", (9, 9), "red").save(tmp_path / f"x{suffix}")
-    found = list_images(tmp_path)
-    assert {path.suffix for path in found} == suffixes
-    assert {read_image(path).size for path in found} == {(9, 9)}
+    paths = list_images(tmp_path)
+    assert {path.suffix for path in paths} == suffixes
+    assert {read_image(path).size for path in paths} == {(9, 9)}
 
 
 def test_a_link_that_leads_nowhere_is_listed_and_a_pipe_is_not(tmp_path):

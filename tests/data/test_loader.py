@@ -9,13 +9,13 @@ from PIL import Image
 
 from cvt.config import Preprocess
 from cvt.data.augment import training_transform
-from cvt.data.builtin import digits
 from cvt.data.config import AugmentConfig
 from cvt.data.dataset import LabeledImages
-from cvt.data.folder import files
-from cvt.data.loader import Faults, TrainLoader, evaluation_batches
+from cvt.data.loader import TrainLoader, evaluation_batches
+from cvt.data.pipeline import pack
 from cvt.data.randomness import seed_all
-from cvt.data.samples import stacked
+from cvt.data.sources.builtin import digits
+from cvt.data.unreadable import UnreadableImages
 from cvt.system.errors import InputError
 
 PREPROCESS = Preprocess(size=8, crop=1.0, mean=(0.0,), std=(1.0,))
@@ -24,7 +24,7 @@ PREPROCESS = Preprocess(size=8, crop=1.0, mean=(0.0,), std=(1.0,))
 def images(n=10, broken=()):
     def read(i):
         if i in broken:
-            raise InputError(f"image {i} is damaged")
+            raise InputError(f"image {i} is corrupt")
         return Image.new("RGB", (8, 8), (i, i, i))
 
     return LabeledImages(classes=("even", "odd"), labels=tuple(i % 2 for i in range(n)),
@@ -34,7 +34,7 @@ def images(n=10, broken=()):
 def seen(pipeline, data, index):
     """The network's input (channels, size, size)."""
     sample = pipeline.sample(data.fetch(index), data.names[index])
-    return stacked([sample]).normalised(pipeline.preprocess)[0]
+    return pack([sample]).normalize(pipeline.preprocess)[0]
 
 
 def loader(workers=0, seed=0, augment=None, repeats=1, passes=1, balanced=False,
@@ -68,14 +68,14 @@ def test_passes_make_an_epoch_longer_and_each_shows_every_image():
     assert passes[0] != passes[1] != passes[2]
 
 
-def test_an_image_is_varied_anew_in_each_pass():
+def test_an_image_is_augmented_anew_in_each_pass():
     noisy = AugmentConfig(erasing=1.0)
-    found = {}
+    by_shade = {}
     for images, _ in loader(passes=2, n=4, augment=noisy).epoch(0):
         for image in images:
-            found.setdefault(round(image.median().item() * 255), []).append(image)
-    assert all(not torch.equal(*pair) for pair in found.values() if len(pair) == 2)
-    assert any(len(pair) == 2 for pair in found.values())
+            by_shade.setdefault(round(image.median().item() * 255), []).append(image)
+    assert all(not torch.equal(*pair) for pair in by_shade.values() if len(pair) == 2)
+    assert any(len(pair) == 2 for pair in by_shade.values())
 
 
 def test_few_images_fill_a_batch_in_several_passes():
@@ -146,7 +146,7 @@ def test_augmentation_does_not_depend_on_the_number_of_workers():
 
 @pytest.mark.parametrize("workers", [1, 2])
 def test_batches_of_files_do_not_depend_on_the_number_of_workers(tmp_path, workers):
-    """Each is cut, decoded at a smaller size where that will do, varied, and erased in part."""
+    """Each is cut, decoded at a smaller size where possible, augmented, and partly erased."""
     rng = np.random.default_rng(0)
     paths = [tmp_path / f"{i}.jpg" for i in range(8)]
     for path in paths:
@@ -158,8 +158,8 @@ def test_batches_of_files_do_not_depend_on_the_number_of_workers(tmp_path, worke
     pipeline = training_transform(preprocess, augment)
 
     def batches(workers):
-        some = TrainLoader(files(("a", "b"), paths, [0, 1] * 4), pipeline, batch_size=4, seed=0,
-                           workers=workers)
+        data = LabeledImages.from_files(("a", "b"), paths, [0, 1] * 4)
+        some = TrainLoader(data, pipeline, batch_size=4, seed=0, workers=workers)
         return [x for epoch in range(2) for x, _ in some.epoch(epoch)]
 
     alone = batches(0)
@@ -207,7 +207,7 @@ def test_evaluation_shows_every_image_once_in_order():
 def test_an_unreadable_image_raises_its_own_one_line(workers):
     with pytest.raises(InputError) as caught:
         list(loader(broken=range(10), workers=workers).epoch(0))
-    assert str(caught.value).endswith("is damaged")
+    assert str(caught.value).endswith("is corrupt")
     assert "\n" not in str(caught.value)
 
 
@@ -223,7 +223,7 @@ def test_another_image_takes_the_place_of_one_that_cannot_be_read(workers):
     whole = which(loader(n=40).epoch(0))
     assert [i for i, j in zip(whole, seen, strict=True) if i != j] == [
         i for i in whole if i in (3, 17)]
-    assert some.unreadable.rows() == [(i, f"image {i} is damaged") for i in ("3", "17")]
+    assert some.unreadable.rows() == [(i, f"image {i} is corrupt") for i in ("3", "17")]
 
 
 def test_more_of_them_than_allowed_end_the_run():
@@ -234,7 +234,7 @@ def test_more_of_them_than_allowed_end_the_run():
 
 def test_evaluation_leaves_them_out_and_names_them():
     some = images(broken={0, 1, 2, 3, 9})
-    unreadable = Faults(some, 0.5)
+    unreadable = UnreadableImages(some, 0.5)
     batches = evaluation_batches(some, PREPROCESS, batch_size=4, unreadable=unreadable)
     assert which(batches) == [4, 5, 6, 7, 8]
     assert [name for name, _ in unreadable.rows()] == ["0", "1", "2", "3", "9"]
@@ -257,7 +257,7 @@ def test_an_unreadable_image_of_a_balanced_draw_is_replaced_by_a_balanced_draw()
     assert 118 < labels.sum() < 150  # a third, for half of the rare class cannot be read
 
 
-def test_repeats_vary_an_image_anew_and_keep_the_length_of_an_epoch():
+def test_repeats_augment_an_image_anew_and_keep_the_length_of_an_epoch():
     augment = AugmentConfig(crop="shift")
     images = torch.cat([images for images, _ in loader(n=36, repeats=3, augment=augment).epoch(0)])
     assert len(images) == 36
@@ -270,7 +270,7 @@ def test_repeats_vary_an_image_anew_and_keep_the_length_of_an_epoch():
 
 
 def test_a_file_that_has_gone_is_named(tmp_path):
-    gone = files(("a", "b"), [tmp_path / "gone.png"], [0])
+    gone = LabeledImages.from_files(("a", "b"), [tmp_path / "gone.png"], [0])
     with pytest.raises(InputError, match=r"gone\.png: No such file"):
         list(evaluation_batches(gone, PREPROCESS, batch_size=4))
 
@@ -289,6 +289,6 @@ def test_what_workers_need_can_be_sent_to_them(crop):
     assert torch.equal(seen(sent, sent_data.all, 1500), expected)
 
 
-def test_a_batch_larger_than_the_dataset_is_refused():
+def test_a_batch_larger_than_the_dataset_is_rejected():
     with pytest.raises(InputError, match="batch_size=4 is more than the 3"):
         loader(n=3)

@@ -14,8 +14,8 @@ from cvt.config import Preprocess
 from cvt.data.augment import training_transform
 from cvt.data.config import AugmentConfig
 from cvt.data.images import read_image
+from cvt.data.pipeline import pack
 from cvt.data.prepare import prepare
-from cvt.data.samples import stacked
 from cvt.system.errors import InputError
 from cvt.zoo import ZOO
 
@@ -103,7 +103,7 @@ def test_every_kind_of_image_is_prepared_as_torchvision_and_training_do(preproce
     assert got.flags.c_contiguous
     assert np.array_equal(got, by_torchvision(preprocess, by_hand(name, data)).numpy())
     plain = training_transform(preprocess, AugmentConfig())
-    trained = stacked([plain.sample(data, name)]).normalised(preprocess)[0]
+    trained = pack([plain.sample(data, name)]).normalize(preprocess)[0]
     assert np.array_equal(got, trained.numpy())
 
 
@@ -156,7 +156,7 @@ def test_normalising_is_division_subtraction_and_division_in_float32(mean):
     assert np.array_equal(prepare(preprocess, noise(32, 32)), x)
 
 
-def test_an_image_too_thin_to_resize_is_refused():
+def test_an_image_too_thin_to_resize_is_rejected():
     """Of 5 million pixels, but 2,300 million once its short side is resized."""
     with pytest.raises(InputError, match="1x5000000 pixels is too thin"):
         prepare(Preprocess(size=32), Image.new("RGB", (1, 5_000_000)))

@@ -38,7 +38,7 @@ def test_every_backend_gives_the_models_logits(model, backend, precision):
     assert (fast.backend, fast.precision) == (backend, precision)
     assert fast.agreement.difference < {"fp32": 2e-5, "bf16": 0.1, "int8": 0.5}[precision]
     sizes = [(64, 64), (96, 80)]
-    # A quantised graph of OpenVINO keeps the size of its calibration images.
+    # A quantized graph of OpenVINO keeps the size of its calibration images.
     for size in sizes[:1] if (backend, precision) == ("openvino", "int8") else sizes:
         images = torch.randn(3, 3, *size)
         with torch.no_grad():
@@ -64,7 +64,7 @@ def test_a_compiled_network_gives_the_models_logits(small):
     assert "aten::convolution" not in names
 
 
-def test_optimising_leaves_the_model_as_it_was(model):
+def test_optimizing_leaves_the_model_as_it_was(model):
     before = {name: t.clone() for name, t in model.state_dict().items()}
 
     optimize(model, "eager", "bf16")
@@ -84,17 +84,17 @@ def test_a_session_is_the_same_between_arrays(model):
     ("tensorrt", "fp32", "choose from auto, eager"), ("egaer", "fp32", "did you mean eager"),
     ("eager", "int8", "eager has no int8; it has fp32, bf16"),
     ("openvino", "int8", "needs calibration=")])
-def test_what_no_backend_has_is_refused(model, backend, precision, message):
+def test_what_no_backend_has_is_rejected(model, backend, precision, message):
     with pytest.raises(InputError, match=message):
         optimize(model, backend, precision)
 
 
-def test_a_network_in_training_is_refused(model):
+def test_a_network_in_training_is_rejected(model):
     with pytest.raises(InputError, match=r"call model\.eval\(\) first"):
         optimize(model.train())
 
 
-def test_a_difference_above_the_users_tolerance_is_refused(model):
+def test_a_difference_above_the_users_tolerance_is_rejected(model):
     with pytest.raises(InputError, match="differs by"):
         optimize(model, "eager", "bf16", tolerance=1e-7)
 
@@ -125,11 +125,11 @@ def test_calibration_takes_no_more_than_it_needs(small):
     assert fast(torch.randn(2, 3, 8, 8)).shape == (2, 3)
 
 
-def test_a_graph_of_a_model_on_another_device_is_refused(tiny):
+def test_a_graph_of_a_model_on_another_device_is_rejected(tiny):
     with torch.device("meta"):
         model = CvT(tiny()).eval()
 
-    with pytest.raises(InputError, match="openvino computes on the CPU alone, and the model is on"):
+    with pytest.raises(InputError, match="openvino runs on the CPU only, and the model is on"):
         optimize(model, "openvino")
 
 

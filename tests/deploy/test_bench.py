@@ -1,4 +1,4 @@
-"""`cvt bench`: the figures hang together, and what cannot be measured is told."""
+"""`cvt bench`: the figures hang together, and what cannot be measured is reported."""
 
 import json
 import statistics
@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 from cvt.cli import main
-from cvt.deploy import bench
+from cvt.deploy import bench, timing
 from cvt.model import CvT
 from cvt.networks.complexity import multiply_adds, network_multiply_adds
 from cvt.system.errors import InputError
@@ -22,8 +22,8 @@ QUICK = ["--size", "32", "--rounds", "3", "--batch", "2"]
 
 @pytest.fixture(autouse=True)
 def _short(monkeypatch):
-    monkeypatch.setattr(bench, "steady_clock", bench.wall_clock)
-    monkeypatch.setattr(bench, "matmul_rate", lambda _: 1e11)
+    monkeypatch.setattr(bench, "steady_clock", timing.wall_clock)
+    monkeypatch.setattr(bench, "matmul_flops", lambda _: 1e11)
 
 
 @pytest.fixture
@@ -50,20 +50,20 @@ def test_candidates_take_turns_after_a_call_that_does_not_count():
     seen = []
     calls = {name: (lambda name=name: seen.append(name)) for name in "abc"}
 
-    seconds = bench.interleaved(calls, rounds=3, warmup=1)
+    seconds = timing.interleaved(calls, rounds=3, warmup=1)
 
     assert "".join(seen) == "abc" + "aabbcc" + "bbccaa" + "ccaabb"
     assert {name: len(s) for name, s in seconds.items()} == {"a": 3, "b": 3, "c": 3}
 
 
 def test_ratio_pairs_the_rounds():
-    assert bench.ratio([2.0, 4.0, 8.0], [1.0, 2.0, 4.0]) == {
+    assert timing.ratio([2.0, 4.0, 8.0], [1.0, 2.0, 4.0]) == {
         "median": 2, "quartile1": 2, "quartile3": 2}
 
 
 def test_ceiling_is_a_rate_this_machine_can_reach(monkeypatch):
     monkeypatch.undo()
-    assert 1e8 < bench.matmul_rate(torch.float32, seconds=0.05) < 1e14
+    assert 1e8 < timing.matmul_flops(torch.float32, seconds=0.05) < 1e14
 
 
 def test_json_figures_follow_from_the_times(config_file, capsys):
@@ -71,22 +71,22 @@ def test_json_figures_follow_from_the_times(config_file, capsys):
                  "transformers:cvt_nano", "timm:resnet10t", *QUICK, "1", "--base",
                  "timm:resnet10t", "--json"]) == 0
     out, err = capsys.readouterr()
-    told = json.loads(out)
+    result = json.loads(out)
 
     assert err == ""
-    assert told["base"] == "timm:resnet10t fp32"
-    assert [(row["label"], row["batch"]) for row in told["rows"]] == [
+    assert result["base"] == "timm:resnet10t fp32"
+    assert [(row["label"], row["batch"]) for row in result["rows"]] == [
         (label, batch) for batch in (2, 1) for label in
         ("cvt_nano plain fp32", f"{config_file} plain fp32", "transformers:cvt_nano fp32",
          "timm:resnet10t fp32")]
-    for row in told["rows"]:
-        base = next(r for r in told["rows"]
-                    if r["label"] == told["base"] and r["batch"] == row["batch"])
+    for row in result["rows"]:
+        base = next(r for r in result["rows"]
+                    if r["label"] == result["base"] and r["batch"] == row["batch"])
         median = statistics.median(row["seconds"])
         assert row["median_s"] == pytest.approx(median)
         assert row["images_per_s"] == pytest.approx(row["batch"] / median)
-        assert row["gflops"] == pytest.approx(row["operations"] / median / 1e9)
-        assert row["share"] == pytest.approx(row["gflops"] / 100)
+        assert row["gflops"] == pytest.approx(row["flops"] / median / 1e9)
+        assert row["utilization"] == pytest.approx(row["gflops"] / 100)
         assert row["speedup"]["median"] == pytest.approx(statistics.median(
             b / s for b, s in zip(base["seconds"], row["seconds"], strict=True)))
     assert base["speedup"]["median"] == 1
@@ -130,21 +130,21 @@ def test_training_steps_count_three_forward_passes(capsys):
     threads = torch.get_num_threads()
     assert main(["bench", "cvt_nano", "--train", "--peers", "--threads", "1", *QUICK,
                  "--json"]) == 0
-    told = json.loads(capsys.readouterr().out)
+    result = json.loads(capsys.readouterr().out)
 
-    assert told["train"]
-    assert told["threads"] == 1
+    assert result["train"]
+    assert result["threads"] == 1
     assert torch.get_num_threads() == threads
-    assert [row["backend"] for row in told["rows"]] == ["plain", "eager"]
+    assert [row["backend"] for row in result["rows"]] == ["plain", "eager"]
     cost = multiply_adds(bench.config_of("cvt_nano"), (32, 32))
-    assert {row["operations"] for row in told["rows"]} == {3 * 2 * 2 * cost}
+    assert {row["flops"] for row in result["rows"]} == {3 * 2 * 2 * cost}
 
 
 def test_the_folded_network_gives_the_same_logits():
-    found = bench.compare(["cvt_nano"], backends=["plain", "eager"], peers=[], batches=[1],
+    result = bench.compare(["cvt_nano"], backends=["plain", "eager"], peers=[], batches=[1],
                           size=32, rounds=3)
-    assert found.rows[0].difference is None
-    assert found.rows[1].difference < 2e-5
+    assert result.rows[0].difference is None
+    assert result.rows[1].difference < 2e-5
 
 
 def test_what_is_missing_is_skipped_with_a_line(no_openvino, monkeypatch, capsys):
@@ -162,12 +162,12 @@ def test_what_is_missing_is_skipped_with_a_line(no_openvino, monkeypatch, capsys
 
 
 def test_what_one_backend_lacks_is_skipped(no_openvino):
-    found = bench.compare(["cvt_nano"], backends=["plain", "eager"], precisions=["fp32", "int8"],
+    result = bench.compare(["cvt_nano"], backends=["plain", "eager"], precisions=["fp32", "int8"],
                           peers=[], batches=[1], size=32, rounds=3)
-    assert [row.label for row in found.rows] == [
+    assert [row.label for row in result.rows] == [
         "cvt_nano plain fp32", "cvt_nano eager fp32", "cvt_nano eager int8"]
-    assert found.rows[2].share is None
-    assert found.skipped[0].startswith("cvt_nano plain int8: ")
+    assert result.rows[2].utilization is None
+    assert result.skipped[0].startswith("cvt_nano plain int8: ")
 
 
 @pytest.mark.parametrize(("args", "message"), [

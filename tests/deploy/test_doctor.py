@@ -9,7 +9,7 @@ import cvt.system.machine
 from cvt.cli import main
 from cvt.config import CvTConfig, StageConfig
 from cvt.deploy import backends
-from cvt.deploy.doctor import examine
+from cvt.deploy.doctor import diagnose
 from cvt.model import CvT
 from cvt.system.errors import InputError
 
@@ -41,7 +41,7 @@ def found(telling):
     model = telling(CvT(CvTConfig(stages=(stage,), num_classes=10, image_size=28)))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("cvt.weights.models.create_model", lambda _: model)
-        return examine()
+        return diagnose()
 
 
 def test_every_backend_is_tried_and_agrees_with_pytorch(found):
@@ -73,7 +73,7 @@ def test_a_backend_that_fails_says_why_and_what_to_install(monkeypatch):
 
     real = backends.optimize
     monkeypatch.setattr(backends, "optimize", fail)
-    trials = {(t.backend, t.precision): t for t in examine().trials}
+    trials = {(t.backend, t.precision): t for t in diagnose().trials}
 
     openvino, ort = trials["openvino", "fp32"], trials["onnxruntime", "fp32"]
     assert not openvino.works
@@ -103,19 +103,19 @@ def test_the_command_prints_what_to_install(without, monkeypatch, capsys):
 def test_without_torch_nothing_is_tried_and_the_exit_code_says_so(without, capsys):
     without("torch")
     assert main(["doctor", "--json"]) == 1
-    told = json.loads(capsys.readouterr().out)
-    assert told["trials"] == []
-    assert told["machine"]["versions"].endswith("torch missing")
-    assert told["healthy"] is False
+    result = json.loads(capsys.readouterr().out)
+    assert result["trials"] == []
+    assert result["machine"]["versions"].endswith("torch missing")
+    assert result["healthy"] is False
 
 
-def test_a_torch_that_cannot_be_imported_is_told(monkeypatch):
+def test_a_torch_that_cannot_be_imported_is_reported(monkeypatch):
     def broken(name):
         assert name == "torch"
         raise OSError("libtorch_cpu.so: cannot open shared object file")
 
     monkeypatch.setattr(cvt.deploy.doctor, "import_module", broken)
-    found = examine()
+    found = diagnose()
     assert [t.reason for t in found.trials] == [
-        "OSError: libtorch_cpu.so: cannot open shared object file"]
+        "OSError: libtorch_cpu.so: cannot open shared object file; install PyTorch again"]
     assert not found.healthy

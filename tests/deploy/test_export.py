@@ -11,8 +11,7 @@ from cvt.deploy.graphs import open_graph
 from cvt.deploy.manifest import Manifest
 from cvt.model import CvT
 from cvt.system.errors import InputError
-from cvt.weights.models import load_model
-from cvt.weights.native import save_model
+from cvt.weights.models import load_model, save_model
 
 pytestmark = pytest.mark.slow
 
@@ -96,12 +95,12 @@ def test_what_is_written_is_the_model_and_says_how_near(tmp_path, source, to, fi
     torch.testing.assert_close(got, want, rtol=1e-5, atol=1e-5)
 
 
-def test_an_edited_graph_is_refused(tmp_path, source):
+def test_an_edited_graph_is_rejected(tmp_path, source):
     export(source, tmp_path / "x", "openvino")
     path = tmp_path / "x/model.bin"
     path.write_bytes(path.read_bytes()[:-4] + bytes(4))
 
-    with pytest.raises(InputError, match=r"model\.bin is not what was exported"):
+    with pytest.raises(InputError, match=r"model\.bin is corrupt or was edited"):
         Manifest.load(tmp_path / "x")
 
 
@@ -125,7 +124,7 @@ def test_accuracy_is_measured_before_and_after(tmp_path, source, labelled):
     assert (manifest.parity["labelled"], manifest.parity["calibrated"]) == (10, 30)
 
 
-def test_a_graph_that_loses_too_much_is_refused_and_leaves_nothing(tmp_path, source, labelled,
+def test_a_graph_that_loses_too_much_is_rejected_and_leaves_nothing(tmp_path, source, labelled,
                                                                    monkeypatch):
     graph_is(monkeypatch, source, lambda logits: -logits)
     before = contents(tmp_path)
@@ -138,7 +137,7 @@ def test_a_graph_that_loses_too_much_is_refused_and_leaves_nothing(tmp_path, sou
 @pytest.mark.parametrize(("change", "message"), [
     (lambda logits: logits * 1.001, "differ from the PyTorch model's by 1"),
     (lambda logits: logits / 0, "not finite"), (lambda logits: logits * torch.nan, "not finite")])
-def test_a_wrong_graph_is_refused_and_leaves_nothing(tmp_path, source, monkeypatch, change,
+def test_a_wrong_graph_is_rejected_and_leaves_nothing(tmp_path, source, monkeypatch, change,
                                                      message):
     graph_is(monkeypatch, source, change)
     before = contents(tmp_path)
@@ -148,7 +147,7 @@ def test_a_wrong_graph_is_refused_and_leaves_nothing(tmp_path, source, monkeypat
     assert contents(tmp_path) == before
 
 
-def test_weights_that_are_no_numbers_are_refused(tmp_path, source):
+def test_weights_that_are_no_numbers_are_rejected(tmp_path, source):
     network, card = load_model(source)
     with torch.no_grad():
         network.head.weight[0] = torch.nan
@@ -171,7 +170,7 @@ def test_average_pooling_that_openvino_computes_otherwise_is_not_written(tmp_pat
 def test_an_exported_model_is_replaced_only_when_asked(tmp_path, source, images):
     export(source, tmp_path / "x", "openvino", images=[images])
 
-    with pytest.raises(InputError, match="is there already; give another place, or --overwrite"):
+    with pytest.raises(InputError, match="exists already; give another directory, or --overwrite"):
         export(source, tmp_path / "x", "openvino")
     assert Manifest.load(tmp_path / "x").parity["images"] == 10
     export(source, tmp_path / "x", "openvino", "bf16", overwrite=True)
@@ -186,7 +185,7 @@ def test_another_directory_is_never_replaced(tmp_path, source):
     (tmp_path / "link").symlink_to(source)
     before = contents(tmp_path)
 
-    with pytest.raises(InputError, match=r"has no manifest\.json, so it is no exported model"):
+    with pytest.raises(InputError, match=r"has no manifest\.json, so it is not an exported model"):
         export(source, source, "openvino", overwrite=True)
     for name in ("file", "link"):
         with pytest.raises(InputError, match="is not a directory"):
@@ -194,7 +193,7 @@ def test_another_directory_is_never_replaced(tmp_path, source):
     assert contents(tmp_path) == before
 
 
-def test_what_cannot_be_calibrated_on_is_refused(tmp_path, source, images):
+def test_what_cannot_be_calibrated_on_is_rejected(tmp_path, source, images):
     (tmp_path / "empty").mkdir()
     broken = tmp_path / "broken.png"
     broken.write_bytes((images / "0.png").read_bytes()[:100])
@@ -202,17 +201,17 @@ def test_what_cannot_be_calibrated_on_is_refused(tmp_path, source, images):
     before = contents(tmp_path)
 
     for calibration, message in [
-            (None, "int8 is calibrated on images like those"),
-            (few, "on at least 8 images, 7 given"),
+            (None, "int8 needs calibration images"),
+            (few, "int8 needs at least 8 images for calibration, got 7"),
             ([tmp_path / "empty"], "empty has no images in it or below it"),
-            ([images, broken], r"broken\.png is damaged or cut off"),
+            ([images, broken], r"broken\.png is corrupt or truncated"),
             ([images, tmp_path / "nowhere.png"], r"nowhere\.png: No such file")]:
         with pytest.raises(InputError, match=message):
             export(source, tmp_path / "x", "openvino", "int8", images=calibration)
     assert contents(tmp_path) == before
 
 
-def test_other_bad_input_is_refused(tmp_path, source, labelled, shaken):
+def test_other_bad_input_is_rejected(tmp_path, source, labelled, shaken):
     saved(tmp_path / "headless", shaken, classes=())
     saved(tmp_path / "others", shaken, classes=("ant", "bee"))
     before = contents(tmp_path)

@@ -7,7 +7,7 @@ import torch
 
 from cvt.config import VARIANTS, CvTConfig, StageConfig
 from cvt.deploy.graphs import (
-    check_possible,
+    check_format,
     onnx_graph,
     open_graph,
     openvino_graph,
@@ -132,22 +132,22 @@ def test_the_papers_networks_are_traced_from_35_pixels(tiny):
     ("onnx", "bf16", "--to onnx has no bf16; it has fp32, int8"),
     ("torch", "int8", "--to torch has no int8; it has fp32, bf16"),
     ("tflite", "fp32", "there is no format 'tflite'; choose from onnx, openvino, torch")])
-def test_what_a_format_lacks_is_refused(to, precision, message):
+def test_what_a_format_lacks_is_rejected(to, precision, message):
     with pytest.raises(InputError, match=message):
-        check_possible(to, precision)
+        check_format(to, precision)
 
 
 @pytest.mark.parametrize(("to", "precision", "package"), [
     ("onnx", "fp32", "onnx"), ("onnx", "fp32", "onnxscript"), ("onnx", "int8", "onnxruntime"),
     ("openvino", "fp32", "openvino"), ("openvino", "int8", "nncf")])
-def test_a_missing_package_is_told_with_its_install_line(monkeypatch, to, precision, package):
+def test_a_missing_package_is_reported_with_its_install_line(monkeypatch, to, precision, package):
     monkeypatch.setitem(sys.modules, package, None)
 
     with pytest.raises(InputError, match=rf"^{package} is not installed; pip install "
                                          rf"'cvt-torch\[{to}\]'$"):
-        check_possible(to, precision)
+        check_format(to, precision)
 
 
-def test_a_network_in_training_is_refused(network, tmp_path):
+def test_a_network_in_training_is_rejected(network, tmp_path):
     with pytest.raises(InputError, match=r"call eval\(\) on it first"):
         torch_graph(network.train(), tmp_path / "x.pt2", example=torch.randn(2, 3, 51, 83))

@@ -44,12 +44,12 @@ def test_it_reads_back_what_was_written(made):
 
 
 @pytest.mark.parametrize("name", ["model.xml", "model.bin"])
-def test_an_edited_file_is_refused_unless_unverified(made, name):
+def test_an_edited_file_is_rejected_unless_unverified(made, name):
     directory, manifest = made
     with (directory / name).open("ab") as file:
         file.write(b"x")
 
-    with pytest.raises(InputError, match=rf"{name} is not what was exported.*edited"):
+    with pytest.raises(InputError, match=rf"{name} is corrupt or was edited"):
         Manifest.load(directory)
     assert Manifest.load(directory, verify=False) == manifest
 
@@ -70,7 +70,7 @@ def test_a_directory_without_a_manifest_is_no_exported_model(tmp_path):
 
 
 @pytest.mark.parametrize("text", ["", "{", "[1]", '"x"', "\x00", "{}"])
-def test_a_damaged_manifest_is_one_line(made, text):
+def test_a_corrupt_manifest_is_one_line(made, text):
     directory, _ = made
     (directory / MANIFEST).write_text(text)
 
@@ -79,17 +79,17 @@ def test_a_damaged_manifest_is_one_line(made, text):
     assert "\n" not in str(error.value)
 
 
-def test_a_newer_schema_is_refused_whatever_else_it_says(made):
+def test_a_newer_schema_is_rejected_whatever_else_it_says(made):
     directory, _ = made
     edit(directory, schema=2, engine="new")
 
-    with pytest.raises(InputError, match="is of schema 2, this version knows 1; install"):
+    with pytest.raises(InputError, match="has schema 2, this version reads 1; install"):
         Manifest.load(directory)
 
 
 @pytest.mark.parametrize("name", ["../model.xml", "/etc/passwd", "a/b", "a\\b", "..", "", "C:x",
                                   "manifest.json"])
-def test_a_file_outside_the_directory_is_refused(made, name):
+def test_a_file_outside_the_directory_is_rejected(made, name):
     directory, _ = made
     edit(directory, graph=name, hashes={name: "0"})
 
@@ -106,7 +106,7 @@ def test_a_file_outside_the_directory_is_refused(made, name):
     ({"schema": "1"}, "schema='1'"), ({"schema": 0}, "schema=0"), ({"extra": 1}, "unknown key"),
     ({"card": None}, "card is not"), ({"card": {"model": 1, "preprocess": 2}}, "stages=None"),
     ({"card": {"classes": ["a"]}}, "card is not")])
-def test_nonsense_is_refused(made, fields, message):
+def test_an_invalid_manifest_is_rejected(made, fields, message):
     directory, _ = made
     edit(directory, **fields)
 
@@ -114,7 +114,7 @@ def test_nonsense_is_refused(made, fields, message):
         Manifest.load(directory)
 
 
-def test_numbers_that_are_none_are_refused(made):
+def test_numbers_that_are_none_are_rejected(made):
     _, manifest = made
     with pytest.raises(InputError, match="parity="):
         dataclasses.replace(manifest, parity={"difference": float("nan")})

@@ -102,14 +102,14 @@ def test_images_that_are_a_view_are_computed_as_they_look(session, network):
 
 
 @pytest.mark.parametrize("shape", [(2, 1, 48, 48), (3, 48, 48), (0, 3, 48, 48), (2, 3, 48, 0)])
-def test_images_of_another_shape_are_refused_in_one_line(session, shape):
+def test_images_of_another_shape_are_rejected_in_one_line(session, shape):
     with pytest.raises(InputError, match="do not fit the graph, which takes") as error:
         session(np.zeros(shape, np.float32))
     assert "\n" not in str(error.value)
     session(batch(1))  # and the session still works
 
 
-def test_a_graph_of_one_size_refuses_others(graphs, network):
+def test_a_graph_of_one_size_rejects_others(graphs, network):
     model = ov.Core().read_model(graphs / "model.xml")
     model.reshape([-1, 3, 48, 48])
     session = openvino_session(model, precision="fp32", latency=True)
@@ -135,7 +135,7 @@ def test_shapes_that_come_once_and_those_beyond_a_few_share_one_graph(graphs, ne
     assert compiled == ["[?,3,?,?]", *(f"[1,3,{n},{n}]" for n in (40, 44, 48, 52))]
 
 
-def test_what_the_runtime_refuses_is_one_line():
+def test_what_the_runtime_rejects_is_one_line():
     images = ov.opset13.parameter([-1, 3, -1, -1], np.float32)
     row = ov.opset13.reshape(images, np.array([-1, 3 * 48 * 48 * 2]), special_zero=False)
     model = ov.Model([row], [images], "two images of 48x48 a row")
@@ -237,7 +237,7 @@ def test_a_session_may_end_on_another_thread_than_it_began(graphs):
 
 
 @pytest.mark.parametrize(("module", "extra"), [("openvino", "openvino"), ("onnxruntime", "onnx")])
-def test_a_missing_runtime_is_answered_with_its_install_line(monkeypatch, module, extra):
+def test_a_missing_runtime_is_reported_with_its_install_line(monkeypatch, module, extra):
     monkeypatch.setitem(sys.modules, module, None)
     opened = OPENED[".onnx" if extra == "onnx" else ".xml"]
     with pytest.raises(InputError, match=rf"pip install 'cvt-torch\[{extra}\]'"):

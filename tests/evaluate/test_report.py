@@ -1,4 +1,4 @@
-"""The page: whole, safe, complete and on its own."""
+"""The report: complete, safe and self-contained."""
 
 import re
 from functools import partial
@@ -18,7 +18,8 @@ from cvt.system.errors import InputError
 pytestmark = pytest.mark.slow
 
 HOSTILE = "<script>alert(1)</script>"
-SECTIONS = ["curves", "confusion", "reliability", "mistakes", "classes", "configuration", "machine"]
+SECTIONS = ["training", "confusion", "calibration", "misclassified", "classes", "configuration",
+            "environment"]
 HISTORY = [{"epoch": e, "train_loss": 2 / e, "val_loss": 2.1 / e, "val_top1": 1 - 1 / e,
             "lr": 1e-3 / e, "seconds": 1.5} for e in range(1, 5)]
 
@@ -85,25 +86,25 @@ def test_all_sections_are_there_in_order(full_page):
     assert "Most confused pairs" in full_page.text
 
 
-def test_what_is_not_given_is_left_out(page_of):
+def test_empty_sections_are_left_out(page_of):
     page = page_of(evaluation_of("abc"))
-    assert page.sections == ["confusion", "reliability", "mistakes", "classes"]
+    assert page.sections == ["confusion", "calibration", "misclassified", "classes"]
     assert "Top-5" not in page.text
     links = [a["href"] for a in page.all("a")]
     assert links == ["#" + section for section in page.sections]
 
 
-def test_head_shows_the_figures(page_of):
+def test_the_header_shows_the_metrics(page_of):
     evaluation = evaluation_of("abcdefghijklmnop")
     text = page_of(evaluation).text
     for value in (evaluation.top1.value, evaluation.top1.low, evaluation.top1.high,
                   evaluation.top5.value, evaluation.macro_f1, evaluation.ece):
-        assert f"{value:.1%}".replace("%", " %") in text
-    assert "from n = 120 images of 16 classes" in text
+        assert f"{value:.1%}" in text
+    assert "120 images, 16 classes" in text
     assert "0.500" in text
 
 
-def test_nothing_is_fetched_from_elsewhere(full_page):
+def test_the_file_has_no_external_references(full_page):
     assert not re.search(r"https?:|@import|@font-face", full_page.html)
     assert not {"script", "link", "iframe", "object"} & {tag for tag, _ in full_page.tags}
     sources = [attrs["src"] for _, attrs in full_page.tags if "src" in attrs]
@@ -113,26 +114,26 @@ def test_nothing_is_fetched_from_elsewhere(full_page):
     assert all(target.startswith("#") for target in re.findall(r"url\((.)", full_page.html))
 
 
-def test_markup_from_users_stays_text(page_of):
+def test_markup_from_users_is_escaped(page_of):
     classes = (HOSTILE, '" onmouseover="alert(1)', "c")
     names = [f"/a/very/long/way/to/images/{HOSTILE}/{i}.png" for i in range(120)]
 
-    def refuse(index):
-        raise InputError(f"{HOSTILE} is no image")
+    def fail(index):
+        raise InputError(f"{HOSTILE} is not an image")
 
-    page = page_of(evaluation_of(classes, names=names), title=HOSTILE, read=refuse,
+    page = page_of(evaluation_of(classes, names=names), title=HOSTILE, read=fail,
                    facts={HOSTILE: HOSTILE}, config={HOSTILE: HOSTILE})
     assert not page.all("script")
     assert not any("onmouseover" in attrs for _, attrs in page.tags)
     assert page.text.count(HOSTILE) > 10
 
 
-def test_markup_in_names_of_many_classes_stays_text(page_of):
+def test_markup_in_names_of_many_classes_is_escaped(page_of):
     page = page_of(evaluation_of([f"{HOSTILE} {i}" for i in range(25)]))
     assert not page.all("script")
 
 
-def test_charts_are_valid_xml_in_the_colours_of_the_page(full_page):
+def test_charts_are_valid_xml_in_the_colors_of_the_page(full_page):
     charts = re.findall(r"<svg.*?</svg>", full_page.html, re.DOTALL)
     assert len(charts) == 4
     for chart in charts:
@@ -143,7 +144,7 @@ def test_charts_are_valid_xml_in_the_colours_of_the_page(full_page):
         assert not re.search(r"#[0-9a-f]{6}\b", chart)
 
 
-def test_ids_are_unique_and_references_find_theirs(full_page):
+def test_ids_are_unique_and_references_resolve(full_page):
     ids = [attrs["id"] for _, attrs in full_page.tags if "id" in attrs]
     assert len(ids) == len(set(ids))
     used = re.findall(r'href="#([^"]+)"|url\(#([^)]+)\)', full_page.html)
@@ -152,13 +153,14 @@ def test_ids_are_unique_and_references_find_theirs(full_page):
 
 def test_few_classes_make_a_table_of_counts(page_of):
     evaluation = evaluation_of("abc")
-    cells = re.findall(r'<td class="(?:right|wrong|none)[^>]*>\s*([\d,]+)\s*</td>',
+    cells = re.findall(r'<td class="(?:correct|wrong|none)[^>]*>\s*([\d,]+)\s*</td>',
                        page_of(evaluation).html)
-    assert [int(c) for c in cells] == [count for row in evaluation.confusion for count in row]
+    assert [int(c) for c in cells] == [
+        count for row in evaluation.confusion_matrix for count in row]
 
 
 @pytest.mark.parametrize(("k", "charts"), [(20, 0), (21, 1)])
-def test_many_classes_make_a_chart(page_of, k, charts):
+def test_many_classes_make_an_image(page_of, k, charts):
     page = page_of(evaluation_of([f"class {i}" for i in range(k)]))
     images = [i for i in page.all("img") if i["alt"].startswith("Confusion matrix")]
     assert len(images) == charts
@@ -170,37 +172,37 @@ def test_pairs_are_the_most_frequent_first(page_of):
     predicted, labels = torch.tensor([1, 1, 2, 0, 1, 2]), torch.tensor([0, 0, 0, 0, 1, 2])
     evaluation = score(torch.eye(3)[predicted], labels, [""] * 6, ("ant", "bee", "cat"), 0.1)
     text = page_of(evaluation).text
-    assert "ant bee 2 50.0 % ant cat 1 25.0 %" in text
+    assert "ant bee 2 50.0% ant cat 1 25.0%" in text
 
 
-def test_mistakes_are_shown_with_what_was_said_and_what_is(page_of):
+def test_misclassified_images_show_their_predicted_and_true_class(page_of):
     probs = torch.tensor([[0.03, 0.97], [0.9, 0.1]])
     names = ["first.png", "second.png"]
     page = page_of(score(probs, torch.tensor([0, 0]), names, ("ant", "bee"), 1.0))
-    assert "said bee (97 %), is ant first.png" in page.text
+    assert "Predicted bee (97%), true ant first.png" in page.text
     assert "second.png" not in page.text
-    assert page.all("img")[0]["alt"] == "An image of ant, taken for bee"
+    assert page.all("img")[0]["alt"] == "True class ant, predicted bee"
 
 
 def test_small_images_keep_hard_edges_and_large_ones_shrink(page_of):
     small = page_of(evaluation_of("abc"))
     large = page_of(evaluation_of("abc"), read=lambda _: Image.effect_noise((1600, 800), 50))
-    assert all(image.get("class") == "tiny" for image in small.all("img"))
+    assert all(image.get("class") == "pixelated" for image in small.all("img"))
     assert all(image.get("class") is None for image in large.all("img"))
     assert all(len(image["src"]) < 1.4 * 160 * 80 * 3 for image in large.all("img"))
 
 
 @pytest.mark.parametrize("kind", [InputError, FileNotFoundError])
-def test_an_image_that_cannot_be_read_leaves_its_message(page_of, kind):
+def test_an_unreadable_image_shows_its_error(page_of, kind):
     def read(index):
-        raise kind("broken.png is damaged or cut off")
+        raise kind("broken.png is corrupt or truncated")
 
     page = page_of(evaluation_of("abc"), read=read)
     assert not page.all("img")
-    assert "broken.png is damaged or cut off" in page.text
+    assert "broken.png is corrupt or truncated" in page.text
 
 
-def test_a_failure_leaves_no_file(tmp_path):
+def test_an_error_leaves_no_file(tmp_path):
     def read(index):
         raise RuntimeError("unexpected")
 
@@ -209,7 +211,7 @@ def test_a_failure_leaves_no_file(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_failure_leaves_the_report_before(tmp_path):
+def test_an_error_leaves_the_previous_report(tmp_path):
     path = tmp_path / "report.html"
     path.write_text("the one before")
     with pytest.raises(TypeError):
@@ -220,8 +222,8 @@ def test_a_failure_leaves_the_report_before(tmp_path):
 def test_a_perfect_model_needs_no_images(page_of):
     evaluation = score(torch.eye(2), torch.tensor([0, 1]), ["a", "b"], ("no", "yes"), 0.0)
     page = page_of(evaluation, read=None)
-    assert "No class was taken for another." in page.text
-    assert "There are none." in page.text
+    assert "No images are misclassified." in page.text
+    assert "None." in page.text
 
 
 def test_a_class_without_images_has_no_scores(page_of):
@@ -231,7 +233,7 @@ def test_a_class_without_images_has_no_scores(page_of):
 
 def test_one_epoch_is_enough_for_curves(page_of):
     page = page_of(evaluation_of("abc"), history=HISTORY[:1])
-    assert "The best of 1 epoch was epoch 1" in page.text
+    assert "highest in epoch 1 of 1" in page.text
 
 
 def test_configuration_is_folded_yaml(full_page):
@@ -239,26 +241,26 @@ def test_configuration_is_folded_yaml(full_page):
     assert "model: cvt_nano optim: betas: - 0.9 - 0.999 root: images" in full_page.text
 
 
-def test_the_same_evaluation_makes_the_same_bytes(page_of):
+def test_the_report_is_deterministic(page_of):
     first, second = (page_of(evaluation_of("abcdefgh"), history=HISTORY).html for _ in range(2))
     assert first == second
 
 
-def test_other_charts_keep_their_style(page_of):
+def test_matplotlibs_style_is_unchanged(page_of):
     before = dict(mpl.rcParams)
     page_of(evaluation_of("abc"), history=HISTORY)
     assert dict(mpl.rcParams) == before
 
 
 @pytest.mark.parametrize(("fraction", "digits", "shown"), [
-    (0.9723, 1, "97.2&nbsp;%"), (1, 1, "100&nbsp;%"), (0.9999, 1, "&gt;99.9&nbsp;%"),
-    (0.996, 0, "&gt;99&nbsp;%"), (0.0, 1, "0.0&nbsp;%"),
+    (0.9723, 1, "97.2%"), (1, 1, "100%"), (0.9999, 1, "&gt;99.9%"),
+    (0.996, 0, "&gt;99%"), (0.0, 1, "0.0%"),
 ])
-def test_only_everything_is_a_hundred_percent(fraction, digits, shown):
+def test_only_1_is_100_percent(fraction, digits, shown):
     assert percent(fraction, digits) == shown
 
 
-def test_a_file_name_that_is_not_utf8_does_no_harm(page_of):
+def test_a_file_name_that_is_not_utf8_is_replaced(page_of):
     page = page_of(evaluation_of("abc", names=["caf\udce9.png"] * 120))
     assert "caf?.png" in page.text
 

@@ -1,12 +1,12 @@
-"""A model on labelled images, where memory is short."""
+"""Evaluation with too little memory."""
 
 import pytest
 import torch
 from torch import nn
 
 from cvt.config import CvTConfig, Preprocess, StageConfig
-from cvt.data.builtin import digits
 from cvt.data.loader import evaluation_batches
+from cvt.data.sources.builtin import digits
 from cvt.evaluate.run import classify, evaluate
 from cvt.model import CvT
 from cvt.system.errors import InputError
@@ -16,7 +16,7 @@ PREPROCESS = Preprocess(size=8, crop=1.0, mean=(0.3,) * 3, std=(0.4,) * 3)
 
 
 class Narrow(nn.Module):
-    """A network that finds memory for so many images at a time; `seen` has how many came."""
+    """A network with memory for `limit` images at a time; `seen` has the batch sizes."""
 
     def __init__(self, limit):
         super().__init__()
@@ -35,7 +35,7 @@ def batches():
     return evaluation_batches(digits().val, PREPROCESS, batch_size=100)
 
 
-def test_where_memory_runs_out_images_are_classified_in_smaller_parts():
+def test_batches_are_split_when_memory_runs_out():
     model = Narrow(30)
     logits, labels = classify(model, batches())
     assert labels.tolist() == list(digits().val.labels)
@@ -45,8 +45,8 @@ def test_where_memory_runs_out_images_are_classified_in_smaller_parts():
     assert model.training
 
 
-def test_without_memory_for_one_image_it_says_so():
-    with pytest.raises(InputError, match="out of memory with one image at a time; take a smaller"):
+def test_too_little_memory_for_one_image_is_an_error():
+    with pytest.raises(InputError, match="out of memory with one image at a time; use a smaller"):
         classify(Narrow(0), batches())
 
 
@@ -57,5 +57,5 @@ def test_an_evaluation_is_the_same_in_parts():
     whole = evaluate(model.network, card, val)
     parts = evaluate(model, card, val)
     assert parts.top1 == whole.top1
-    assert parts.confusion == whole.confusion
+    assert parts.confusion_matrix == whole.confusion_matrix
     assert parts.loss == pytest.approx(whole.loss, rel=1e-6)

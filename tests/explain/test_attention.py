@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from cvt.config import CvTConfig, StageConfig
-from cvt.explain.attention import Looked, attention_weights, look, rollout
+from cvt.explain.attention import Attention, attention_weights, forward_attention, rollout
 from cvt.model import CvT, split
 
 LAST = StageConfig(dim=12, num_heads=3, depth=3, cls_token=True)
@@ -40,27 +40,27 @@ def test_weights_are_those_of_the_fused_operator(kind):
 @pytest.mark.parametrize("kind", KINDS)
 def test_one_pass_gives_logits_maps_and_the_attention_of_each_block(kind):
     model = network(**KINDS[kind])
-    logits, maps, looked = look(model, IMAGES)
+    logits, maps, attention = forward_attention(model, IMAGES)
     with torch.no_grad():
         assert torch.equal(logits, model(IMAGES))
     assert [tuple(m.shape) for m in maps] == [(2, 8, 14, 18), (2, 12, 7, 9)]
-    assert looked.grid == (7, 9)
-    seen = looked.of_class_token()
+    assert attention.grid == (7, 9)
+    maps_of_keys = attention.cls_token_maps()
     grids = [model.config.stages[-1].block(i).grids_kv((7, 9))[0] for i in range(3)]
-    assert [tuple(m.shape) for m in seen] == [(2, 3, *grid) for grid in grids]
+    assert [tuple(m.shape) for m in maps_of_keys] == [(2, 3, *grid) for grid in grids]
     assert all(torch.equal(m.flatten(2), w[:, :, 0, 1:])
-               for m, w in zip(seen, looked.weights, strict=True))
+               for m, w in zip(maps_of_keys, attention.weights, strict=True))
     assert not any(m._forward_pre_hooks for m in model.modules())
 
 
-def test_without_a_class_token_nothing_looks():
-    logits, maps, looked = look(network(cls_token=False), IMAGES)
-    assert (tuple(logits.shape), len(maps), looked) == ((2, 4), 2, None)
+def test_without_a_class_token_there_is_no_attention():
+    logits, maps, attention = forward_attention(network(cls_token=False), IMAGES)
+    assert (tuple(logits.shape), len(maps), attention) == ((2, 4), 2, None)
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_key_gives_what_it_gets_to_the_tokens_that_it_sees(kind):
-    """One block that looks at a single key: only tokens under its kernel have a part in it."""
+def test_rollout_shares_the_attention_to_a_key_among_the_tokens_under_its_kernel(kind):
+    """One block that attends to a single key: only tokens under its kernel have a share."""
     config = dataclasses.replace(LAST, **KINDS[kind]).block(1)
     grid = (6, 5)
     (keys,) = config.grids_kv(grid)
@@ -68,7 +68,7 @@ def test_a_key_gives_what_it_gets_to_the_tokens_that_it_sees(kind):
     key = count // 2
     weights = torch.zeros(1, 1, 31, 1 + count)
     weights[..., 1 + key] = 1
-    got = rollout(Looked(weights=(weights,), grid=grid, keys=(keys,)), config)[0]
+    got = rollout(Attention(weights=(weights,), grid=grid, key_grids=(keys,)), config)[0]
     block = network(**KINDS[kind]).stages[-1].blocks[1].attn.k.eval()
     seen = torch.zeros(grid, dtype=torch.bool)
     base = torch.zeros(1, 12, *grid)
@@ -86,10 +86,10 @@ def test_a_key_gives_what_it_gets_to_the_tokens_that_it_sees(kind):
 def test_rollout_is_the_product_of_all_blocks():
     """Where a key is a token, it is the formula of Abnar and Zuidema."""
     model = network(projection="linear", stride_kv=1)
-    _, _, looked = look(model, IMAGES)
+    _, _, attention = forward_attention(model, IMAGES)
     total = torch.eye(64)
-    for weights in looked.weights:
+    for weights in attention.weights:
         total = 0.5 * (weights.mean(1) + torch.eye(64)) @ total
-    got = rollout(looked, model.config.stages[-1])
+    got = rollout(attention, model.config.stages[-1])
     assert torch.allclose(got.flatten(1), total[:, 0, 1:], atol=1e-6)
     assert torch.allclose(got.sum((1, 2)), 1 - total[:, 0, 0], atol=1e-6)

@@ -96,6 +96,6 @@ def test_other_weights_give_another_map():
     assert torch.corrcoef(torch.stack([one.flatten(), other.flatten()]))[0, 1].abs() < 0.9
 
 
-def test_a_stage_that_is_not_there_is_refused():
-    with pytest.raises(InputError, match="stage 4 is not there; this network has stages 1 to 3"):
+def test_an_unknown_stage_is_an_error():
+    with pytest.raises(InputError, match="there is no stage 4; this network has stages 1 to 3"):
         grad_cam(network(), IMAGES, [1, 4])

@@ -58,7 +58,7 @@ def test_a_network_in_training_is_not_folded(tiny_model):
         Folded(tiny_model.train())
 
 
-def test_a_difference_above_the_tolerance_is_refused(tiny_model):
+def test_a_difference_above_the_tolerance_is_rejected(tiny_model):
     images = samples(tiny_model.config)
     folded = Folded(tiny_model)
     with torch.no_grad():

@@ -53,9 +53,9 @@ def test_a_feature_pyramid_is_trained_on_it():
 
 
 @pytest.mark.parametrize(("out", "message"), [
-    (("stride32",), "no map 'stride32'; did you mean stride"), ((), "must name one map or more"),
-    (("stride4", "stride4"), "each once")])
-def test_maps_that_are_not_there_are_refused(tiny_model, out, message):
+    (("stride32",), "no map 'stride32'; did you mean stride"), ((), "must have at least one map"),
+    (("stride4", "stride4"), "no map twice")])
+def test_maps_that_are_not_there_are_rejected(tiny_model, out, message):
     with pytest.raises(InputError, match=message):
         Backbone(tiny_model, out)
 

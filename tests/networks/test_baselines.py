@@ -5,7 +5,7 @@ import torch
 from timm.layers import DropPath
 
 from cvt.config import VARIANTS, CvTConfig, StageConfig
-from cvt.networks.baselines import LARGER, resnet, vit
+from cvt.networks.baselines import VIT_SIZE, resnet, vit
 from cvt.networks.complexity import parameters
 from cvt.system.errors import InputError
 
@@ -40,7 +40,7 @@ def test_without_position_a_vit_does_not_see_the_order_of_its_patches():
     assert not torch.allclose(seeing(x), seeing(swapped), atol=1e-5)
 
 
-@pytest.mark.parametrize(("make", "least"), [(vit, LARGER), (resnet, 1.0)])
+@pytest.mark.parametrize(("make", "least"), [(vit, VIT_SIZE), (resnet, 1.0)])
 @pytest.mark.parametrize("variant", ["cvt_nano", "cvt_13", "cvt_21"])
 def test_baselines_are_not_smaller_and_at_most_a_fourth_larger(make, least, variant):
     config = VARIANTS[variant]
@@ -60,9 +60,9 @@ def test_a_resnet_has_the_grids_of_the_cvt(stem):
     assert [tuple(m.shape[2:]) for m in maps[-3:]] == list(config.grids((64, 64)))
 
 
-def test_what_no_baseline_can_be_built_for_is_refused():
+def test_what_no_baseline_can_be_built_for_is_rejected():
     config = VARIANTS["cvt_nano"]
-    with pytest.raises(InputError, match=r"no ViT's patches fill images of 31 pixels: .* 2, 4, 8"):
+    with pytest.raises(InputError, match=r"no patch size .* of 31 pixels: .* 2, 4, 8"):
         vit(dataclasses.replace(config, image_size=31))
     coarse = dataclasses.replace(config.stages[0], embed_stride=3)
     with pytest.raises(InputError, match=r"stem has stride 2 or 4 .* the CvT's are 3, 2, 2"):

@@ -104,7 +104,7 @@ class Summed(torch.nn.Module):
 
 def still(accumulate=1):
     return Recipe(network="supernet", batch_size=8, device="cpu", optim=OptimConfig(
-        name="sgd", lr=1.0, momentum=0.0, weight_decay=0.0, accumulate=accumulate))
+        name="sgd", lr=1.0, momentum=0.0, weight_decay=0.0, grad_accum_steps=accumulate))
 
 
 def test_the_parts_of_a_batch_train_one_network_which_is_drawn_once_a_step(tiny, shaken):
@@ -151,7 +151,7 @@ def test_a_batch_that_is_split_for_want_of_memory_trains_the_network_of_the_whol
         with monkeypatch.context() as patch, Engine(still(accumulate)) as engine:
             patch.setattr(Supernet, "forward", limited)
             results.append(step_of(engine, net))
-            assert engine.parts == 2
+            assert engine.accum_steps == 2
 
     torch.testing.assert_close(results[1], results[0], rtol=0, atol=0)
 

@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 from cvt.config import CvTConfig, StageConfig
 from cvt.model import CvT
 from cvt.weights.load import load_weights
-from cvt.weights.names import TO_NATIVE, rename, whose
+from cvt.weights.names import TO_NATIVE, detect_naming, rename
 
 GOLDEN = Path(__file__).parent.parent / "golden"
 CASES = json.loads((GOLDEN / "cases.json").read_text())
@@ -157,5 +157,5 @@ def test_official_names_and_ours_map_one_to_one(name):
 
     assert renamed(weights).keys() == own.keys()
     assert len(weights) == len(own)
-    assert whose(weights) == "official"
-    assert whose(own) == "native"
+    assert detect_naming(weights) == "official"
+    assert detect_naming(own) == "native"

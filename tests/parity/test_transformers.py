@@ -22,8 +22,7 @@ from cvt.data.images import read_image
 from cvt.data.prepare import prepare
 from cvt.model import CvT, QuickGELU
 from cvt.weights.convert import convert
-from cvt.weights.models import load_model
-from cvt.weights.native import save_model
+from cvt.weights.models import load_model, save_model
 
 pytestmark = pytest.mark.slow
 
@@ -102,7 +101,7 @@ def test_a_port_without_a_classifier_is_a_model_without_one(tmp_path, shaken):
         expected = nn.functional.layer_norm(port(x).cls_token_value[:, 0], (48,))
         assert_close(model(x), expected)
     assert card.classes == ()
-    assert "no last norm" in str(model.load_report)
+    assert "no final norm" in str(model.load_report)
 
 
 def test_official_weights_with_their_own_activation_differ_from_the_port(tmp_path, port):
@@ -172,12 +171,13 @@ def test_the_pipeline_of_transformers_names_our_classes(tmp_path, ours):
     Image.new("RGB", (90, 80), (200, 30, 90)).save(tmp_path / "x.png")
 
     classify = pipeline("image-classification", str(tmp_path / "theirs"))
-    told = {row["label"]: row["score"] for row in classify(str(tmp_path / "x.png"))}
+    scores = {row["label"]: row["score"] for row in classify(str(tmp_path / "x.png"))}
 
     with torch.no_grad():
         x = torch.from_numpy(prepare(preprocess, read_image(tmp_path / "x.png")))[None]
         probabilities = nn.functional.softmax(model(x), 1)[0]
-    assert told == pytest.approx(dict(zip(CLASSES, probabilities.tolist(), strict=True)), abs=1e-3)
+    expected = dict(zip(CLASSES, probabilities.tolist(), strict=True))
+    assert scores == pytest.approx(expected, abs=1e-3)
 
 
 @pytest.mark.parametrize("size", [(224, 224), (160, 256)])

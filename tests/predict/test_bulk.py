@@ -22,14 +22,14 @@ from cvt.model import CvT
 from cvt.predict.bulk import classify_into
 from cvt.predict.predictor import Predictor, find_images
 from cvt.system.errors import InputError
-from cvt.weights.native import save_model
+from cvt.weights.models import save_model
 
 CLASSES = ("ant", "=bee", "cat", "dog")
 
 
 @pytest.fixture(scope="module")
 def home(tmp_path_factory, telling):
-    """model/, and images/ with ten that can be read and two that cannot."""
+    """model/, and images/ with ten readable and two unreadable images."""
     home = tmp_path_factory.mktemp("bulk")
     torch.manual_seed(0)
     stage = StageConfig(dim=8, num_heads=1, depth=1, cls_token=True)
@@ -51,7 +51,7 @@ def predictor(home):
 
 
 def read_rows(output, table):
-    """Image, classes, probabilities and error of every row of every part."""
+    """Image, classes, probabilities and error of each row of all parts."""
     for part in sorted(output.glob(f"part-*.{table}")):
         if table == "parquet":
             for row in pyarrow.parquet.read_table(part).to_pylist():
@@ -59,8 +59,8 @@ def read_rows(output, table):
                 yield row["image"], row["classes"], row["probabilities"], row["error"]
         elif table == "jsonl":
             for row in map(json.loads, part.read_text().splitlines()):
-                yield (row["image"], [name for name, _ in row["classes"]],
-                       [p for _, p in row["classes"]], row.get("error"))
+                yield (row["image"], [c["name"] for c in row["classes"]],
+                       [c["probability"] for c in row["classes"]], row.get("error"))
         else:
             with part.open(newline="") as file:
                 for row in csv.DictReader(file):
@@ -70,11 +70,11 @@ def read_rows(output, table):
 
 
 @pytest.mark.parametrize("table", ["csv", "jsonl", "parquet"])
-def test_each_table_has_what_the_predictor_says(home, predictor, tmp_path, table):
+def test_each_table_format_has_the_predictions(home, predictor, tmp_path, table):
     images = find_images([str(home / "images")])
     outcome = classify_into(tmp_path / "out", predictor, images, table=table, top_k=2, part_size=5)
 
-    assert (outcome.images, outcome.found, outcome.unreadable) == (12, 0, 2)
+    assert (outcome.images, outcome.skipped, outcome.unreadable) == (12, 0, 2)
     rows = list(read_rows(tmp_path / "out", table))
     for (name, classes, probabilities, error), expected in zip(
             rows, predictor(images, 2), strict=True):
@@ -90,7 +90,7 @@ def test_each_table_has_what_the_predictor_says(home, predictor, tmp_path, table
     assert "is empty" in bad[0][1]
 
 
-def test_a_name_that_a_spreadsheet_would_run_is_text(home, predictor, tmp_path, monkeypatch):
+def test_a_name_that_looks_like_a_formula_is_escaped(home, predictor, tmp_path, monkeypatch):
     monkeypatch.chdir(home / "images")
     classify_into(tmp_path / "out", predictor, ["=1+2\x1b[31m.png", "0.png"])
     rows = list(read_rows(tmp_path / "out", "csv"))
@@ -107,7 +107,7 @@ def test_a_name_of_any_bytes_is_kept(home, predictor, tmp_path):
     assert next(read_rows(tmp_path / "parquet", "parquet"))[0].endswith("/\\xff.png")
 
 
-def test_a_job_goes_on_with_the_parts_that_are_missing(home, predictor, tmp_path):
+def test_a_resumed_job_computes_only_the_missing_parts(home, predictor, tmp_path):
     images = find_images([str(home / "images")])
     classify_into(tmp_path / "whole", predictor, images, part_size=3)
 
@@ -123,13 +123,13 @@ def test_a_job_goes_on_with_the_parts_that_are_missing(home, predictor, tmp_path
     assert sorted(p.name for p in (tmp_path / "cut").iterdir()) == [
         "job.json", "part-00000.csv", "part-00001.csv"]
     outcome = classify_into(tmp_path / "cut", predictor, images, part_size=3)
-    assert (outcome.images, outcome.found, outcome.unreadable) == (6, 6, 2)
+    assert (outcome.images, outcome.skipped, outcome.unreadable) == (6, 6, 2)
     for file in (tmp_path / "whole").iterdir():
         assert file.read_bytes() == (tmp_path / "cut" / file.name).read_bytes()
 
 
 @pytest.mark.slow
-def test_a_killed_process_leaves_whole_parts_alone(home, tmp_path):
+def test_a_killed_process_leaves_only_complete_parts(home, tmp_path):
     many = tmp_path / "list.txt"
     many.write_text(f"{home / 'images/0.png'}\n" * 20_000)
     command = [sys.executable, "-m", "cvt", "predict", "--list", str(many), "--model",
@@ -161,7 +161,7 @@ def test_processes_share_a_job(home, tmp_path, monkeypatch):
     assert len((tmp_path / "out/unreadable.csv").read_text().splitlines()) == 3
 
 
-def test_the_last_of_several_lists_what_none_could_read(home, predictor, tmp_path):
+def test_the_last_process_lists_the_unreadable_images_of_all(home, predictor, tmp_path):
     images = find_images([str(home / "images")])
     first, second = (classify_into(tmp_path / "out", predictor, images, part_size=5, rank=rank,
                                    world=2) for rank in range(2))
@@ -169,14 +169,14 @@ def test_the_last_of_several_lists_what_none_could_read(home, predictor, tmp_pat
     assert (second.images, second.unreadable) == (5, 2)
 
 
-def test_another_job_is_not_mixed_in(home, predictor, tmp_path):
+def test_a_directory_of_another_job_is_an_error(home, predictor, tmp_path):
     images = find_images([str(home / "images")])
     classify_into(tmp_path / "out", predictor, images[:4])
     torch.manual_seed(1)
     save_model(tmp_path / "other", CvT(predictor.card.model).eval(), Preprocess(size=24), CLASSES)
     for message, changed in {
         "of another model or precision": {"predictor": Predictor(tmp_path / "other")},
-        "is of 4 images, and these are 5": {"images": images[:5]},
+        "has 4 images, not 5": {"images": images[:5]},
         "other images, or in another order": {"images": images[3::-1]},
         "table=csv, not jsonl": {"table": "jsonl"},
         "top_k=4, not 2": {"top_k": 2},
@@ -185,10 +185,10 @@ def test_another_job_is_not_mixed_in(home, predictor, tmp_path):
         arguments = {"predictor": predictor, "images": images[:4]} | changed
         with pytest.raises(InputError, match=message):
             classify_into(tmp_path / "out", **arguments)
-    assert classify_into(tmp_path / "out", predictor, images[:4]).found == 4
+    assert classify_into(tmp_path / "out", predictor, images[:4]).skipped == 4
 
 
-def test_a_job_does_not_go_on_where_an_image_has_changed(home, predictor, tmp_path):
+def test_a_job_cannot_be_resumed_with_a_changed_image(home, predictor, tmp_path):
     path = tmp_path / "x.png"
     Image.new("RGB", (24, 24), "red").save(path)
     classify_into(tmp_path / "out", predictor, [str(path)])
@@ -197,9 +197,9 @@ def test_a_job_does_not_go_on_where_an_image_has_changed(home, predictor, tmp_pa
         classify_into(tmp_path / "out", predictor, [str(path)])
 
 
-def test_a_directory_of_other_files_is_left_alone(home, predictor, tmp_path):
+def test_a_directory_with_other_files_is_an_error(home, predictor, tmp_path):
     (tmp_path / "thesis.txt").touch()
-    with pytest.raises(InputError, match="files in it that are not of a job"):
+    with pytest.raises(InputError, match="contains other files than a job's"):
         classify_into(tmp_path, predictor, [str(home / "images/0.png")])
     assert [p.name for p in tmp_path.iterdir()] == ["thesis.txt"]
 
@@ -207,7 +207,7 @@ def test_a_directory_of_other_files_is_left_alone(home, predictor, tmp_path):
 @pytest.mark.parametrize(("message", "changed"), [
     ("'csv'|csv", {"table": "cvs"}), ("top_k=0", {"top_k": 0}), ("rank=2", {"rank": 2, "world": 2}),
     ("no images", {"images": []}), ("standard input", {"images": ["-"]})])
-def test_what_cannot_be_done_is_refused_before_anything_is_written(
+def test_invalid_arguments_are_an_error_before_anything_is_written(
         predictor, tmp_path, message, changed):
     arguments = {"images": ["a.png"]} | changed
     with pytest.raises(InputError, match=message):
@@ -215,7 +215,7 @@ def test_what_cannot_be_done_is_refused_before_anything_is_written(
     assert not (tmp_path / "out").exists()
 
 
-def test_images_in_archives_are_classified_where_they_lie(home, predictor, tmp_path):
+def test_images_in_archives_are_classified(home, predictor, tmp_path):
     (tmp_path / "shards").mkdir()
     for i in range(2):
         with tarfile.open(tmp_path / f"shards/{i}.tar", "w") as archive:
@@ -233,9 +233,9 @@ def test_images_in_archives_are_classified_where_they_lie(home, predictor, tmp_p
         assert inside == dataclasses.replace(outside, image=inside.image)
 
 
-def test_an_archive_that_is_no_tar_or_has_no_images_is_named(tmp_path):
+def test_a_corrupt_or_empty_archive_is_an_error(tmp_path):
     (tmp_path / "a.tar").write_bytes(b"\x1f\x8b" * 600)
-    with pytest.raises(InputError, match=r"a\.tar is not a whole tar archive"):
+    with pytest.raises(InputError, match=r"a\.tar is not a complete, uncompressed tar archive"):
         find_images([str(tmp_path / "a.tar")])
     with tarfile.open(tmp_path / "a.tar", "w"):
         pass
@@ -244,7 +244,7 @@ def test_an_archive_that_is_no_tar_or_has_no_images_is_named(tmp_path):
 
 
 @pytest.mark.slow
-def test_identity_is_of_the_weights_and_not_of_the_backend(home):
+def test_identity_depends_on_the_weights_but_not_on_the_backend(home):
     eager, converted = (Predictor(home / "model", backend=backend)
                         for backend in ("eager", "openvino"))
     assert list(islice(eager([home / "images/0.png"]), 1))
@@ -252,14 +252,14 @@ def test_identity_is_of_the_weights_and_not_of_the_backend(home):
     assert eager.identity != Predictor(home / "model", precision="bf16").identity
 
 
-def test_the_command_says_what_a_list_lacks(tmp_path, capsys):
+def test_wrong_arguments_of_the_command_are_explained(tmp_path, capsys):
     (tmp_path / "empty.txt").write_text("\n \n")
     assert main(["predict", "--list", str(tmp_path / "empty.txt")]) == 1
     assert "lists no images" in capsys.readouterr().err
     assert main(["predict", "--list", str(tmp_path / "none.txt")]) == 1
     assert "No such file" in capsys.readouterr().err
     assert main(["predict", "typo", "--output", str(tmp_path / "out")]) == 1
-    assert "typo is not there" in capsys.readouterr().err
+    assert "typo: no such file" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
     assert main(["predict"]) == 2
     assert "--list FILE" in capsys.readouterr().err
@@ -268,12 +268,12 @@ def test_the_command_says_what_a_list_lacks(tmp_path, capsys):
 
 
 @pytest.mark.parametrize("option", [["--table", "jsonl"], ["--part_size", "5"]])
-def test_an_option_of_a_job_is_not_passed_over_where_there_is_none(option, capsys):
+def test_an_option_of_output_without_output_is_an_error(option, capsys):
     assert main(["predict", "a.png", *option]) == 2
     assert "what --output writes, which is not given" in capsys.readouterr().err
 
 
-def test_processes_that_would_all_print_the_same_are_refused(monkeypatch, capsys):
+def test_several_processes_without_output_are_an_error(monkeypatch, capsys):
     monkeypatch.setenv("WORLD_SIZE", "2")
     assert main(["predict", "a.png"]) == 2
     assert "2 processes would all print the same" in capsys.readouterr().err

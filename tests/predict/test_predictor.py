@@ -26,8 +26,7 @@ from cvt.model import CvT
 from cvt.predict.predictor import Predictor, find_images, softmax
 from cvt.system.errors import InputError
 from cvt.weights.card import ModelCard
-from cvt.weights.models import load_model
-from cvt.weights.native import save_model
+from cvt.weights.models import load_model, save_model
 
 pytestmark = pytest.mark.slow
 
@@ -97,12 +96,12 @@ def test_every_image_gets_the_models_probabilities_in_order(home, images, source
                                                               batch_size):
     predictor = Predictor(home / source, batch_size=batch_size)
 
-    found = list(predictor(images, top_k=4))
+    result = list(predictor(images, top_k=4))
 
     probs = by_torch(home, images)
-    assert [p.image for p in found] == [str(p) for p in images]
+    assert [p.image for p in result] == [str(p) for p in images]
     assert len(set(probs.argmax(1).tolist())) > 1  # the order would show
-    for prediction, expected in zip(found, probs, strict=True):
+    for prediction, expected in zip(result, probs, strict=True):
         values, indices = expected.topk(4)
         assert [name for name, _ in prediction.classes] == [CLASSES[i] for i in indices]
         assert [p for _, p in prediction.classes] == pytest.approx(values.tolist(), abs=tolerance)
@@ -118,7 +117,7 @@ def test_softmax_and_ranking_are_those_of_torch():
 
 @pytest.mark.parametrize(("source", "backend"), [("trained", "eager"), ("openvino", "openvino"),
                                                  ("onnx", "onnxruntime")])
-def test_a_predictor_says_what_it_is(home, source, backend):
+def test_a_predictor_has_its_backend_precision_and_card(home, source, backend):
     predictor = Predictor(home / source)
     assert (predictor.backend, predictor.precision) == (backend, "fp32")
     assert predictor.card == ModelCard.load(home / "trained")
@@ -127,23 +126,23 @@ def test_a_predictor_says_what_it_is(home, source, backend):
 
 @pytest.mark.parametrize(("backend", "precision", "tolerance"), [
     ("openvino", "fp32", 1e-5), ("eager", "bf16", 0.1)])
-def test_a_trained_model_runs_on_the_backend_that_is_asked_for(home, images, backend, precision,
+def test_a_trained_model_runs_on_the_given_backend(home, images, backend, precision,
                                                                tolerance):
     predictor = Predictor(home / "trained", backend=backend, precision=precision)
     assert (predictor.backend, predictor.precision) == (backend, precision)
     probs = [dict(p.classes) for p in predictor(images)]
     expected = by_torch(home, images).tolist()
-    found = [[row[name] for name in CLASSES] for row in probs]
-    assert np.allclose(found, expected, atol=tolerance)
-    assert (tolerance < 0.01) or not np.allclose(found, expected, atol=1e-6)  # it is bf16
+    result = [[row[name] for name in CLASSES] for row in probs]
+    assert np.allclose(result, expected, atol=tolerance)
+    assert (tolerance < 0.01) or not np.allclose(result, expected, atol=1e-6)  # it is bf16
 
 
 def test_paths_bytes_and_images_of_pillow_are_the_same_image(predictor, images):
     path = images[3]
     opened = Image.open(path)
-    found = list(predictor([path, str(path), path.read_bytes(), opened, read_image(path)]))
-    assert len({p.classes for p in found}) == 1
-    assert [p.image for p in found] == [str(path), str(path), "#2", "#3", "#4"]
+    result = list(predictor([path, str(path), path.read_bytes(), opened, read_image(path)]))
+    assert len({p.classes for p in result}) == 1
+    assert [p.image for p in result] == [str(path), str(path), "#2", "#3", "#4"]
 
 
 @pytest.mark.parametrize("batch_size", [1, 2, 3, 64])
@@ -154,18 +153,18 @@ def test_an_unreadable_image_is_reported_in_its_place(home, images, tmp_path, ba
     cut = images[0].read_bytes()[:60]
     mixed = [broken, images[0], tmp_path / "gone.png", cut, *images[1:3], broken]
 
-    found = list(predictor(mixed))
+    result = list(predictor(mixed))
 
-    assert [p.error is None for p in found] == [False, True, False, False, True, True, False]
-    assert [bool(p.classes) for p in found] == [p.error is None for p in found]
-    assert "broken.png is not an image" in found[0].error
-    assert "gone.png: No such file" in found[2].error
-    assert found[3].error.startswith("#3 is ")
+    assert [p.error is None for p in result] == [False, True, False, False, True, True, False]
+    assert [bool(p.classes) for p in result] == [p.error is None for p in result]
+    assert "broken.png is not an image" in result[0].error
+    assert "gone.png: No such file" in result[2].error
+    assert result[3].error.startswith("#3 is ")
     whole = list(Predictor(home / "openvino", batch_size=64)(images[:3]))
-    assert [p.classes[0][0] for p in found if not p.error] == [p.classes[0][0] for p in whole]
+    assert [p.classes[0][0] for p in result if not p.error] == [p.classes[0][0] for p in whole]
 
 
-def test_nothing_in_is_nothing_out(predictor):
+def test_no_images_give_no_predictions(predictor):
     assert list(predictor([])) == []
     assert reading_threads() == []
 
@@ -181,31 +180,31 @@ def test_an_endless_iterator_is_read_a_few_batches_ahead(predictor, images):
     results = predictor(endless())
     for n in range(1, 41):
         next(results)
-        # The batch that is being told, the next one, computed, and two that are being read.
+        # The batch of the current results, the next one, computed, and two that are being read.
         assert len(asked) <= n + 4 * predictor.batch_size
     results.close()
 
     assert reading_threads() == []
 
 
-@pytest.mark.parametrize("fault", [KeyboardInterrupt, GeneratorExit, ValueError])
-def test_threads_end_when_the_iterator_is_left(predictor, images, fault):
+@pytest.mark.parametrize("error", [KeyboardInterrupt, GeneratorExit, ValueError])
+def test_threads_end_with_an_exception_in_the_iterator(predictor, images, error):
     results = predictor(itertools.cycle(images))
     next(results)
     assert reading_threads()
-    with pytest.raises(fault):
-        results.throw(fault)
+    with pytest.raises(error):
+        results.throw(error)
     assert reading_threads() == []
 
 
-def test_threads_end_when_the_iterator_is_forgotten(predictor, images):
+def test_threads_end_when_the_iterator_is_deleted(predictor, images):
     for prediction in predictor(itertools.cycle(images)):
         assert prediction.classes
         break
     assert reading_threads() == []
 
 
-def test_a_fault_of_the_callers_iterator_is_the_callers(predictor, images):
+def test_an_error_of_the_callers_iterator_is_raised(predictor, images):
     def faulty():
         yield from images[:2]
         raise LookupError("no more")
@@ -236,7 +235,7 @@ def test_images_are_read_while_the_network_computes(home, images, monkeypatch):
     assert waited == [True]
 
 
-def test_the_network_goes_on_while_the_caller_looks_at_results(home, images, monkeypatch):
+def test_the_network_computes_while_the_caller_uses_results(home, images, monkeypatch):
     predictor = Predictor(home / "openvino", batch_size=2)
     real, batches = predictor._session, threading.Semaphore(0)
 
@@ -251,21 +250,21 @@ def test_the_network_goes_on_while_the_caller_looks_at_results(home, images, mon
     results.close()
 
 
-def test_a_predictor_serves_several_threads(predictor, images):
+def test_a_predictor_is_thread_safe(predictor, images):
     list(predictor(images))  # OpenVINO compiles a shape as it comes again, and rounds otherwise
     list(predictor(images))
     alone = [p.classes for p in predictor(images)]
-    found = {}
+    result = {}
 
     def work(i):
-        found[i] = [p.classes for p in predictor(images)]
+        result[i] = [p.classes for p in predictor(images)]
 
     threads = [threading.Thread(target=work, args=(i,)) for i in range(3)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    assert [found[i] for i in range(3)] == [alone] * 3
+    assert [result[i] for i in range(3)] == [alone] * 3
 
 
 def test_logits_that_are_not_finite_are_an_error_of_the_image(predictor, images, monkeypatch):
@@ -280,11 +279,11 @@ def test_logits_that_are_not_finite_are_an_error_of_the_image(predictor, images,
     assert second.classes[0][1] == 0.25
 
 
-def test_an_image_from_a_stream_is_named_as_the_stream(predictor, images):
+def test_an_image_from_stdin_is_named_so(predictor, images):
     path = images[0]
-    found = list(predictor(["-", path], stdin=io.BytesIO(path.read_bytes())))
-    assert found[0].classes == found[1].classes
-    assert found[0].image == "-"
+    result = list(predictor(["-", path], stdin=io.BytesIO(path.read_bytes())))
+    assert result[0].classes == result[1].classes
+    assert result[0].image == "-"
     (empty,) = predictor(["-"], stdin=io.BytesIO())
     assert empty.error.startswith("the standard input is empty")
     (file,) = predictor(["-"])
@@ -298,7 +297,7 @@ def test_an_image_from_a_stream_is_named_as_the_stream(predictor, images):
     ("openvino", {"device": "cuda"}, "device='cuda' cannot change"),
     ("openvino", {"act": "gelu"}, "act='gelu' cannot change"),
     ("trained", {"precision": "int8"}, "cvt export --precision int8"),
-    ("trained", {"backend": "onnxruntime", "device": "meta"}, "computes on the CPU alone"),
+    ("trained", {"backend": "onnxruntime", "device": "meta"}, "runs on the CPU only"),
     ("trained", {"backend": "openvin"}, "did you mean openvino"),
     ("trained", {"precision": "fp64"}, "choose from fp32"),
     ("trained", {"device": "abacus"}, "abacus"),
@@ -306,12 +305,12 @@ def test_an_image_from_a_stream_is_named_as_the_stream(predictor, images):
     ("onnx", {"threads": 0}, "threads=0 must be at least 1"),
     ("nowhere", {}, "nowhere"),
 ])
-def test_what_cannot_be_is_refused_before_any_image(home, source, options, message):
+def test_invalid_arguments_are_an_error_before_any_image(home, source, options, message):
     with pytest.raises(InputError, match=message):
         Predictor(home / source, **options)
 
 
-def test_a_wrong_call_is_refused_at_once(predictor, images):
+def test_a_wrong_call_is_an_error_at_once(predictor, images):
     with pytest.raises(InputError, match="top_k=0"):
         predictor(images, top_k=0)
     with pytest.raises(InputError, match="one image; give a list"):
@@ -322,7 +321,7 @@ def test_a_wrong_call_is_refused_at_once(predictor, images):
 @pytest.mark.parametrize(("shape", "message"), [
     ((3, 24, 24), "not a batch for this network"), ((0, 3, 24, 24), "not a batch"),
     ((2, 1, 24, 24), r"takes \(B, 3, H, W\)"), ((2, 3, 24, 2), "at least 3 pixels")])
-def test_a_batch_of_another_shape_is_refused(home, source, shape, message):
+def test_a_batch_of_another_shape_is_an_error(home, source, shape, message):
     with pytest.raises(InputError, match=message):
         Predictor(home / source).logits(np.zeros(shape, np.float32))
 
@@ -336,12 +335,12 @@ def test_a_batch_may_be_of_float64_a_view_and_read_only(home, source):
     assert np.allclose(predictor.logits(batch), predictor.logits(plain), atol=1e-6)
 
 
-@pytest.mark.parametrize("damage", [b"", b"<?xml?>"])
-def test_a_damaged_export_is_told_by_its_checksum(home, tmp_path, damage):
+@pytest.mark.parametrize("content", [b"", b"<?xml?>"])
+def test_a_corrupt_export_is_detected_by_its_checksum(home, tmp_path, content):
     for file in (home / "openvino").iterdir():
         (tmp_path / file.name).write_bytes(file.read_bytes())
-    (tmp_path / "model.xml").write_bytes(damage)
-    with pytest.raises(InputError, match=r"model\.xml is not what was exported"):
+    (tmp_path / "model.xml").write_bytes(content)
+    with pytest.raises(InputError, match=r"model\.xml is corrupt or was edited"):
         Predictor(tmp_path)
 
 
@@ -360,7 +359,7 @@ sys.exit(code)
 
 
 @pytest.mark.parametrize("source", ["openvino", "onnx"])
-def test_an_exported_model_classifies_where_there_is_no_torch(home, source):
+def test_an_exported_model_classifies_without_torch(home, source):
     done = subprocess.run(
         [sys.executable, "-W", "error", "-c", NO_TORCH, "predict", str(home / "images"),
          "--model", str(home / source), "--json"], capture_output=True, text=True, check=False)
@@ -370,7 +369,7 @@ def test_an_exported_model_classifies_where_there_is_no_torch(home, source):
     assert done.stderr.count("\n") == 1
 
 
-def test_the_rate_is_told_after_many_images_alone(home, images, capsys):
+def test_the_throughput_is_printed_only_after_several_images(home, images, capsys):
     model = ["--model", str(home / "onnx")]
     assert main(["predict", str(home / "images"), *model]) == 0
     out, err = capsys.readouterr()
@@ -383,7 +382,7 @@ def test_the_rate_is_told_after_many_images_alone(home, images, capsys):
     assert err == ""
 
 
-def test_names_cannot_command_the_terminal(home, images, tmp_path, monkeypatch, capsys):
+def test_names_cannot_control_the_terminal(home, images, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     hostile = tmp_path / "\x1b[2J[bold].png"
     shutil.copy(images[0], hostile)
@@ -395,7 +394,7 @@ def test_names_cannot_command_the_terminal(home, images, tmp_path, monkeypatch, 
     assert "\\x1b]0;owned\\x07.jpg is not an image" in err
 
 
-def test_progress_is_for_terminals(home, monkeypatch, capsys):
+def test_progress_is_printed_only_on_terminals(home, monkeypatch, capsys):
     monkeypatch.setattr("cvt.cli.predict._EVERY", 0)
     args = ["predict", str(home / "images"), "--model", str(home / "onnx"), "--batch_size", "2"]
     assert main([*args, "--json"]) == 0
@@ -414,8 +413,8 @@ def test_progress_is_for_terminals(home, monkeypatch, capsys):
     (["--act", "gelu"], 1, "act='gelu' cannot change"),
     (["--backend", "tflite"], 2, "tflite"),
 ])
-def test_options_that_an_exported_model_cannot_follow_are_refused(home, images, options, code,
-                                                                  message, capsys):
+def test_options_that_an_exported_model_does_not_support_are_an_error(
+        home, images, options, code, message, capsys):
     assert main(["predict", str(images[0]), "--model", str(home / "openvino"), *options]) == code
     error = capsys.readouterr().err
     assert message in error
@@ -423,7 +422,7 @@ def test_options_that_an_exported_model_cannot_follow_are_refused(home, images, 
 
 
 @pytest.mark.skipif(os.name == "nt", reason="no SIGINT to send")
-def test_ctrl_c_ends_a_long_run_in_a_moment(home, images):
+def test_ctrl_c_ends_a_long_run_quickly(home, images):
     # What runs in the background of a shell inherits that SIGINT is ignored.
     code = ("import itertools, signal, sys, cvt.cli, cvt.predict.predictor\n"
             "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
@@ -452,7 +451,7 @@ def test_names_are_files_folders_and_patterns(home, images, tmp_path):
         find_images([str(folder / "*.gif")])
 
 
-def test_an_export_that_pytorch_would_unpickle_is_opened_only_if_it_is_trusted(
+def test_an_export_in_the_format_torch_is_opened_only_if_trusted(
         home, tmp_path, capsys):
     export(home / "trained", tmp_path / "torch", "torch")
     image = str(home / "images" / "0.png")

@@ -1,4 +1,4 @@
-"""Real servers on loopback: uvicorn in a thread, a tiny CvT, and httpx to ask them."""
+"""Real servers on loopback: uvicorn in a thread, a tiny CvT, and an httpx client."""
 
 import contextlib
 import io
@@ -17,11 +17,10 @@ from cvt.model import CvT
 from cvt.predict.predictor import Predictor
 from cvt.serve.app import Server
 from cvt.serve.config import ServeConfig
-from cvt.serve.explainer import explainer_of
-from cvt.serve.run import Uvicorn, listen
-from cvt.serve.watch import LOG
-from cvt.weights.models import load_model
-from cvt.weights.native import save_model
+from cvt.serve.explainer import make_explainer
+from cvt.serve.run import GracefulServer, listen
+from cvt.serve.telemetry import LOG
+from cvt.weights.models import load_model, save_model
 
 CLASSES = ("ant", "bee", "cat", "<b>dog</b>")
 
@@ -41,21 +40,21 @@ def trained(tmp_path_factory, telling):
 
 @pytest.fixture(scope="session")
 def predictor(trained):
-    """What computes it."""
+    """The predictor of the trained model."""
     return Predictor(trained)
 
 
 @pytest.fixture
 def slow(predictor, monkeypatch):
-    """slow(seconds): from now on the network takes that long for a batch."""
-    real = predictor.logits
+    """slow(seconds): from now on the network takes that long for each batch."""
+    real = predictor._session
 
     def slow(seconds):
-        def logits(batch):
+        def session(batch):
             time.sleep(seconds)
             return real(batch)
 
-        monkeypatch.setattr(predictor, "logits", logits)
+        monkeypatch.setattr(predictor, "_session", session)
 
     return slow
 
@@ -79,11 +78,11 @@ def _served(trained, predictor, *, api_key=None, samples=None, explainable=True,
     model, card = load_model(trained)
     config = ServeConfig(port=0, **limits)
     server = Server(predictor, config, name="tiny", samples=samples, api_key=api_key,
-                    explainer=explainer_of(model, card, "tiny", config.max_pixels)
+                    explainer=make_explainer(model, card, "tiny", config.max_pixels)
                     if explainable else None)
     LOG.setLevel(logging.CRITICAL)
     with listen(config) as taken:
-        uvicorn = Uvicorn(server)
+        uvicorn = GracefulServer(server)
         thread = threading.Thread(target=uvicorn.run, kwargs={"sockets": [taken]})
         thread.start()
         while not uvicorn.started:
@@ -103,7 +102,7 @@ def _served(trained, predictor, *, api_key=None, samples=None, explainable=True,
 
 
 def png(seed=0, size=(40, 36)):
-    """The file of an image that no other seed gives."""
+    """A PNG file with an image that differs for each seed."""
     coarse = np.random.default_rng(seed).integers(0, 256, (4, 4, 3), dtype=np.uint8)
     file = io.BytesIO()
     Image.fromarray(coarse).resize(size, Image.Resampling.BICUBIC).save(file, "PNG")
@@ -118,6 +117,6 @@ def image():
 
 @pytest.fixture
 def classify():
-    """classify(client, data, **params): the answer to one image."""
+    """classify(client, data, **params): the response to one image."""
     return lambda client, data, **params: client.post(
         "/v1/classify", content=data, params=params, headers={"content-type": "image/png"})

@@ -1,4 +1,4 @@
-"""docs/serving.md and deploy/ are as the server is."""
+"""docs/serving.md and deploy/ match the server."""
 
 import re
 import shlex
@@ -12,7 +12,7 @@ import yaml
 
 from cvt.cli import main
 from cvt.serve.config import ServeConfig
-from cvt.serve.refusals import CODES
+from cvt.serve.errors import ERROR_CODES
 
 pytestmark = pytest.mark.slow
 
@@ -32,14 +32,14 @@ def test_its_commands_can_be_called(line, capsys):
     assert yaml.safe_load(capsys.readouterr().out)["port"] == 8000
 
 
-def test_its_requests_are_answered(client, image, tmp_path, monkeypatch):
+def test_its_requests_succeed(client, image, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for i, name in enumerate(("shirt.png", "dress.png")):
         Path(name).write_bytes(image(i))
     own = f"localhost:{client.port}"
-    asked = [line for line in lines("sh") if line.startswith("curl ")]
-    assert len(asked) == 4
-    for line in asked:
+    commands = [line for line in lines("sh") if line.startswith("curl ")]
+    assert len(commands) == 4
+    for line in commands:
         done = subprocess.run(shlex.split(line.replace("localhost:8000", own)),
                               capture_output=True, check=True)
         assert done.stdout.startswith(b'{"')
@@ -47,16 +47,16 @@ def test_its_requests_are_answered(client, image, tmp_path, monkeypatch):
     exec(code.replace("localhost:8000", own), {})
 
 
-def test_it_tells_every_limit_and_every_code():
-    told = dict(re.findall(r"^\| `(\w+)` \| (\d{3}) \|", PAGE, re.MULTILINE))
-    assert told == {code: str(status) for code, (status, _) in CODES.items()}
-    for code, (status, meaning) in CODES.items():
+def test_it_lists_every_limit_and_every_code():
+    documented = dict(re.findall(r"^\| `(\w+)` \| (\d{3}) \|", PAGE, re.MULTILINE))
+    assert documented == {code: str(status) for code, (status, _) in ERROR_CODES.items()}
+    for code, (status, meaning) in ERROR_CODES.items():
         assert f"| `{code}` | {status} | {meaning} |" in PAGE
     options = set(re.findall(r"--(\w+)", PAGE))
     assert {f.name for f in fields(ServeConfig)} - {"port"} <= options
 
 
-def test_the_containers_packages_are_those_of_the_package():
+def test_the_container_has_the_packages_requirements():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     extras = project["optional-dependencies"]
     known = {*project["dependencies"], *extras["serve"], *extras["openvino"]}
@@ -66,7 +66,7 @@ def test_the_containers_packages_are_those_of_the_package():
     assert [line for line in needed if line not in known] == []
 
 
-def test_the_probes_ask_what_the_server_answers(client):
+def test_the_probes_use_paths_of_the_server(client):
     deployment, service = yaml.safe_load_all((ROOT / "deploy/kubernetes.yaml").read_text())
     [container] = deployment["spec"]["template"]["spec"]["containers"]
     for probe in ("readinessProbe", "livenessProbe", "startupProbe"):

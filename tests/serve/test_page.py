@@ -41,7 +41,7 @@ def samples(tmp_path, image):
 
 @pytest.fixture
 def page(chrome, served, samples):
-    """page(width=1100, dark=False, **server): a server's page, as a phone of that width has it."""
+    """page(width=1100, dark=False, **server): a server's page in a window of that width."""
     def page(width=1100, dark=False, **server):
         client = served(samples=samples, **server)
         chrome.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": [
@@ -69,7 +69,7 @@ def click(page, selector):
 
 
 def until_seen(page):
-    until(page, lambda: find(page, "#see").is_displayed())
+    until(page, lambda: find(page, "#explanation").is_displayed())
 
 
 def bars(page):
@@ -84,24 +84,24 @@ def label(page):
     return find(page, "#overlay").get_attribute("aria-label")
 
 
-def test_a_sample_shows_its_classes_and_where_the_network_looks(page, predictor, image):
+def test_a_sample_shows_its_predictions_and_explanation(page, predictor, image):
     page = page()
     assert "tiny, 4 classes, eager fp32" in until(page, lambda: find(page, "#model").text)
     click(page, "#samples li:nth-child(2) button")
     until_seen(page)
 
     [prediction] = predictor([image(1)], 4)
-    assert bars(page) == [[name, f"{100 * p:.1f} %"] for name, p in prediction.classes]
+    assert bars(page) == [[name, f"{p:.1%}"] for name, p in prediction.classes]
     widths = [bar.size["width"] for bar in page.find_elements(By.CSS_SELECTOR, ".bar div")]
     assert widths == sorted(widths, reverse=True)
-    assert "ms in the server" in find(page, "#latency").text
+    assert "ms on the server" in find(page, "#latency").text
     assert find(page, "#status").get_attribute("textContent").startswith(prediction.classes[0][0])
     tokens = page.find_elements(By.CSS_SELECTOR, "#tokens figcaption")
     until(page, lambda: [t.text for t in tokens] == ["Stage 1: 8x8", "Stage 2: 4x4"])
     assert page.get_log("browser") == []
 
 
-def test_each_choice_shows_another_map(page):
+def test_each_option_shows_another_map(page):
     page = page()
     click(page, "#samples button")
     until_seen(page)
@@ -136,14 +136,14 @@ def test_names_are_text_and_never_markup(page):
     assert page.find_elements(By.TAG_NAME, "b") == []
 
 
-def test_a_file_that_is_no_image_shows_an_error_and_the_next_goes_on(page, tmp_path, image):
+def test_a_file_that_is_no_image_shows_an_error_and_the_next_is_classified(page, tmp_path, image):
     page = page()
     until(page, lambda: find(page, "#model").text)
     (tmp_path / "text.txt").write_text("no image")
     (tmp_path / "good.png").write_bytes(image(5))
     find(page, "#file").send_keys(str(tmp_path / "text.txt"))
     until(page, lambda: "not an image" in find(page, "#error").text)
-    assert not find(page, "#result").is_displayed()
+    assert not find(page, "#predictions").is_displayed()
     assert find(page, "#error").get_attribute("role") == "alert"
 
     find(page, "#file").send_keys(str(tmp_path / "good.png"))
@@ -172,7 +172,7 @@ def test_the_camera_takes_an_image(page):
     until(page, lambda: find(page, "#model").text)
     click(page, "#camera")
     until(page, lambda: page.execute_script("return document.getElementById('video').videoWidth"))
-    click(page, "#shoot")
+    click(page, "#capture")
     until_seen(page)
     assert len(bars(page)) == 4
     assert not find(page, "#live").is_displayed()
@@ -190,7 +190,7 @@ def test_it_works_with_the_keyboard_alone(page):
             if wanted(focused()):
                 return
             ActionChains(page).send_keys(Keys.TAB).perform()
-        raise AssertionError("the keyboard does not get there")
+        raise AssertionError("the keyboard does not reach it")
 
     tab_to(lambda e: e.get_attribute("title") == "sample 1")
     ActionChains(page).send_keys(Keys.ENTER).perform()
@@ -202,13 +202,13 @@ def test_it_works_with_the_keyboard_alone(page):
     assert overlay(page) != before
 
 
-def test_everything_one_can_act_on_has_a_name_for_a_screen_reader(page):
+def test_every_control_has_a_name_for_screen_readers(page):
     page = page()
     click(page, "#samples button")
     until_seen(page)
     tree = page.execute_cdp_cmd("Accessibility.getFullAXTree", {})["nodes"]
-    acted = {"button", "combobox", "radio", "slider", "link", "textbox", "img", "image", "Canvas"}
-    nodes = [n for n in tree if not n["ignored"] and n["role"]["value"] in acted]
+    roles = {"button", "combobox", "radio", "slider", "link", "textbox", "img", "image", "Canvas"}
+    nodes = [n for n in tree if not n["ignored"] and n["role"]["value"] in roles]
     assert len(nodes) > 12
     assert [n["role"]["value"] for n in nodes if not n.get("name", {}).get("value")] == []
     headings = [n["name"]["value"] for n in tree if not n["ignored"]
@@ -216,27 +216,27 @@ def test_everything_one_can_act_on_has_a_name_for_a_screen_reader(page):
     assert headings[:2] == ["CvT", "Image"]
 
 
-def test_a_phone_sees_it_without_scrolling_sideways(page):
+def test_a_phone_needs_no_horizontal_scrolling(page):
     page = page(width=360)
     click(page, "#samples button")
     until_seen(page)
     assert page.execute_script("return document.documentElement.scrollWidth") <= 360
 
 
-def test_it_is_light_or_dark_as_the_reader_likes(page):
+def test_it_follows_the_color_scheme(page):
     def lightness(page):
-        colour = find(page, "body").value_of_css_property("background-color")
-        return sum(int(c) for c in colour[colour.index("(") + 1:-1].split(",")[:3])
+        color = find(page, "body").value_of_css_property("background-color")
+        return sum(int(c) for c in color[color.index("(") + 1:-1].split(",")[:3])
 
     assert lightness(page()) > 700
     assert lightness(page(dark=True)) < 100
 
 
-def test_a_guarded_server_asks_for_its_key(page):
+def test_a_protected_server_asks_for_its_api_key(page):
     page = page(api_key="0123456789abcdef")
     until(page, lambda: find(page, "#key").is_displayed())
     find(page, "#key-value").send_keys("wrong" + Keys.ENTER)
-    until(page, lambda: "needs the API key" in find(page, "#error").text)
+    until(page, lambda: "API key is required" in find(page, "#error").text)
     find(page, "#key-value").clear()
     find(page, "#key-value").send_keys("0123456789abcdef" + Keys.ENTER)
     until(page, lambda: find(page, "#model").text)
@@ -244,15 +244,15 @@ def test_a_guarded_server_asks_for_its_key(page):
     until_seen(page)
 
 
-def test_a_model_that_cannot_be_explained_shows_its_classes_alone(page):
+def test_a_model_that_cannot_be_explained_shows_only_predictions(page):
     page = page(explainable=False)
     click(page, "#samples button")
-    until(page, lambda: find(page, "#result").is_displayed())
+    until(page, lambda: find(page, "#predictions").is_displayed())
     until(page, lambda: find(page, "#status").get_attribute("textContent").endswith("%"))
-    assert not find(page, "#see").is_displayed()
+    assert not find(page, "#explanation").is_displayed()
 
 
-def test_the_page_loads_nothing_from_outside(page):
+def test_the_page_loads_nothing_from_other_hosts(page):
     page = page()
     click(page, "#samples button")
     until_seen(page)

@@ -32,7 +32,7 @@ def process(*args, code="from cvt.cli import main; sys.exit(main())", env=None):
             lines.append(line)
             if '"listening"' in line:
                 break
-        assert lines, "it ended before it listened"
+        assert lines, "it stopped before it listened"
         reader = threading.Thread(target=lambda: lines.extend(server.stderr))
         reader.start()
         yield server, json.loads(lines[-1]), lines
@@ -44,48 +44,48 @@ def process(*args, code="from cvt.cli import main; sys.exit(main())", env=None):
         server.stderr.close()
 
 
-def test_sigterm_answers_what_is_in_hand_and_ends_with_0(trained, image):
+def test_sigterm_finishes_the_requests_in_flight_and_exits_with_0(trained, image):
     data = image()
     head = (b"POST /v1/classify HTTP/1.1\r\nHost: localhost\r\nContent-Type: image/png\r\n"
             b"Content-Length: %d\r\n\r\n" % len(data))
-    with process("--model", str(trained), "--backend", "eager") as (server, told, lines):
-        port = httpx.URL(told["url"]).port
+    with process("--model", str(trained), "--backend", "eager") as (server, event, lines):
+        port = httpx.URL(event["url"]).port
         waiting = [socket.create_connection(("127.0.0.1", port), timeout=20) for _ in range(100)]
         for connection in waiting:
             connection.sendall(head + data[:-1])
-        with httpx.Client() as client:  # once this is answered, the others have arrived
-            assert client.get(told["url"] + "readyz").status_code == 200
+        with httpx.Client() as client:  # after this response, the others have arrived
+            assert client.get(event["url"] + "readyz").status_code == 200
         server.send_signal(signal.SIGTERM)
         time.sleep(0.3)
         for connection in waiting:
             connection.sendall(data[-1:])
-        answers = [connection.recv(65536) for connection in waiting]
+        responses = [connection.recv(65536) for connection in waiting]
         for connection in waiting:
             connection.close()
-        assert sum(answer.startswith(b"HTTP/1.1 200 ") for answer in answers) == 100
+        assert sum(response.startswith(b"HTTP/1.1 200 ") for response in responses) == 100
         assert server.wait(20) == 0
         with pytest.raises(ConnectionError):
             socket.create_connection(("127.0.0.1", port))
     events = [json.loads(line) for line in lines]
     assert events[0]["event"] == "listening"
-    assert events[-1]["event"] == "ended"
+    assert events[-1]["event"] == "stopped"
     requests = [e for e in events if e["event"] == "request" and e["path"] == "/v1/classify"]
     assert len(requests) == 100
     assert all(e["status"] == 200 and e["images"] == 1 and e["bytes"] == len(data)
                for e in requests)
-    assert len({e["id"] for e in requests}) == 100
+    assert len({e["request_id"] for e in requests}) == 100
 
 
-def test_with_notice_requests_are_still_taken_while_it_is_not_ready(trained, image):
-    with process("--model", str(trained), "--backend", "eager", "--notice", "1.5") as (
-            server, told, _), httpx.Client(base_url=told["url"]) as client:
+def test_during_the_shutdown_delay_requests_are_accepted_while_it_is_not_ready(trained, image):
+    with process("--model", str(trained), "--backend", "eager", "--shutdown_delay", "1.5") as (
+            server, event, _), httpx.Client(base_url=event["url"]) as client:
         client.get("/healthz")
         server.send_signal(signal.SIGTERM)
         time.sleep(0.3)
         assert client.get("/readyz").status_code == 503
-        answer = client.post("/v1/classify", content=image(),
+        response = client.post("/v1/classify", content=image(),
                              headers={"content-type": "image/png"})
-        assert answer.status_code == 200
+        assert response.status_code == 200
         assert server.wait(20) == 0
 
 
@@ -94,16 +94,16 @@ def test_an_exported_model_is_served_without_torch_and_with_a_key(trained, tmp_p
     (tmp_path / "key").write_text("0123456789abcdef\n")
     without = "sys.modules['torch'] = None; from cvt.cli import main; sys.exit(main())"
     with process("--model", str(tmp_path / "exported"), "--api_key_file", str(tmp_path / "key"),
-                 code=without) as (_, told, _lines), httpx.Client(base_url=told["url"]) as client:
-        assert (told["backend"], told["model"]) == ("openvino", "exported")
+                 code=without) as (_, event, _lines), httpx.Client(base_url=event["url"]) as client:
+        assert (event["backend"], event["model"]) == ("openvino", "exported")
         assert client.get("/v1/model").status_code == 401
         client.headers["x-api-key"] = "0123456789abcdef"
         model = client.get("/v1/model").json()
         assert model["explainable"] is False
-        assert str(tmp_path) not in json.dumps(model)  # where it lies is nobody's business
-        answer = client.post("/v1/classify", content=image(),
+        assert str(tmp_path) not in json.dumps(model)  # its path is private
+        response = client.post("/v1/classify", content=image(),
                              headers={"content-type": "image/png"})
-        assert answer.status_code == 200
+        assert response.status_code == 200
 
 
 def test_a_port_that_is_taken_is_one_line(trained, capfd):
@@ -116,8 +116,8 @@ def test_a_port_that_is_taken_is_one_line(trained, capfd):
 
 
 @pytest.mark.parametrize(("options", "code", "message"), [
-    (["--max_batch", "0"], 2, "max_batch=0 must be at least 1"),
-    (["--max_bach", "1"], 2, "did you mean --max_batch?"),
+    (["--max_batch_size", "0"], 2, "max_batch_size=0 must be at least 1"),
+    (["--max_bach", "1"], 2, "did you mean --max_batch_size?"),
     (["--model", "nowhere"], 1, "nowhere"),
     (["--api_key_file", "nowhere"], 1, "nowhere: No such file or directory"),
     (["--samples", "empty"], 1, "--samples empty has no images")])
@@ -130,7 +130,7 @@ def test_a_wrong_call_is_one_line(trained, tmp_path, monkeypatch, capfd, options
     assert message in line
 
 
-def test_a_key_that_can_be_guessed_is_refused(trained, monkeypatch, capfd):
+def test_a_short_api_key_is_rejected(trained, monkeypatch, capfd):
     monkeypatch.setenv("CVT_API_KEY", "short")
     assert main(["serve", "--model", str(trained)]) == 1
     assert "the API key in CVT_API_KEY must be at least 16 ASCII characters" in (

@@ -29,7 +29,7 @@ def test_plain_data_become_a_dataclass_with_lists_as_tuples():
     assert built == Recipe(epochs=3, mean=(0.1, 0.2), limit=4)
 
 
-def test_an_unknown_key_is_refused_with_the_nearest():
+def test_an_unknown_key_is_rejected_with_the_nearest():
     with pytest.raises(InputError, match="recipe has the unknown key 'epoch'; did you mean epochs"):
         from_mapping(Recipe, {"epoch": 3}, "recipe")
 
@@ -39,7 +39,7 @@ def test_a_key_that_is_needed_and_absent_is_named():
         from_mapping(Recipe, {"rate": 0.1}, "recipe")
 
 
-def test_data_that_are_no_mapping_are_refused():
+def test_data_that_are_no_mapping_are_rejected():
     with pytest.raises(InputError, match=r"recipe is \[1\], not a mapping"):
         from_mapping(Recipe, [1], "recipe")
 
@@ -51,7 +51,7 @@ def test_data_that_are_no_mapping_are_refused():
     ("mean", 0.5), ("mean", (0.5, "x")), ("mean", (True,)), ("mean", [0.5]),
     ("size", (1,)), ("size", (1, 2, 3)), ("size", (1, 2.0)), ("limit", "4"), ("limit", True),
 ])
-def test_a_value_of_another_type_is_refused_by_name(field, value):
+def test_a_value_of_another_type_is_rejected_by_name(field, value):
     with pytest.raises(InputError, match=f"^{field}="):
         Recipe(**{"epochs": 1, field: value})
 
@@ -86,7 +86,7 @@ def test_json_is_plain_json(tmp_path):
     assert json.loads((tmp_path / "data.json").read_text()) == {"a": [1, 2]}
 
 
-def test_another_suffix_is_refused_before_anything_is_written(tmp_path):
+def test_another_suffix_is_rejected_before_anything_is_written(tmp_path):
     with pytest.raises(InputError, match=r"'\.toml'; use \.json or \.yaml"):
         write_mapping({"a": 1}, tmp_path / "data.toml")
 
@@ -98,7 +98,7 @@ def test_another_suffix_is_refused_before_anything_is_written(tmp_path):
     ("list.yaml", b"- 1\n- 2"), ("empty.yaml", b""), ("number.json", b"3"),
     ("object.yaml", b"!!python/object/apply:os.getcwd []"),
 ])
-def test_a_file_without_a_mapping_is_refused_in_one_line(tmp_path, name, content):
+def test_a_file_without_a_mapping_is_rejected_in_one_line(tmp_path, name, content):
     (tmp_path / name).write_bytes(content)
 
     with pytest.raises(InputError, match=name) as error:

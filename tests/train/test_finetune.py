@@ -16,7 +16,7 @@ from cvt.system.errors import InputError
 from cvt.train import loop
 from cvt.train.config import DistillConfig, FreezeConfig, OptimConfig
 from cvt.train.recipe import Recipe
-from cvt.train.start import put_weights, starting_point
+from cvt.train.setup import load_pretrained, resolve_model
 from cvt.weights.card import ModelCard
 from cvt.weights.models import load_model
 from cvt.weights.tensors import read_tensors, write_tensors
@@ -64,7 +64,7 @@ def test_a_run_starts_from_weights_and_their_preprocessing(recipe, trained, tmp_
     assert card.model == dataclasses.replace(CONFIG, num_classes=10)
     assert card.classes == CLASSES
     said = capfd.readouterr().err
-    assert "left over head.weight" in " ".join(said.split())
+    assert "missing head.weight" in " ".join(said.split())
     assert "its classes are not the dataset's, such as '0', so the head is new" in " ".join(
         said.split())
     slow = dataclasses.replace(recipe, epochs=1, optim=OptimConfig(
@@ -77,7 +77,7 @@ def test_a_run_starts_from_weights_and_their_preprocessing(recipe, trained, tmp_
 
 
 @pytest.mark.slow
-def test_a_resumed_run_needs_the_weights_no_more(recipe, trained, tmp_path):
+def test_a_resumed_run_no_longer_needs_the_weights(recipe, trained, tmp_path):
     loop.train(recipe, tmp_path / "whole", quiet=True)
     shutil.copytree(tmp_path / "whole", tmp_path / "cut")
     for gone in ("metrics.json", "checkpoints/step-00000004"):
@@ -92,11 +92,11 @@ def test_a_resumed_run_needs_the_weights_no_more(recipe, trained, tmp_path):
 def begin(weights, *classes):
     """The network that a run on images of `classes` starts from, and the report on it."""
     half = LabeledImages(classes=classes, labels=(), names=(), fetch=str.encode)
-    card, checkpoint = starting_point(Recipe(weights=str(weights)), Dataset(
+    card, checkpoint = resolve_model(Recipe(weights=str(weights)), Dataset(
         train=half, val=half, preprocess=PREPROCESS))
     assert card.classes == classes
     model = CvT(card.model)
-    return model, put_weights(model, checkpoint)
+    return model, load_pretrained(model, checkpoint)
 
 
 HEAD = ("head.weight", "head.bias")
@@ -127,8 +127,8 @@ def test_a_head_for_other_classes_is_new_even_if_their_number_agrees(trained, cl
     model, report = begin(trained, *classes)
     start = load_model(trained)[0].head.weight
     assert not any(torch.equal(row, old) for row in model.head.weight for old in start)
-    assert set(report.skipped) == set(report.left_over) == set(HEAD)
-    assert report.skipped["head.weight"] == "3x16, a head of other classes"
+    assert set(report.skipped) == set(report.missing) == set(HEAD)
+    assert report.skipped["head.weight"] == "3x16, head for other classes"
     assert "its classes are not the dataset's, such as '" in str(report)
     assert not set(HEAD) & set(report.loaded)
 
@@ -155,7 +155,7 @@ def test_a_head_whose_classes_have_no_names_is_new(trained, tmp_path, kind):
     assert load_model(source)[1].classes == ("0", "1", "2")
     model, report = begin(source, "0", "1", "2")
     assert not torch.equal(model.head.weight, load_model(trained)[0].head.weight)
-    assert set(report.left_over) == set(HEAD)
+    assert set(report.missing) == set(HEAD)
     assert "it does not name its classes, so the head is new" in str(report)
 
 
@@ -168,14 +168,14 @@ def test_imagenets_head_is_kept_for_directories_called_by_wordnet_id(tmp_path):
     assert torch.equal(begin(tmp_path / "published", *ids[::-1])[0].head.weight, start.flip(0))
 
 
-def test_weights_of_another_network_are_refused(trained, tmp_path):
+def test_weights_of_another_network_are_rejected(trained, tmp_path):
     with pytest.raises(InputError, match="of another network than model=cvt_13; leave model out"):
         loop.train(Recipe(model="cvt_13", weights=str(trained)), tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize(("freeze", "moves", "stays"), [
-    (FreezeConfig(trunk=True), ("head.",), ("stages.", "norm.")),
+    (FreezeConfig(backbone=True), ("head.",), ("stages.", "norm.")),
     (FreezeConfig(stages=1), ("stages.1.", "head.", "norm."), ("stages.0.",)),
     (FreezeConfig(batchnorm=True), ("stages.0.embed.", "head."), ("bn",)),
 ])
@@ -189,12 +189,12 @@ def test_what_is_frozen_stays_bit_for_bit(recipe, trained, tmp_path, freeze, mov
         assert not any(part in name for name in moved), part
 
 
-def test_freezing_without_weights_is_refused():
+def test_freezing_without_weights_is_rejected():
     with pytest.raises(InputError, match="give --weights"):
-        Recipe(freeze=FreezeConfig(trunk=True))
+        Recipe(freeze=FreezeConfig(backbone=True))
 
 
-def test_more_frozen_stages_than_there_are_are_refused(recipe, tmp_path):
+def test_more_frozen_stages_than_there_are_are_rejected(recipe, tmp_path):
     with pytest.raises(InputError, match=r"freeze\.stages=3, and the network has 2"):
         loop.train(dataclasses.replace(recipe, freeze=FreezeConfig(stages=3)), tmp_path / "run")
 
@@ -263,12 +263,12 @@ def test_a_teacher_may_be_timms(recipe, tmp_path):
     timm.models.save_for_hf(network, home, {"label_names": CLASSES[::-1]}, safe_serialization=True)
     config = DistillConfig(teacher=f"timm:local-dir:{home}", hard=True)
     loop.train(dataclasses.replace(recipe, epochs=1, distill=config), tmp_path / "run", quiet=True)
-    with pytest.raises(InputError, match="cannot be had from timm"):
+    with pytest.raises(InputError, match="cannot be loaded from timm"):
         loop.train(dataclasses.replace(recipe, distill=DistillConfig(teacher="timm:no_such")),
                    tmp_path / "other")
 
 
-def test_a_teacher_of_other_classes_is_refused(recipe, trained, tmp_path):
+def test_a_teacher_of_other_classes_is_rejected(recipe, trained, tmp_path):
     wrong = dataclasses.replace(recipe, distill=DistillConfig(teacher=str(trained)))
-    with pytest.raises(InputError, match="and the images have other classes, such as '0'"):
+    with pytest.raises(InputError, match="and the images have different classes, such as '0'"):
         loop.train(wrong, tmp_path / "run")

@@ -18,9 +18,9 @@ from cvt.model import CvT
 from cvt.system.errors import DivergedError, InputError, StoppedError
 from cvt.train import loop
 from cvt.train.config import OptimConfig
+from cvt.train.directory import lock_run
 from cvt.train.recipe import Recipe
-from cvt.train.setting import Setting
-from cvt.train.state import lock_run
+from cvt.train.setup import Setup
 from cvt.weights.models import load_model
 from cvt.weights.tensors import read_tensors
 
@@ -64,7 +64,7 @@ def test_a_run_leaves_weights_that_load_and_figures_that_agree(recipe, tmp_path)
 @pytest.mark.parametrize("network", ["vit", "resnet", "supernet"])
 def test_a_baseline_is_trained_by_the_same_recipe_and_resumes_exactly(
         recipe, tmp_path, monkeypatch, network):
-    recipe = dataclasses.replace(recipe, network=network, passes=2)
+    recipe = dataclasses.replace(recipe, network=network, passes_per_epoch=2)
     evaluation = loop.train(recipe, tmp_path / "whole", quiet=True)
     die_after(13, monkeypatch)
     with pytest.raises(SystemExit):
@@ -74,7 +74,7 @@ def test_a_baseline_is_trained_by_the_same_recipe_and_resumes_exactly(
     whole, cut = (read_tensors(tmp_path / run / "last.safetensors") for run in ("whole", "cut"))
     torch.testing.assert_close(cut, whole, rtol=0, atol=0)
     assert evaluation.top1.value == max(row["val_top1"] for row in history(tmp_path / "whole"))
-    with pytest.raises(InputError, match=f"holds a {network}, .* compared with a CvT"):
+    with pytest.raises(InputError, match=f"contains a {network}, .* not a CvT"):
         load_model(tmp_path / "whole")
 
 
@@ -120,7 +120,7 @@ def die_after(steps, monkeypatch):
     monkeypatch.setattr(loop, "clear_run", lambda _: None)
 
 
-def test_best_weights_that_are_damaged_come_from_their_checkpoint(recipe, tmp_path, monkeypatch):
+def test_best_weights_that_are_corrupt_come_from_their_checkpoint(recipe, tmp_path, monkeypatch):
     loop.train(recipe, tmp_path / "whole", quiet=True)
     die_after(22, monkeypatch)
     with pytest.raises(SystemExit):
@@ -169,7 +169,7 @@ def test_sigusr1_queues_a_job_of_slurm_again(recipe, tmp_path, monkeypatch):
         return step(self, *args)
 
     monkeypatch.setattr(loop.Engine, "step", signalled)
-    with pytest.raises(StoppedError, match="job 4711 is queued again") as stop:
+    with pytest.raises(StoppedError, match="job 4711 is requeued") as stop:
         loop.train(recipe, tmp_path / "run", quiet=True)
     assert stop.value.code == 0
     assert (tmp_path / "said").read_text() == "requeue 4711\n"
@@ -229,30 +229,31 @@ def fail_for_good(recipe, tmp_path, monkeypatch, steps):
     monkeypatch.setattr(loop.Engine, "step", failing)
 
 
-def test_too_many_of_them_go_back_to_the_last_checkpoint_and_are_drawn_anew(
+def test_too_many_of_them_roll_back_to_the_last_checkpoint_and_reshuffle(
         recipe, tmp_path, monkeypatch, capfd):
     recipe = dataclasses.replace(recipe, save_every=4, skip_nonfinite=1)
     fail_for_good(recipe, tmp_path, monkeypatch, (9, 10))
     loop.train(recipe, tmp_path / "run")
-    note = ("2 batches up to step 11 were not finite; back to step 8, with the learning rate as it "
-            "was and the rest of the epoch drawn anew")
+    note = ("2 batches up to step 11 were not finite; rolled back to step 8, with the same "
+            "learning rate and the rest of the epoch reshuffled")
     assert note in capfd.readouterr().err
     assert len(history(tmp_path / "run")) == 2
     newest = tmp_path / "run/checkpoints/step-00000022/state.json"
     assert json.loads(newest.read_text())["progress"]["notes"] == [note]
-    assert note in json.loads((tmp_path / "run/metrics.json").read_text())["facts"]["to note"]
+    assert note in json.loads((tmp_path / "run/metrics.json").read_text())["facts"]["notes"]
 
 
-@pytest.mark.parametrize(("number", "redrawn"), [(10, 1), (14, 0)])
-def test_a_run_that_went_back_resumes_exactly(recipe, tmp_path, monkeypatch, number, redrawn):
-    """Killed before the first checkpoint of what was drawn anew, and after it."""
+@pytest.mark.parametrize(("number", "reshuffles"), [(10, 1), (14, 0)])
+def test_a_run_that_was_rolled_back_resumes_exactly(
+        recipe, tmp_path, monkeypatch, number, reshuffles):
+    """Killed before the first checkpoint of the reshuffled rest, and after it."""
     recipe = dataclasses.replace(recipe, save_every=4, skip_nonfinite=1)
     fail_for_good(recipe, tmp_path, monkeypatch, (9, 10))
     loop.train(recipe, tmp_path / "whole", quiet=True)
     step = loop.Engine.step
 
     def dying(self, batch, lr, now):
-        if (now, self.redrawn) == (number, redrawn):
+        if (now, self.reshuffles) == (number, reshuffles):
             raise SystemExit
         return step(self, batch, lr, now)
 
@@ -267,23 +268,22 @@ def test_a_run_that_went_back_resumes_exactly(recipe, tmp_path, monkeypatch, num
     assert not torch.equal(whole["head.weight"], undisturbed["head.weight"])
 
 
-def test_what_is_drawn_anew_has_other_dropout_and_mixing(recipe, tmp_path):
+def test_a_reshuffled_epoch_has_other_dropout_and_mixing(recipe, tmp_path):
     """Of the very same batch, too."""
     with loop.Engine(recipe.with_absolute_paths()) as engine:
-        setting = Setting(recipe, engine)
-        setting.build()
+        setup = Setup(recipe, engine)
         engine.train_mode()
-        batch = next(setting.loader.epoch(0))
+        batch = next(setup.loader.epoch(0))
         losses = []
-        for redrawn in (0, 1, 1, 2):
-            engine.redrawn = redrawn
-            losses.append(engine._compute(batch, 0)[0].item())
+        for reshuffles in (0, 1, 1, 2):
+            engine.reshuffles = reshuffles
+            losses.append(engine._gradients(batch, 0)[0].item())
             engine._optimizer.zero_grad()
     assert losses[1] == losses[2]
     assert len(set(losses)) == 3
 
 
-def test_where_that_does_not_help_the_run_ends_and_leaves_the_batch(recipe, tmp_path, monkeypatch):
+def test_if_a_rollback_does_not_help_the_run_dumps_the_batch(recipe, tmp_path, monkeypatch):
     recipe = dataclasses.replace(recipe, save_every=4, skip_nonfinite=0)
     hurt(monkeypatch, {9: 9}, math.nan)
     with pytest.raises(DivergedError, match=r"epoch 1, step 10, .*the batch is in .*diverged"):
@@ -295,7 +295,7 @@ def test_where_that_does_not_help_the_run_ends_and_leaves_the_batch(recipe, tmp_
     assert loop.resume(tmp_path / "run", quiet=True).n == 360  # from step 8
 
 
-def test_another_step_that_fails_after_it_went_back_ends_the_run_too(recipe, tmp_path, monkeypatch):
+def test_another_failing_step_after_a_rollback_ends_the_run_too(recipe, tmp_path, monkeypatch):
     """On a GPU the second failure may come a few steps apart, which must not go on for ever."""
     recipe = dataclasses.replace(recipe, save_every=4, skip_nonfinite=0)
     hurt(monkeypatch, {9: 1, 10: 1, 11: 1}, math.nan)
@@ -303,16 +303,17 @@ def test_another_step_that_fails_after_it_went_back_ends_the_run_too(recipe, tmp
         loop.train(recipe, tmp_path / "run", quiet=True)
 
 
-def test_a_warm_up_that_is_longer_than_the_run_is_told(recipe, tmp_path, capfd):
+def test_a_warm_up_that_is_longer_than_the_run_is_reported(recipe, tmp_path, capfd):
     short = dataclasses.replace(recipe, steps=3)
     loop.train(short, tmp_path / "a")
-    assert "rises for 6 steps, and the run has 3: it never reaches 0.003" in capfd.readouterr().err
+    assert ("takes 6 steps, and the run has 3: the learning rate never reaches 0.003"
+            in capfd.readouterr().err)
     loop.train(dataclasses.replace(short, optim=dataclasses.replace(
         short.optim, warmup_steps=2)), tmp_path / "b")
-    assert "it never reaches" not in capfd.readouterr().err
+    assert "never reaches" not in capfd.readouterr().err
 
 
-def test_a_run_killed_between_its_first_files_goes_on(recipe, tmp_path):
+def test_a_run_killed_between_its_first_files_resumes(recipe, tmp_path):
     (tmp_path / "run").mkdir()
     recipe.save(tmp_path / "run/recipe.yaml")
     assert loop.resume(tmp_path / "run", quiet=True).n == 360
@@ -324,7 +325,7 @@ def test_a_gradient_that_is_not_finite_is_not_put_down_to_a_small_scale(recipe):
         step = loop.Step(loss=1.0, norm=math.inf, updated=False)
         for scale, shrinks in ((65536.0, True), (0.5, False)):
             engine._accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=scale)
-            assert engine.scales(step) == shrinks
+            assert engine.scale_too_large(step) == shrinks
 
 
 def test_an_optimiser_without_memory_for_its_state_is_not_tried_again(recipe, tmp_path,
@@ -353,20 +354,21 @@ def out_of_memory_above(images, monkeypatch):
     monkeypatch.setattr(TrainingForm, "forward", failing)
 
 
-def test_where_memory_runs_out_the_batch_is_split(recipe, tmp_path, monkeypatch, capfd):
+def test_if_memory_runs_out_the_batch_is_split(recipe, tmp_path, monkeypatch, capfd):
     recipe = dataclasses.replace(recipe, epochs=1)
-    split = dataclasses.replace(recipe, optim=dataclasses.replace(recipe.optim, accumulate=2))
+    split = dataclasses.replace(recipe, optim=dataclasses.replace(recipe.optim, grad_accum_steps=2))
     loop.train(split, tmp_path / "split", quiet=True)
     out_of_memory_above(64, monkeypatch)
     loop.train(recipe, tmp_path / "run")
-    assert "out of memory: from step 1 on a batch is computed in 2 parts" in capfd.readouterr().err
+    assert ("out of memory: from step 1 on a batch is computed in 2 micro-batches"
+            in capfd.readouterr().err)
     one, other = (read_tensors(tmp_path / n / "last.safetensors") for n in ("split", "run"))
     torch.testing.assert_close(other, one, rtol=0, atol=0)
 
 
-def test_where_that_is_not_enough_it_says_what_to_do(recipe, tmp_path, monkeypatch):
+def test_if_that_is_not_enough_the_error_says_what_to_do(recipe, tmp_path, monkeypatch):
     out_of_memory_above(10, monkeypatch)
-    with pytest.raises(InputError, match="out of memory with 64 images at a time; make"):
+    with pytest.raises(InputError, match="out of memory with a micro-batch of 64 images; decrease"):
         loop.train(recipe, tmp_path / "run", quiet=True)
 
 
@@ -386,7 +388,7 @@ def test_accumulation_keeps_the_gradient(recipe, tmp_path):
     plain = dataclasses.replace(recipe, epochs=1, ema=0.0, augment=AugmentConfig())
     for parts in (1, 4):
         split = dataclasses.replace(plain, optim=dataclasses.replace(plain.optim,
-                                                                     accumulate=parts))
+                                                                     grad_accum_steps=parts))
         loop.train(split, tmp_path / str(parts), quiet=True)
     whole, parts = (read_tensors(tmp_path / n / "last.safetensors") for n in ("1", "4"))
     for name in whole:
@@ -420,7 +422,7 @@ def test_a_loss_that_is_not_finite_ends_the_run_and_says_where(recipe, tmp_path)
     assert not (tmp_path / "run/diverged").exists()
 
 
-def test_a_run_is_not_overwritten_unasked(recipe, tmp_path):
+def test_a_run_is_overwritten_only_on_request(recipe, tmp_path):
     one = dataclasses.replace(recipe, epochs=1)
     loop.train(one, tmp_path / "run", quiet=True)
     before = (tmp_path / "run/best.safetensors").read_bytes()
@@ -438,7 +440,7 @@ def test_a_complete_run_is_not_resumed(recipe, tmp_path):
         loop.resume(tmp_path / "run", quiet=True)
 
 
-def test_a_damaged_checkpoint_is_named_and_passed_over(recipe, tmp_path, capfd):
+def test_a_corrupt_checkpoint_is_named_and_skipped(recipe, tmp_path, capfd):
     loop.train(recipe, tmp_path / "run", quiet=True)
     whole = read_tensors(tmp_path / "run/last.safetensors")
     (tmp_path / "run/metrics.json").unlink()
@@ -446,13 +448,13 @@ def test_a_damaged_checkpoint_is_named_and_passed_over(recipe, tmp_path, capfd):
     (newest / "optimizer.safetensors").write_bytes(b"cut off")
     loop.resume(tmp_path / "run")
     error = capfd.readouterr().err
-    assert "step-00000022 is damaged: optimizer.safetensors is not what was written" in error
-    assert "it is set aside as damaged-step-00000022" in error
+    assert "step-00000022 is corrupt: the contents of optimizer.safetensors have changed" in error
+    assert "it is renamed to corrupt-step-00000022" in error
     again = read_tensors(tmp_path / "run/last.safetensors")
     torch.testing.assert_close(again, whole, rtol=0, atol=0)
 
 
-def test_fp16_on_a_cpu_is_refused(recipe, tmp_path):
+def test_fp16_on_a_cpu_is_rejected(recipe, tmp_path):
     with pytest.raises(InputError, match="a CPU has bf16"):
         loop.train(dataclasses.replace(recipe, precision="fp16", device="cpu"), tmp_path / "run")
 
@@ -484,7 +486,7 @@ def test_a_run_stopped_in_its_first_epoch_is_not_in_the_way(recipe, tmp_path, mo
     assert [path.name for path in (tmp_path / "run").iterdir()] == ["mine.txt"]
 
 
-def test_a_run_does_not_go_on_with_other_classes(recipe, tmp_path):
+def test_a_run_does_not_resume_with_other_classes(recipe, tmp_path):
     rng = np.random.default_rng(0)
     for name in ("ant", "bee"):
         (tmp_path / "photos" / name).mkdir(parents=True)
@@ -500,7 +502,7 @@ def test_a_run_does_not_go_on_with_other_classes(recipe, tmp_path):
         loop.resume(tmp_path / "run", quiet=True)
 
 
-def test_validation_takes_as_many_images_at_a_time_as_training(recipe, tmp_path, monkeypatch):
+def test_validation_uses_the_micro_batch_size_of_training(recipe, tmp_path, monkeypatch):
     """The last one too, and after memory ran out in training."""
     sizes, forward = [], CvT.forward
 
@@ -511,18 +513,18 @@ def test_validation_takes_as_many_images_at_a_time_as_training(recipe, tmp_path,
     monkeypatch.setattr(CvT, "forward", recording)
     out_of_memory_above(32, monkeypatch)
     split = dataclasses.replace(recipe, epochs=1, optim=dataclasses.replace(
-        recipe.optim, accumulate=2))
+        recipe.optim, grad_accum_steps=2))
     loop.train(split, tmp_path / "run", quiet=True)
     assert sizes == [*[32] * 11, 8] * 2  # of 360, once an epoch and once for the report
 
 
-@pytest.mark.parametrize("split", [{"accumulate": 4}, {}])
-def test_single_images_whose_maps_have_one_place_are_refused(recipe, tmp_path, split):
+@pytest.mark.parametrize("split", [{"grad_accum_steps": 4}, {}])
+def test_single_images_with_1x1_maps_are_rejected(recipe, tmp_path, split):
     """Of which BatchNorm has no variance to take."""
     small = dataclasses.replace(
         recipe, image_size=4, batch_size=4 if split else 1, augment=AugmentConfig(),
         optim=dataclasses.replace(recipe.optim, **split))
-    with pytest.raises(InputError, match=r"BatchNorm cannot train on one image at a time .*larger"):
+    with pytest.raises(InputError, match=r"BatchNorm cannot train on a micro-batch .*larger"):
         loop.train(small, tmp_path / "run", quiet=True)
     assert not (tmp_path / "run").exists()
     larger = dataclasses.replace(small, image_size=16, steps=3)

@@ -10,19 +10,19 @@ from PIL import Image
 
 from cvt.config import CvTConfig, Preprocess, StageConfig
 from cvt.data.augment import training_transform
-from cvt.data.builtin import digits
 from cvt.data.config import AugmentConfig
 from cvt.data.dataset import LabeledImages
 from cvt.data.loader import TrainLoader
 from cvt.data.randomness import seed_all
+from cvt.data.sources.builtin import digits
 from cvt.model import CvT
 from cvt.system.errors import InputError
 from cvt.train.config import DistillConfig, OptimConfig
 from cvt.train.engine import Engine, _mix
-from cvt.train.loss import Loss, Teacher, balanced_weights, distance
+from cvt.train.loss import Loss, Teacher, balanced_weights, distillation_loss
 from cvt.train.optim import build_optimizer
 from cvt.train.recipe import Recipe
-from cvt.train.setting import Setting
+from cvt.train.setup import Setup
 from cvt.weights.card import ModelCard
 from cvt.weights.models import load_model
 from cvt.weights.tensors import write_tensors
@@ -57,7 +57,7 @@ def _shade(i):
     return Image.new("RGB", (4, 4), (20 * (i - 990),) * 3 if i >= 990 else (255,) * 3)
 
 
-def test_balanced_class_weights_make_up_for_rare_classes(card, rare):
+def test_balanced_class_weights_compensate_for_rare_classes(card, rare):
     weight = balanced_weights(rare)
     counts = torch.bincount(torch.tensor(rare.labels))
     torch.testing.assert_close(weight * counts, torch.full((10,), len(rare) / 10))
@@ -80,25 +80,25 @@ def test_a_class_without_a_training_image_cannot_be_balanced(card, option):
 def test_class_weights_are_those_of_the_images_that_are_trained_on():
     recipe = Recipe(class_weights="balanced", max_train_samples=203, device="cpu")
     with Engine(recipe) as engine:
-        setting = Setting(recipe, engine)
-    counts = torch.bincount(torch.tensor(setting.dataset.train.labels))
+        setup = Setup(recipe, engine)
+    counts = torch.bincount(torch.tensor(setup.dataset.train.labels))
     assert counts.sum() == 203
-    torch.testing.assert_close(setting.loss.weight, 203 / (10 * counts))
+    torch.testing.assert_close(setup.loss.weight, 203 / (10 * counts))
 
 
 @pytest.mark.parametrize("weighted", [False, True], ids=["plain", "weighted"])
 @pytest.mark.parametrize("smoothing", [0.0, 0.1], ids=["sharp", "smoothed"])
 @pytest.mark.parametrize("mixed", [False, True], ids=["labels", "mixed"])
 @pytest.mark.parametrize("distill", [
-    None, DistillConfig(share=0.3), DistillConfig(share=0.3, temperature=2.0),
-    DistillConfig(share=0.3, hard=True), DistillConfig(share=1.0, temperature=2.0)],
+    None, DistillConfig(alpha=0.3), DistillConfig(alpha=0.3, temperature=2.0),
+    DistillConfig(alpha=0.3, hard=True), DistillConfig(alpha=1.0, temperature=2.0)],
     ids=["no-teacher", "soft", "soft-at-2", "hard", "teacher-alone"])
 def test_the_loss_is_its_formula(card, rare, weighted, smoothing, mixed, distill):
     recipe = Recipe(class_weights="balanced" if weighted else "none",
                     augment=AugmentConfig(label_smoothing=smoothing))
-    loss, answers = Loss(recipe, card, rare), torch.randn(6, 10) * 2
+    loss, predictions = Loss(recipe, card, rare), torch.randn(6, 10) * 2
     if distill:
-        loss.distill, loss.teacher = distill, torch.nn.Identity()  # x are its answers
+        loss.distill, loss.teacher = distill, torch.nn.Identity()  # x are its logits
     logits, labels = torch.randn(6, 10) * 2, torch.tensor([0, 1, 2, 0, 9, 5])
     counts = torch.tensor([rare.labels.count(k) for k in range(10)]).double()
 
@@ -106,12 +106,12 @@ def test_the_loss_is_its_formula(card, rare, weighted, smoothing, mixed, distill
     targets[range(6), labels] = 1.0
     if mixed:
         targets = 0.7 * targets + 0.3 * targets.flip(0)
-    found = loss(answers, logits, targets.float() if mixed else labels)
+    result = loss(predictions, logits, targets.float() if mixed else labels)
 
     def log_softmax(x):
         return x - x.exp().sum(1, keepdim=True).log()
 
-    z, t = logits.double(), answers.double()
+    z, t = logits.double(), predictions.double()
     each = -(((1 - smoothing) * targets + smoothing / 10) * log_softmax(z)).sum(1)
     if distill:
         if distill.hard:
@@ -119,14 +119,14 @@ def test_the_loss_is_its_formula(card, rare, weighted, smoothing, mixed, distill
         else:
             p, q = (log_softmax(v / distill.temperature) for v in (t, z))
             apart = distill.temperature**2 * (p.exp() * (p - q)).sum(1)
-        each = (1 - distill.share) * each + distill.share * apart
+        each = (1 - distill.alpha) * each + distill.alpha * apart
     if weighted:
         each = each * (targets * (counts.sum() / (10 * counts))).sum(1)
-    torch.testing.assert_close(found.double(), each.sum() / 6, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(result.double(), each.sum() / 6, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("mixed", [False, True], ids=["labels", "mixed"])
-def test_what_is_best_to_answer_to_an_image_is_its_own_smoothed_target(card, lopsided, mixed):
+def test_the_optimal_prediction_for_an_image_is_its_own_smoothed_target(card, lopsided, mixed):
     """However rare its class is."""
     recipe = Recipe(class_weights="balanced", augment=AugmentConfig(label_smoothing=0.1))
     loss = Loss(recipe, card, lopsided)
@@ -140,7 +140,7 @@ def test_what_is_best_to_answer_to_an_image_is_its_own_smoothed_target(card, lop
 
 
 @pytest.mark.parametrize("parts", [2, 4])
-def test_parts_of_a_batch_add_up(card, rare, parts):
+def test_micro_batches_add_up(card, rare, parts):
     recipe = Recipe(class_weights="balanced", augment=AugmentConfig(label_smoothing=0.1))
     loss = Loss(recipe, card, rare)
     logits, labels = torch.randn(8, 10), torch.tensor([0, 0, 0, 1, 2, 3, 4, 5])
@@ -196,7 +196,7 @@ def test_a_step_moves_the_weights_along_the_loss_that_the_options_say_together(c
     recipe = Recipe(
         class_weights="balanced", batch_size=8, device="cpu", seed=5,
         augment=AugmentConfig(mixup=1.0, label_smoothing=0.1),
-        optim=OptimConfig(name="sgd", clip_grad=0.3, weight_decay=0.1, accumulate=2))
+        optim=OptimConfig(name="sgd", clip_grad=0.3, weight_decay=0.1, grad_accum_steps=2))
     net = CvT(card.model)
     twin = copy.deepcopy(net).train()
     images, labels = torch.rand(8, 3, 16, 16), torch.tensor([0, 3, 0, 4, 5, 0, 6, 2])
@@ -232,15 +232,16 @@ def test_the_distance_to_a_teacher_is_hintons_or_deits():
     logits, teacher = torch.randn(4, 10), torch.randn(4, 10)
     p = (teacher / 2).softmax(1)
     expected = 4 * (p * (p.log() - (logits / 2).log_softmax(1))).sum(1)
-    torch.testing.assert_close(distance(logits, teacher, DistillConfig(temperature=2)), expected)
-    assert (distance(logits, logits, DistillConfig()).abs() < 1e-6).all()
-    hard = distance(logits, teacher, DistillConfig(hard=True))
+    soft = distillation_loss(logits, teacher, DistillConfig(temperature=2))
+    torch.testing.assert_close(soft, expected)
+    assert (distillation_loss(logits, logits, DistillConfig()).abs() < 1e-6).all()
+    hard = distillation_loss(logits, teacher, DistillConfig(hard=True))
     expected = -logits.log_softmax(1)[range(4), teacher.argmax(1)]
     torch.testing.assert_close(hard, expected)
 
 
 def test_a_teacher_sees_the_images_as_it_was_trained_to(card, teacher):
-    loss = Loss(Recipe(distill=DistillConfig(teacher=str(teacher), share=1.0)), card,
+    loss = Loss(Recipe(distill=DistillConfig(teacher=str(teacher), alpha=1.0)), card,
                 digits().train)
     pixels = torch.rand(2, 3, 16, 16)
     mean, std = (torch.tensor(v).view(3, 1, 1) for v in (card.preprocess.mean, card.preprocess.std))
@@ -278,15 +279,15 @@ def test_the_classes_of_a_teacher_of_timm_are_matched_by_name(card, tmp_path, na
 @pytest.mark.parametrize(("names", "message"), [
     ({}, "does not name its classes, so they cannot be matched"),
     ({"label_names": list("987654321")}, "does not name its classes"),
-    ({"label_names": list("012345678a")}, "and the images have other classes, such as '9'"),
+    ({"label_names": list("012345678a")}, "and the images have different classes, such as '9'"),
 ])
-def test_a_teacher_of_timm_of_other_or_unknown_classes_is_refused(card, tmp_path, names, message):
+def test_a_teacher_of_timm_of_other_or_unknown_classes_is_rejected(card, tmp_path, names, message):
     _, config = of_timm(tmp_path / "other", 10, **names)
     with pytest.raises(InputError, match=message):
         Teacher(config, card, "fp32")
 
 
-def test_a_teacher_without_names_of_its_classes_is_refused(card, teacher):
+def test_a_teacher_without_names_of_its_classes_is_rejected(card, teacher):
     model, own = load_model(teacher)
     bare = teacher.with_name("bare")
     bare.mkdir()
@@ -307,5 +308,5 @@ def test_timms_own_models_know_imagenet_by_id_or_description(card, monkeypatch):
                            (ids[::-1], list(range(999, -1, -1)))):
         student = dataclasses.replace(card, model=model, classes=tuple(classes))
         assert Teacher(config, student, "fp32").order == order
-    with pytest.raises(InputError, match="have other classes, such as '0'"):
+    with pytest.raises(InputError, match="have different classes, such as '0'"):
         Teacher(config, card, "fp32")

@@ -9,12 +9,12 @@ from cvt.system.errors import InputError
 from cvt.train.lr_finder import suggest
 
 
-def test_the_steepest_and_the_least_are_found():
+def test_the_steepest_descent_and_the_minimum_are_found():
     rates = np.geomspace(1e-6, 1, 100)
     losses = 2.3 - 1.5 / (1 + (1e-3 / rates) ** 1.5) + (rates / 0.05) ** 2
-    found = suggest(rates, losses)
-    assert 3e-4 <= found.steepest <= 3e-3
-    assert 5e-3 <= found.least <= 5e-2
+    result = suggest(rates, losses)
+    assert 3e-4 <= result.steepest <= 3e-3
+    assert 5e-3 <= result.min_loss <= 5e-2
 
 
 def test_a_loss_that_never_falls_has_no_suggestion():

@@ -8,11 +8,11 @@ from torch import nn
 from cvt.config import CvTConfig, StageConfig
 from cvt.model import CvT
 from cvt.train import loop
+from cvt.train.checkpoints import CheckpointStore
 from cvt.train.config import OptimConfig
+from cvt.train.directory import CHECKPOINTS, LAST
 from cvt.train.optim import SCALE, build_optimizer, learning_rate, set_learning_rate
 from cvt.train.recipe import Recipe
-from cvt.train.state import CHECKPOINTS, LAST
-from cvt.train.store import Store
 from cvt.weights.tensors import read_tensors
 
 
@@ -97,11 +97,11 @@ def test_muon_moves_the_matrices_of_linear_layers_and_adamw_all_else():
 
 def test_the_average_of_the_weights_is_that_of_its_formula(tiny_file, tmp_path):
     """a <- d a + (1 - d) w at step n, where d is 0.5 or 1 - (n - 1)^(-2/3), whichever is less."""
-    recipe = Recipe(model=str(tiny_file), image_size=8, steps=6, batch_size=128, ema=0.5, keep=9,
-                    save_every=1, device="cpu",
+    recipe = Recipe(model=str(tiny_file), image_size=8, steps=6, batch_size=128, ema=0.5,
+                    keep_checkpoints=9, save_every=1, device="cpu",
                     optim=OptimConfig(lr=0.01, schedule="constant", warmup_steps=0))
     loop.train(recipe, tmp_path, quiet=True)
-    saved = [Store(tmp_path / CHECKPOINTS).read(n).tensors for n in range(1, 7)]
+    saved = [CheckpointStore(tmp_path / CHECKPOINTS).read(n).tensors for n in range(1, 7)]
 
     average = {name: tensor.double() for name, tensor in saved[0]["model"].items()}
     for n, tensors in enumerate(saved, 1):
@@ -116,9 +116,9 @@ def test_the_average_of_the_weights_is_that_of_its_formula(tiny_file, tmp_path):
     torch.testing.assert_close(last["head.weight"].double(), average["head.weight"])
 
 
-@pytest.mark.parametrize("values", [{"lr": -1.0}, {"betas": (0.9, 1.0)}, {"accumulate": 0},
+@pytest.mark.parametrize("values", [{"lr": -1.0}, {"betas": (0.9, 1.0)}, {"grad_accum_steps": 0},
                                     {"lr": float("nan")}])
-def test_settings_that_make_no_sense_are_refused(values):
+def test_invalid_values_are_rejected(values):
     with pytest.raises(ValueError, match=next(iter(values))):
         dataclasses.replace(OptimConfig(), **values)
 

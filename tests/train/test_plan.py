@@ -6,7 +6,7 @@ import pytest
 
 from cvt.cli import main
 from cvt.config import CvTConfig, StageConfig
-from cvt.train.plan import _fitting
+from cvt.train.plan import _max_micro_batch
 
 from .torchrun import launch
 
@@ -20,7 +20,7 @@ def options(tmp_path):
             "--epochs=3", f"--output={tmp_path / 'run'}"]
 
 
-def test_a_dry_run_says_what_a_run_takes_and_writes_nothing(options, tmp_path, capsys):
+def test_a_dry_run_estimates_a_run_and_writes_nothing(options, tmp_path, capsys):
     assert main(["train", *options, "--dry-run", "--json"]) == 0
     plan = json.loads(capsys.readouterr().out)
     assert (plan["steps"], plan["epochs"], plan["processes"]) == (66, 3, 1)
@@ -34,7 +34,7 @@ def test_a_dry_run_says_what_a_run_takes_and_writes_nothing(options, tmp_path, c
 
 
 @pytest.mark.slow
-def test_the_disk_it_names_is_what_a_run_takes(options, tmp_path, capsys):
+def test_its_disk_space_is_that_of_a_run(options, tmp_path, capsys):
     assert main(["train", *options, "--dry-run", "--json"]) == 0
     plan = json.loads(capsys.readouterr().out)
     assert main(["train", *options, "--quiet"]) == 0
@@ -45,8 +45,8 @@ def test_the_disk_it_names_is_what_a_run_takes(options, tmp_path, capsys):
     assert 0.5 * plan["disk"] <= run <= 1.1 * plan["disk"]
 
 
-def test_its_memory_is_that_of_validation_too(options, capsys, monkeypatch):
-    def hungry(model, setting):
+def test_its_memory_includes_validation(options, capsys, monkeypatch):
+    def hungry(model, setup):
         return len(b"x" * int(4e8)) / 4e8  # bytes; a second
 
     monkeypatch.setattr("cvt.train.plan._validation", hungry)
@@ -54,7 +54,7 @@ def test_its_memory_is_that_of_validation_too(options, capsys, monkeypatch):
     assert main(["train", *options, "--dry-run", "--json"]) == 0
     plan = json.loads(capsys.readouterr().out)
     assert plan["validation_seconds"] == 1
-    if sys.platform == "linux":  # elsewhere the peak may be one of an earlier test
+    if sys.platform == "linux":  # elsewhere the peak may be an earlier test's
         assert plan["memory"] > before + 350_000_000
 
 
@@ -62,17 +62,17 @@ def test_it_is_shown_as_a_table(options, capsys):
     assert main(["train", *options, "--dry_run"]) == 0
     out = capsys.readouterr().out
     assert "1,437 to train, 360 to validate" in out
-    assert "--optim.accumulate 1" in out
+    assert "--optim.grad_accum_steps 1" in out
 
 
 @pytest.mark.slow
-def test_processes_measure_what_exchange_costs(options):
+def test_several_processes_measure_the_all_reduce(options):
     code, out, error = launch(2, "train", *options, "--device=cpu", "--dry-run", "--json")
     assert code == 0, error
     plan = json.loads(out)
     assert plan["processes"] == 2
     assert plan["exchange_seconds"] > 0
-    assert plan["at_a_time"] == 32
+    assert plan["micro_batch_size"] == 32
 
 
 @pytest.mark.parametrize(("peak", "less", "limit", "fits"), [
@@ -84,4 +84,4 @@ def test_processes_measure_what_exchange_costs(options):
     (2000, 2000, 3000, 16),  # too small to be seen
 ])
 def test_the_batch_that_fits_follows_from_two_peaks(peak, less, limit, fits):
-    assert _fitting(64, 16, peak, less, limit) == fits
+    assert _max_micro_batch(64, 16, peak, less, limit) == fits

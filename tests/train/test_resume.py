@@ -1,4 +1,4 @@
-"""What a run goes on with: the images and the recipe that it was begun with, or others if asked."""
+"""What a run resumes with: the images and recipe of its start, or others on request."""
 
 import dataclasses
 import json
@@ -95,11 +95,11 @@ EDITS = {
 
 @pytest.mark.parametrize("edit", EDITS)
 @pytest.mark.parametrize("stopped_at", [7, 13])
-def test_a_run_does_not_go_on_with_other_images_unless_asked(cut, photos, edit, stopped_at):
+def test_a_run_resumes_with_other_images_only_on_request(cut, photos, edit, stopped_at):
     run = cut(stopped_at)
     apply, words = EDITS[edit]
     apply(photos)
-    with pytest.raises(InputError, match=rf"cannot go on as it was begun, with other data: .*"
+    with pytest.raises(InputError, match=rf"cannot be resumed exactly, the data have changed: .*"
                                          rf"{words}.*--resume .* --accept-data-changes") as error:
         loop.resume(run, quiet=True)
     assert "\n" not in str(error.value)
@@ -107,11 +107,12 @@ def test_a_run_does_not_go_on_with_other_images_unless_asked(cut, photos, edit, 
     assert len(history(run)) == 2
     steps = (sum(SIZES.values()) + (edit == "added") - (edit == "removed") - evaluation.n) // 2
     begun = state(run)["progress"]["step"] - steps * (2 - stopped_at // 9)
-    note = f"from step {begun} on with other data: "
+    note = f"from step {begun} on with changed data: "
     assert note in state(run)["progress"]["notes"][0]
-    assert f"Epoch {stopped_at // 9 + 1} begins anew, with {steps} steps" in (
+    assert f"Epoch {stopped_at // 9 + 1} restarts, with {steps} steps" in (
         state(run)["progress"]["notes"][0])
-    assert "on the learning rate is that of a run of 2 epochs" in state(run)["progress"]["notes"][1]
+    assert "on the learning rate follows the schedule of a run of 2 epochs" in (
+        state(run)["progress"]["notes"][1])
     assert begun == stopped_at // 4 * 4 or begun == 9
 
 
@@ -153,7 +154,7 @@ def test_a_class_more_is_another_run(cut, photos):
 
 
 def test_images_above_the_limit_are_held_apart_by_their_sizes(cut, photos, monkeypatch):
-    monkeypatch.setattr(fingerprint, "HASHED", 100)
+    monkeypatch.setattr(fingerprint, "MAX_HASHED_BYTES", 100)
     run = cut(7)
     another(photos, "ant/04.bmp")  # of the same size
     loop.resume(run, quiet=True)
@@ -174,15 +175,15 @@ def test_images_above_the_limit_are_held_apart_by_their_sizes(cut, photos, monke
 ])
 def test_a_recipe_that_was_edited_is_named(cut, name, value, words):
     run = cut(7)
-    Recipe.load(run / "recipe.yaml").changed({name: value}).save(run / "recipe.yaml")
+    Recipe.load(run / "recipe.yaml", {name: value}).save(run / "recipe.yaml")
     for accept in (False, True):
-        with pytest.raises(InputError, match=f"cannot go on: {words}"):
+        with pytest.raises(InputError, match=f"cannot be resumed: {words}"):
             loop.resume(run, quiet=True, accept_data_changes=accept)
 
 
 def test_options_of_the_dataset_change_with_the_data(cut):
     run = cut(7)
-    Recipe.load(run / "recipe.yaml").changed({"data.val_fraction": 0.4}).save(run / "recipe.yaml")
+    Recipe.load(run / "recipe.yaml", {"data.val_fraction": 0.4}).save(run / "recipe.yaml")
     with pytest.raises(InputError, match=r"data\.val_fraction=0\.4 in recipe\.yaml, was 0\.2"):
         loop.resume(run, quiet=True)
     assert loop.resume(run, quiet=True, accept_data_changes=True).n == 10
@@ -202,16 +203,16 @@ def test_a_network_that_was_edited_is_named(cut, recipe, tmp_path, file):
     model = read_mapping(net)
     model["stages"][0]["drop_rate"] = 0.3
     write_mapping(model, net)
-    with pytest.raises(InputError, match=r"the model in config\.json, or the file"):
+    with pytest.raises(InputError, match=r"the model in config\.json, or in the file"):
         loop.resume(run, quiet=True)
 
 
-def test_where_and_how_it_is_computed_may_change(cut, photos, recipe, tmp_path):
+def test_paths_and_execution_may_change(cut, photos, recipe, tmp_path):
     loop.train(recipe, tmp_path / "whole", quiet=True)
     run = cut(13)
     moved = photos.rename(photos.with_name("moved"))
-    loop.resume(run, quiet=True, changes={"data.workers": 1, "data.root": str(moved), "keep": 3,
-                                          "save_every": 5})
+    loop.resume(run, quiet=True, changes={"data.workers": 1, "data.root": str(moved),
+                                          "keep_checkpoints": 3, "save_every": 5})
     whole, other = (read_tensors(place / "last.safetensors") for place in (tmp_path / "whole", run))
     torch.testing.assert_close(other, whole, rtol=0, atol=0)
     assert Recipe.load(run / "recipe.yaml").data.root == str(moved)
@@ -228,7 +229,7 @@ def test_a_network_and_a_teacher_that_were_moved_are_found_by_their_contents(
     (tmp_path / "away").mkdir()
     moved = {"model": str(net.rename(tmp_path / "away/net.json")),
              "distill.teacher": str(teacher.rename(tmp_path / "away/teacher"))}
-    with pytest.raises(InputError, match=r"net\.json is not there"):
+    with pytest.raises(InputError, match=r"net\.json does not exist"):
         loop.resume(run, quiet=True)
     loop.resume(run, quiet=True, changes=moved)
     whole, other = (read_tensors(place / "last.safetensors") for place in (tmp_path / "whole", run))
@@ -240,7 +241,7 @@ def test_another_teacher_is_named(cut, teacher):
     path = teacher / "best.safetensors"
     tensors = read_tensors(path)
     write_tensors({name: t + 1 if name == "head.bias" else t for name, t in tensors.items()}, path)
-    with pytest.raises(InputError, match=r"cannot go on: the weights of distill\.teacher="):
+    with pytest.raises(InputError, match=r"cannot be resumed: the weights of distill\.teacher="):
         loop.resume(run, quiet=True)
 
 
@@ -265,8 +266,8 @@ def test_a_finished_run_is_extended(recipe, tmp_path, capfd):
     loop.train(dataclasses.replace(steady, epochs=1), tmp_path / "run", quiet=True)
     report = (tmp_path / "run/report.html").read_text()
     loop.resume(tmp_path / "run", changes={"epochs": 3})
-    assert ("from step 9 on the learning rate is that of a run of 3 epochs, 27 steps, and begins "
-            "with 0.001") in capfd.readouterr().err
+    assert ("from step 9 on the learning rate follows the schedule of a run of 3 epochs, 27 steps, "
+            "starting at 0.001") in capfd.readouterr().err
     for name in ("last", "best"):
         long, run = (read_tensors(tmp_path / place / f"{name}.safetensors")
                      for place in ("long", "run"))
@@ -274,7 +275,7 @@ def test_a_finished_run_is_extended(recipe, tmp_path, capfd):
     assert len(history(tmp_path / "run")) == 3
     assert (tmp_path / "run/report.html").read_text() != report
     assert Recipe.load(tmp_path / "run/recipe.yaml").epochs == 3
-    with pytest.raises(InputError, match="is complete; train it for longer with --epochs"):
+    with pytest.raises(InputError, match="is complete; extend it with --epochs"):
         loop.resume(tmp_path / "run", quiet=True)
 
 
@@ -288,7 +289,7 @@ def test_an_extended_run_takes_the_schedule_of_its_new_length(recipe, tmp_path):
 
 def test_a_run_is_extended_by_steps_and_to_the_middle_of_an_epoch(recipe, tmp_path):
     loop.train(dataclasses.replace(recipe, steps=12), tmp_path / "run", quiet=True)
-    with pytest.raises(InputError, match="is as long as steps=12 says, so epochs would be ignored"):
+    with pytest.raises(InputError, match="of the run is steps=12, so epochs would be ignored"):
         loop.resume(tmp_path / "run", changes={"epochs": 5}, quiet=True)
     loop.resume(tmp_path / "run", changes={"steps": 20}, quiet=True)
     assert state(tmp_path / "run")["progress"]["step"] == 20
@@ -301,24 +302,24 @@ def test_a_run_that_was_killed_before_its_last_validation_takes_no_further_step(
     assert state(run)["progress"]["step"] == 11
 
 
-def test_what_an_extension_cannot_mean_is_refused(recipe, tmp_path):
+def test_invalid_extensions_are_rejected(recipe, tmp_path):
     loop.train(dataclasses.replace(recipe, epochs=2), tmp_path / "run", quiet=True)
     metrics = (tmp_path / "run/metrics.json").read_bytes()
     for changes, words in (({"epochs": 2}, "complete, with 2 epochs; give more --epochs"),
                            ({"epochs": 1}, "2 epochs and 18 steps .* are done"),
-                           ({"steps": 7}, "are done, more than its recipe asks for"),
+                           ({"steps": 7}, "are done, more than its recipe requests"),
                            ({"epochs": 3, "seed": 1}, "seed would make it another run"),
                            ({"patience": 5}, "complete, with 2 epochs")):
         with pytest.raises(InputError, match=words):
             loop.resume(tmp_path / "run", changes=changes, quiet=True)
     assert (tmp_path / "run/metrics.json").read_bytes() == metrics
     shutil.rmtree(tmp_path / "run/checkpoints")
-    with pytest.raises(InputError, match="has no checkpoint to go on from; start another"):
+    with pytest.raises(InputError, match="has no checkpoint to resume from; start another"):
         loop.resume(tmp_path / "run", changes={"epochs": 3}, quiet=True)
     assert (tmp_path / "run/metrics.json").read_bytes() == metrics
 
 
-def test_a_run_that_ended_by_patience_goes_on_with_more_of_it(recipe, tmp_path):
+def test_a_run_that_ended_by_patience_resumes_with_more_of_it(recipe, tmp_path):
     still = dataclasses.replace(recipe, epochs=9, patience=1, ema=0.0, optim=OptimConfig(
         lr=0.0, warmup_lr=0.0, min_lr=0.0, warmup_epochs=0, weight_decay=0.0))
     loop.train(still, tmp_path / "run", quiet=True)
@@ -330,7 +331,7 @@ def test_a_run_that_ended_by_patience_goes_on_with_more_of_it(recipe, tmp_path):
     assert len(history(tmp_path / "run")) == 9
 
 
-def test_the_command_takes_what_may_change_and_refuses_the_rest(recipe, tmp_path, capsys):
+def test_the_command_takes_what_may_change_and_rejects_the_rest(recipe, tmp_path, capsys):
     loop.train(dataclasses.replace(recipe, epochs=1), tmp_path / "run", quiet=True)
     run = str(tmp_path / "run")
     assert main(["train", "--resume", run, "--epochs", "2", "--data.workers=1", "--quiet"]) == 0
@@ -343,5 +344,5 @@ def test_the_command_takes_what_may_change_and_refuses_the_rest(recipe, tmp_path
     (tmp_path / "run/metrics.json").unlink()
     os.remove(recipe.data.root + "/ant/00.bmp")
     assert main(["train", "--resume", run, "--quiet"]) == 1
-    assert "with other data" in capsys.readouterr().err
+    assert "the data have changed" in capsys.readouterr().err
     assert main(["train", "--resume", run, "--accept-data-changes", "--quiet"]) == 0

@@ -13,14 +13,15 @@ import torch
 from PIL import Image
 
 from cvt.cli import main
-from cvt.data.builtin import digits
+from cvt.data.augment import training_transform
 from cvt.data.loader import TrainLoader
+from cvt.data.sources.builtin import digits
 from cvt.evaluate.run import evaluate
 from cvt.model import CvT
 from cvt.train.config import OptimConfig
 from cvt.train.engine import Engine
 from cvt.train.recipe import Recipe
-from cvt.train.setting import Setting
+from cvt.train.setup import Setup
 from cvt.weights.card import ModelCard
 from cvt.weights.tensors import read_tensors
 
@@ -71,7 +72,7 @@ def test_two_and_four_processes_train_as_one(tiny_file, tmp_path):
 
 
 @pytest.mark.parametrize(("processes", "options"), [
-    (2, ("--ema=0",)), (4, ("--ema=0.9",)), (2, ("--ema=0.9", "--optim.accumulate=2"))])
+    (2, ("--ema=0",)), (4, ("--ema=0.9",)), (2, ("--ema=0.9", "--optim.grad_accum_steps=2"))])
 def test_the_figures_that_are_logged_are_those_of_the_file(tiny_file, tmp_path, processes, options):
     """Each process sees its own share of a batch, and BatchNorm is not synchronised."""
     train(tiny_file, tmp_path / "run", processes, "--sync_batchnorm=false", "--epochs=2", *options)
@@ -88,8 +89,9 @@ def test_the_figures_that_are_logged_are_those_of_the_file(tiny_file, tmp_path, 
     assert final["n"] == 360
     assert final["loss"] == pytest.approx(evaluation.loss, rel=1e-6)
     assert final["top1"]["value"] == evaluation.top1.value
-    assert final["confusion"] == [list(row) for row in evaluation.confusion]
-    assert [m["index"] for m in final["mistakes"]] == [m.index for m in evaluation.mistakes]
+    assert final["confusion_matrix"] == [list(row) for row in evaluation.confusion_matrix]
+    assert [m["index"] for m in final["misclassified"]] == [
+        m.index for m in evaluation.misclassified]
 
 
 def test_statistics_are_the_mean_of_the_processes(tiny_file, tmp_path):
@@ -103,13 +105,13 @@ def test_statistics_are_the_mean_of_the_processes(tiny_file, tmp_path):
     shares = []
     for rank in range(2):
         with Engine(recipe) as engine:
-            setting = Setting(recipe, engine)
-            weights, _ = setting.build()
-            loader = TrainLoader(setting.dataset.train, setting.pipeline, batch_size=64, seed=0,
-                                 rank=rank, world=2)
-            weights.model.train()
-            weights.model(next(loader.epoch(0))[0])
-            shares.append(weights.model.state_dict())
+            setup = Setup(recipe, engine)
+            model = setup.state.model
+            loader = TrainLoader(setup.dataset.train, training_transform(
+                setup.card.preprocess, recipe.augment), batch_size=64, seed=0, rank=rank, world=2)
+            model.train()
+            model(next(loader.epoch(0))[0])
+            shares.append(model.state_dict())
     names = [name for name in run if name.endswith(("running_mean", "running_var"))]
     assert names
     for name in names:
@@ -119,7 +121,7 @@ def test_statistics_are_the_mean_of_the_processes(tiny_file, tmp_path):
 
 def test_a_run_of_two_processes_resumes_exactly(tiny_file, tmp_path):
     """Killed between two validations; and a slow disk shows one of them an older checkpoint."""
-    options = ("--sync_batchnorm=false", "--epochs=2", "--save_every=3", "--keep=9")
+    options = ("--sync_batchnorm=false", "--epochs=2", "--save_every=3", "--keep_checkpoints=9")
     train(tiny_file, tmp_path / "whole", 2, *options)
     shutil.copytree(tmp_path / "whole", tmp_path / "cut")
     (tmp_path / "cut/metrics.json").unlink()
@@ -127,15 +129,16 @@ def test_a_run_of_two_processes_resumes_exactly(tiny_file, tmp_path):
         if int(path.name.removeprefix("step-")) > 30:
             shutil.rmtree(path)
     (tmp_path / "late.py").write_text(
-        "import os, sys\nfrom cvt.cli import main\nfrom cvt.train.store import Store\n"
-        "if os.environ['RANK'] == '1':\n    Store.newest_step = lambda self: 3\n"
+        "import os, sys\nfrom cvt.cli import main\n"
+        "from cvt.train.checkpoints import CheckpointStore\n"
+        "if os.environ['RANK'] == '1':\n    CheckpointStore.latest_step = lambda self: 3\n"
         "sys.exit(main(sys.argv[1:]))\n")
     launched(str(tmp_path / "late.py"), "train", "--resume", str(tmp_path / "cut"), "--quiet")
     whole, cut = (read_tensors(tmp_path / run / "last.safetensors") for run in ("whole", "cut"))
     torch.testing.assert_close(cut, whole, rtol=0, atol=0)
 
 
-def test_processes_that_see_other_images_are_refused(tiny_file, tmp_path):
+def test_processes_that_see_other_images_are_rejected(tiny_file, tmp_path):
     """As where each machine has a copy of its own."""
     for rank in range(2):
         for name in ("ant", "bee"):
@@ -173,13 +176,13 @@ def test_a_frozen_process_ends_all_within_a_minute_and_says_so(tiny_file, tmp_pa
         start = time.monotonic()
         _, error = launcher.communicate(timeout=70)
         assert time.monotonic() - start < 60
-        assert "has given no sign of life" in error
+        assert "has sent no heartbeat" in error
         assert launcher.returncode != 0
     finally:
         launcher.kill()
 
 
-def test_a_batch_that_cannot_be_shared_is_refused(tiny_file, tmp_path, monkeypatch, capfd):
+def test_a_batch_that_cannot_be_shared_is_rejected(tiny_file, tmp_path, monkeypatch, capfd):
     monkeypatch.setenv("WORLD_SIZE", "2")
     assert main(options_of(tiny_file, tmp_path / "run", "--batch_size=66")) == 1
     assert "batch_size=66 is shared by 2 processes" in capfd.readouterr().err

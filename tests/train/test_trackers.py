@@ -51,10 +51,10 @@ def test_one_that_fails_does_not_cost_the_run(tiny_file, tmp_path, monkeypatch, 
     recipe = Recipe(model=str(tiny_file), image_size=8, epochs=1, trackers=("wandb",),
                     optim=OptimConfig(warmup_epochs=0))
     assert loop.train(recipe, tmp_path / "run").n == 360
-    assert capfd.readouterr().err.count("goes on without them: no route to host") == 1
+    assert capfd.readouterr().err.count("continues without them: no route to host") == 1
 
 
-def test_one_that_does_not_answer_is_told_before_the_run(tiny_file, tmp_path, monkeypatch):
+def test_one_that_does_not_respond_is_reported_before_the_run(tiny_file, tmp_path, monkeypatch):
     wandb = pytest.importorskip("wandb")
 
     def fail(**_):

@@ -1,7 +1,7 @@
-"""As torchrun: processes of the `cvt` command, and the key-value store that they meet at.
+"""Several processes of the `cvt` command and their key-value store, as torchrun starts them.
 
-They are forks of one process, which imports everything once for a whole session: each would take
-some seconds for it.
+They are forked from one process that imports everything once for a whole session, because each
+import takes some seconds.
 """
 
 import atexit
@@ -14,11 +14,11 @@ import sys
 import tempfile
 from pathlib import Path
 
-PATIENCE = 300  # seconds
+TIMEOUT = 300  # seconds
 
 
 def launch(world, *args):
-    """`cvt` with `args` in `world` processes: the exit code, and what they wrote to each stream."""
+    """Run `cvt` with `args` in `world` processes; returns exit code, standard output and error."""
     with tempfile.TemporaryDirectory() as home:
         job = {"world": world, "args": [str(arg) for arg in args], "home": home}
         server().stdin.write(json.dumps(job) + "\n")
@@ -44,7 +44,7 @@ def serve():
     import cvt.train.loop
     from cvt.cli import main
 
-    assert cvt.train.loop  # what takes the time
+    assert cvt.train.loop  # the slow import
     for line in sys.stdin:
         job = json.loads(line)
         _, status = os.waitpid(fork(lambda job=job: run(main, **job)), 0)
@@ -87,12 +87,12 @@ def keep_store(port):
 
 
 def fork(work):
-    """The number of a new process, which does `work` and ends with the code that it returns."""
+    """Start a process that calls `work` and exits with the code that it returns; its id."""
     if process := os.fork():
         return process
     code = 1
     try:
-        signal.alarm(PATIENCE)
+        signal.alarm(TIMEOUT)
         code = work()
     finally:
         sys.stdout.flush()

@@ -17,7 +17,7 @@ class Hub:
     """Serves directories as repositories: `with Hub() as hub: hub.repos["org/name"] = {...}`.
 
     repos: for each repository, the directory of each revision. tokens: the one that a repository
-    asks for. faults: what goes wrong with every request for a repository (key "org/name") or with
+    asks for. failures: what goes wrong with every request for a repository (key "org/name") or with
     the download of one file (key "org/name/file"): a status, "cut" (the body breaks off in the
     middle), "short" (it is shorter than was announced), "hang", "bare" (no headers of a hub),
     "move" (after it, main is what was next); a request for /heal/org/name ends them. asked:
@@ -27,7 +27,7 @@ class Hub:
     def __init__(self) -> None:
         self.repos: dict[str, dict[str, Path]] = {}
         self.tokens: dict[str, str] = {}
-        self.faults: dict[str, int | str] = {}
+        self.failures: dict[str, int | str] = {}
         self.asked: list[tuple[str, str, str, str]] = []
 
     def __enter__(self) -> Hub:
@@ -59,19 +59,19 @@ class _Handler(BaseHTTPRequestHandler):
     hub: Hub
 
     def do_HEAD(self) -> None:
-        self._answer()
+        self._respond()
 
     def do_GET(self) -> None:
-        self._answer()
+        self._respond()
 
     def log_message(self, *_: object) -> None:  # quiet
         pass
 
-    def _answer(self) -> None:
+    def _respond(self) -> None:
         hub, path = self.hub, self.path
         if path.startswith("/heal/"):
             healed = path.removeprefix("/heal/")
-            hub.faults = {k: v for k, v in hub.faults.items() if not k.startswith(healed)}
+            hub.failures = {k: v for k, v in hub.failures.items() if not k.startswith(healed)}
             return self._say(200)
         match = _FILE.fullmatch(path)
         if not match:
@@ -83,12 +83,12 @@ class _Handler(BaseHTTPRequestHandler):
         if repo not in hub.repos or (
                 token and self.headers.get("Authorization") != f"Bearer {token}"):
             return self._say(401, {"X-Error-Code": "RepoNotFound"})
-        fault = hub.faults.get(repo)
+        failure = hub.failures.get(repo)
         if self.command == "GET":
-            fault = hub.faults.get(f"{repo}/{name}", fault)
-        if isinstance(fault, int):
-            return self._say(fault, {"X-Error-Code": "GatedRepo"} if fault == 403 else {})
-        if fault == "hang":
+            failure = hub.failures.get(f"{repo}/{name}", failure)
+        if isinstance(failure, int):
+            return self._say(failure, {"X-Error-Code": "GatedRepo"} if failure == 403 else {})
+        if failure == "hang":
             time.sleep(11)  # the client waits for 10 seconds
         directory = hub.find(repo, revision)
         if directory is None:
@@ -100,8 +100,8 @@ class _Handler(BaseHTTPRequestHandler):
         etag = f'"{hashlib.sha256(data).hexdigest()}"'
         headers = {"ETag": etag, "X-Repo-Commit": sha, "X-Linked-Etag": etag,
                    "X-Linked-Size": str(len(data)), "Accept-Ranges": "bytes"}
-        self._send(data, {} if fault == "bare" else headers, fault)
-        if fault == "move":
+        self._send(data, {} if failure == "bare" else headers, failure)
+        if failure == "move":
             hub.repos[repo] = {"main": hub.repos[repo]["next"], "last": directory}
         return None
 
@@ -111,11 +111,11 @@ class _Handler(BaseHTTPRequestHandler):
             self.send_header(key, value)
         self.end_headers()
 
-    def _send(self, data: bytes, headers: dict[str, str], fault: object = None) -> None:
+    def _send(self, data: bytes, headers: dict[str, str], failure: object = None) -> None:
         whole = len(data)
         start = re.fullmatch(r"bytes=(\d+)-", self.headers.get("Range", ""))
         first = int(start[1]) if start else 0
-        if fault == "short" and self.command == "GET":
+        if failure == "short" and self.command == "GET":
             data = data[:whole // 2]
         body = data[first:]
         self.send_response(206 if start else 200)
@@ -126,7 +126,7 @@ class _Handler(BaseHTTPRequestHandler):
         self.end_headers()
         if self.command == "HEAD":
             return
-        if fault == "cut":
+        if failure == "cut":
             body = data[first:whole // 2]
             self.close_connection = True
         self.wfile.write(body)

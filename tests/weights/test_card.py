@@ -46,7 +46,7 @@ def test_a_card_in_gray_comes_back_from_its_directory(tmp_path, ablated):
     ({"preprocess": Preprocess(size=2)}, "2x2 pixels leaves stage 1 without tokens"),
     ({"preprocess": None}, "preprocess=None"),
 ])
-def test_parts_that_do_not_fit_together_are_refused(tiny, changes, message):
+def test_parts_that_do_not_fit_together_are_rejected(tiny, changes, message):
     with pytest.raises(InputError, match=message):
         ModelCard(**{"model": tiny(), "preprocess": Preprocess(size=64), "classes": CLASSES,
                      **changes})
@@ -64,7 +64,7 @@ def test_parts_that_do_not_fit_together_are_refused(tiny, changes, message):
     ({"classes": None}, "lacks the key 'classes'"),
     ({"classes": 3}, "classes=3"),
 ])
-def test_a_damaged_card_is_refused_with_its_file(tmp_path, card, changes, message):
+def test_a_corrupt_card_is_rejected_with_its_file(tmp_path, card, changes, message):
     card.save(tmp_path)
     write_card(tmp_path, **changes)
 
@@ -76,7 +76,7 @@ def test_a_damaged_card_is_refused_with_its_file(tmp_path, card, changes, messag
 
 
 def test_a_directory_without_a_card_is_no_model(tmp_path):
-    with pytest.raises(InputError, match=r"has no config\.json; a model is the directory"):
+    with pytest.raises(InputError, match=r"has no config\.json; give a directory written by"):
         ModelCard.load(tmp_path)
 
 
@@ -109,8 +109,8 @@ def test_a_config_is_found_in_the_directory_of_a_model(tmp_path, card):
 
 @pytest.mark.parametrize(("name", "message"), [
     ("cvt13", "did you mean cvt_13"), ("resnet", "choose from cvt_13, cvt_21, cvt_w24, cvt_nano"),
-    ("absent.yaml", "absent.yaml is not there"),
+    ("absent.yaml", "absent.yaml does not exist"),
 ])
-def test_a_name_that_stands_for_no_config_is_refused(name, message):
+def test_a_name_that_stands_for_no_config_is_rejected(name, message):
     with pytest.raises(InputError, match=message):
         find_config(name)

@@ -68,11 +68,11 @@ def test_preprocessing_of_older_files_is_read(tmp_path, data):
 def test_preprocessing_that_cannot_be_read_is_named(tmp_path):
     (tmp_path / "preprocessor_config.json").write_text('{"size": {"longest_edge": 9}}')
 
-    with pytest.raises(InputError, match=r"preprocessor_config\.json says .*longest_edge"):
+    with pytest.raises(InputError, match=r"preprocessor_config\.json has .*longest_edge"):
         huggingface.read_preprocess(tmp_path)
 
 
-def test_a_directory_of_transformers_computes_gelu_unless_told(tmp_path, portable):
+def test_a_directory_of_transformers_computes_gelu_by_default(tmp_path, portable):
     card = card_of(portable)
     directory = huggingface_directory(tmp_path / "hf", portable, card)
     written = json.loads((directory / "config.json").read_text())
@@ -96,7 +96,7 @@ def test_an_activation_that_was_asked_for_hides_no_other_note(tmp_path, portable
     notes = read_checkpoint(directory, act="gelu").notes
 
     assert [note.split(",")[0] for note in notes] == [
-        "it is a CvtModel of transformers", "gelu is computed"]
+        "a CvtModel of transformers has no final norm; a new one was added", "act=gelu is used"]
 
 
 @pytest.mark.parametrize(("change", "message"), [
@@ -108,7 +108,7 @@ def test_an_activation_that_was_asked_for_hides_no_other_note(tmp_path, portable
     ({"depth": [1, 1, "3"]}, "depth='3' must be of type int"),
     ({"model_type": "vit"}, "of a 'vit' model"),
 ])
-def test_a_config_of_transformers_that_makes_no_sense_is_refused(tmp_path, portable, change,
+def test_a_config_of_transformers_that_makes_no_sense_is_rejected(tmp_path, portable, change,
                                                                 message):
     directory = huggingface_directory(tmp_path / "hf", portable, card_of(portable))
     written = json.loads((directory / "config.json").read_text())
@@ -124,7 +124,7 @@ def test_what_the_port_cannot_run_is_not_written_for_it(tiny):
                    tiny(depths=(1, 2, 3), last={"cls_token": False}),
                    tiny(depths=(1, 2, 3), last={"stride_kv": (1, 2, 2)}),
                    tiny(depths=(1, 2, 3), last={"mlp_ratio": (2.0, 4.0, 4.0)})):
-        with pytest.raises(InputError, match="choose --to native, which keeps every network"):
+        with pytest.raises(InputError, match="use --to native, which supports every network"):
             huggingface.config_json(card_of(CvT(config)))
 
 
@@ -139,7 +139,7 @@ def test_any_network_survives_the_files_of_timm(tmp_path, tiny, ablated, preproc
         assert timm.read_card(tmp_path, json.loads(json.dumps(timm.config_json(card)))) == card
 
 
-def test_a_directory_of_timm_with_another_architecture_is_refused(tmp_path):
+def test_a_directory_of_timm_with_another_architecture_is_rejected(tmp_path):
     with pytest.raises(InputError, match=r"architecture='cvt_31', .*did you mean cvt_"):
         timm.read_card(tmp_path, {"architecture": "cvt_31"})
 
@@ -153,7 +153,7 @@ def test_a_bare_file_is_known_by_its_shapes(tmp_path, shaken):
 
     assert checkpoint.card.model.stages == VARIANTS["cvt_nano"].stages
     assert checkpoint.card.classes == ("0", "1", "2")
-    assert not checkpoint.named
+    assert not checkpoint.has_class_names
 
 
 def test_a_checkpoint_says_whether_it_names_its_classes(tmp_path, portable):
@@ -162,7 +162,7 @@ def test_a_checkpoint_says_whether_it_names_its_classes(tmp_path, portable):
     unnamed = dataclasses.replace(card, classes=tuple(f"LABEL_{i}" for i in range(10)))
     for i, (own, named) in enumerate(((card, True), (numbered, True), (unnamed, False))):
         directory = huggingface_directory(tmp_path / f"theirs{i}", portable, own)
-        assert read_checkpoint(directory).named is named
+        assert read_checkpoint(directory).has_class_names is named
     for i, gone in enumerate(((), ("label_names",))):
         home = tmp_path / f"timm{i}"
         home.mkdir()
@@ -170,7 +170,7 @@ def test_a_checkpoint_says_whether_it_names_its_classes(tmp_path, portable):
         (home / "config.json").write_text(json.dumps(data))
         write_tensors(portable.state_dict(), home / "model.safetensors")
         assert read_checkpoint(home).card.classes == numbered.classes
-        assert read_checkpoint(home).named is not bool(gone)
+        assert read_checkpoint(home).has_class_names is not bool(gone)
 
 
 def test_a_bare_file_of_no_variant_needs_its_configuration(tmp_path, portable):
@@ -249,7 +249,7 @@ def test_a_strangers_configuration_fills_no_memory(tmp_path, portable, file, cha
 
 
 @pytest.mark.parametrize("text", ["[" * 100_000, '{"a": ' + "9" * 5000 + "}", '{"a": NaN'])
-def test_a_config_that_breaks_parsers_is_refused(tmp_path, portable, text):
+def test_a_config_that_breaks_parsers_is_rejected(tmp_path, portable, text):
     directory = huggingface_directory(tmp_path / "hf", portable, card_of(portable))
     (directory / "config.json").write_text(text)
 
@@ -257,6 +257,6 @@ def test_a_config_that_breaks_parsers_is_refused(tmp_path, portable, text):
         read_checkpoint(directory)
 
 
-def test_timm_classes_without_number_are_refused(tmp_path):
+def test_timm_classes_without_number_are_rejected(tmp_path):
     with pytest.raises(InputError, match="num_classes=1000000000000 must be at most"):
         timm.read_card(tmp_path, {"architecture": "cvt_nano", "num_classes": 10**12})

@@ -88,7 +88,7 @@ def ask(hub, home, *steps, **variables):
     return results
 
 
-def refused(result, match):
+def rejected(result, match):
     assert result.get("error") == "InputError", result
     assert re.search(match, result["message"]), result["message"]
     assert result["message"].isprintable()
@@ -220,8 +220,8 @@ def test_without_a_network_the_cache_is_enough(loaded, hub):
 
     assert offline[:-2] == [online[name] for name in (*NAMES, "older")]
     for result, what in zip(offline[-2:], ("org/else at main", "org/safe at v9"), strict=True):
-        refused(result, f"{what} cannot be had from .*HF_HUB_OFFLINE is set, and config.json is "
-                        rf"not in the cache, {home}/hub; unset it .* the path of its directory")
+        rejected(result, f"{what} cannot be downloaded .*HF_HUB_OFFLINE is set, and config.json "
+                        rf"is not in the cache, {home}/hub; unset it .* the path of its directory")
     assert len(hub.asked) == count
 
 
@@ -237,8 +237,8 @@ def test_a_cache_that_lacks_a_part_says_which(loaded, hub, tmp_path):
     shards, native = ask(hub, copy, ["fetch", "org/shards"], ["fetch", "org/native"],
                          HF_HUB_OFFLINE="1")
 
-    refused(shards, f"and {part.name} is not in the cache")
-    refused(native, "and model.safetensors is not in the cache")
+    rejected(shards, f"and {part.name} is not in the cache")
+    rejected(native, "and model.safetensors is not in the cache")
 
 
 def test_a_hub_that_is_not_there_leaves_the_cache(loaded):
@@ -248,7 +248,7 @@ def test_a_hub_that_is_not_there_leaves_the_cache(loaded):
         cached, absent = ask(url, loaded[0], ["logits", "hf-hub:org/safe"], ["fetch", "org/else"])
 
     assert cached == loaded[1]["safe"]
-    refused(absent, f"org/else at main cannot be had from {url}: there is no connection.*"
+    rejected(absent, f"org/else at main cannot be downloaded from {url}: the connection failed.*"
                     "config.json is not in the cache.*try again, or check the connection")
 
 
@@ -263,16 +263,16 @@ def spoil(directory, root, **content):
     return target
 
 
-FAULTS = {  # where (see Hub) -> what goes wrong there, and what is said of it
-    "org/gated": (403, "given to those who accepted its terms; do so at .*/org/gated, then set "),
-    "org/down": (500, r"org/down at main cannot be had from .*: it answers 500, and config\.json "
-                      "is not in the cache"),
-    "org/busy": (503, "it answers 503"),
-    "org/slow": ("hang", "it does not answer in time"),
-    "org/bare": ("bare", "does not answer as a hub does .*; check HF_ENDPOINT"),
-    "org/teapot": (418, r"does not answer as a hub does \(.*418.*\); check HF_ENDPOINT"),
-    "org/refusing/model.safetensors": (500, "it answers 500, and model.safetensors is not in"),
-    "org/cut/model.safetensors": ("cut", "no connection, or it breaks off .*model.safetensors"),
+FAILURES = {  # where (see Hub) -> what fails there, and its message
+    "org/gated": (403, "org/gated is gated; accept its terms at .*/org/gated, then set "),
+    "org/down": (500, "org/down at main cannot be downloaded from .*: it responds with 500, and "
+                      r"config\.json is not in the cache"),
+    "org/busy": (503, "it responds with 503"),
+    "org/slow": ("hang", "the request timed out"),
+    "org/bare": ("bare", "does not respond like the hub .*; check HF_ENDPOINT"),
+    "org/teapot": (418, r"does not respond like the hub \(.*418.*\); check HF_ENDPOINT"),
+    "org/refusing/model.safetensors": (500, "responds with 500, and model.safetensors is not in"),
+    "org/cut/model.safetensors": ("cut", "the connection failed .*model.safetensors"),
     "org/short/model.safetensors": ("short", "cannot be downloaded: Consistency check failed"),
     "org/cut_config/config.json": ("short", "cannot be downloaded: Consistency check failed"),
 }
@@ -282,9 +282,9 @@ FAULTS = {  # where (see Hub) -> what goes wrong there, and what is said of it
 def troubled(hub, checkpoints, tmp_path_factory):
     """What came of each troubled repository, and of it again when it was well; and the cache."""
     home, root = tmp_path_factory.mktemp("home"), tmp_path_factory.mktemp("troubled")
-    well = {key: "/".join(key.split("/")[:2]) for key in FAULTS}
+    well = {key: "/".join(key.split("/")[:2]) for key in FAILURES}
     for key, repo in well.items():
-        hub.faults[key] = FAULTS[key][0]
+        hub.failures[key] = FAILURES[key][0]
         hub.repos[repo] = {"main": checkpoints[0] / "safe"}
     index = {"weight_map": {"a": "../../../../../../secret.safetensors"}}
     parts = {"weight_map": {"a": "part-1.safetensors"}}
@@ -300,7 +300,7 @@ def troubled(hub, checkpoints, tmp_path_factory):
         "org/full": {"main": checkpoints[0] / "safe"},
     }
     hub.repos["org/moving"] = {"main": checkpoints[0] / "safe", "next": checkpoints[0] / "pickled"}
-    hub.faults["org/moving/config.json"] = "move"
+    hub.failures["org/moving/config.json"] = "move"
     hub.tokens["org/hidden"] = "hf_of_another"
     (root / "no_config/config.json").unlink()
     save_file({"a": torch.zeros(3)}, root / "secret.safetensors")
@@ -317,14 +317,14 @@ def troubled(hub, checkpoints, tmp_path_factory):
             "second": dict(zip(well, second, strict=True)), "home": home}
 
 
-@pytest.mark.parametrize("key", FAULTS)
-def test_trouble_is_told_in_one_line_and_passes(troubled, key):
-    refused(troubled["first"][key], FAULTS[key][1])
+@pytest.mark.parametrize("key", FAILURES)
+def test_errors_are_reported_in_one_line_and_are_temporary(troubled, key):
+    rejected(troubled["first"][key], FAILURES[key][1])
     assert troubled["second"][key] == ["config.json", "model.safetensors",
                                        "preprocessor_config.json"]
 
 
-@pytest.mark.parametrize("key", FAULTS)
+@pytest.mark.parametrize("key", FAILURES)
 def test_what_arrived_in_two_tries_is_whole(troubled, checkpoints, key):
     repo = "--".join(key.split("/")[:2])
     directory = next(troubled["home"].glob(f"hub/models--{repo}/snapshots/*"))
@@ -335,20 +335,20 @@ def test_what_arrived_in_two_tries_is_whole(troubled, checkpoints, key):
 
 @pytest.mark.parametrize(("name", "match"), [
     ("org/empty", r"org/empty at main has no weights \(model\.safetensors, best\.safetensors, "),
-    ("org/no_config", r"org/no_config at main has no config\.json, which says"),
+    ("org/no_config", r"org/no_config at main has no config\.json, which describes"),
     ("org/part", r"has no part-1\.safetensors, which its model\.safetensors\.index\.json names"),
-    ("org/garbage", r"pytorch_model\.bin\.index\.json is damaged: it has no weight_map"),
-    ("org/hidden", "has no repository org/hidden, or does not show it to you; .* HF_TOKEN"),
-    ("org/nobody", "has no repository org/nobody, or does not show it to you"),
+    ("org/garbage", r"pytorch_model\.bin\.index\.json is corrupt: it has no weight_map"),
+    ("org/hidden", "has no repository org/hidden, or it is private; .* HF_TOKEN"),
+    ("org/nobody", "has no repository org/nobody, or it is private"),
     ("org/safe@v9", "org/safe has no revision 'v9'; choose a branch, a tag or a commit of "),
-    ("cvt-13", "'cvt-13' is no repository of the hub; write hf-hub:org/name"),
-    ("org/safe/model", "is no repository of the hub; write hf-hub:org/name"),
+    ("cvt-13", "'cvt-13' is not a repository name; write hf-hub:org/name"),
+    ("org/safe/model", "is not a repository name; write hf-hub:org/name"),
     ("org/a--b", "org/a--b"), ("../safe", r"\.\./safe"),
-    ("org/safe@../../main", r"'\.\./\.\./main' is no revision; write hf-hub:org/safe@REVISION"),
-    ("org/safe@a b", "'a b' is no revision"),
+    ("org/safe@../../main", r"'\.\./\.\./main' is not a revision; write hf-hub:org/safe@REVISION"),
+    ("org/safe@a b", "'a b' is not a revision"),
 ])
-def test_what_a_hub_does_not_have_is_told_with_what_to_do(troubled, name, match):
-    refused(troubled["first"][name], match)
+def test_what_a_hub_does_not_have_is_reported_with_what_to_do(troubled, name, match):
+    rejected(troubled["first"][name], match)
 
 
 def test_all_files_are_of_one_commit_though_another_is_pushed_meanwhile(troubled):
@@ -357,15 +357,15 @@ def test_all_files_are_of_one_commit_though_another_is_pushed_meanwhile(troubled
 
 
 def test_an_index_of_a_hub_leads_nowhere_else(troubled, hub):
-    refused(troubled["first"]["org/traversal"], r"names the file '\.\./.*beside their index")
+    rejected(troubled["first"]["org/traversal"], r"names the file '\.\./.*next to their index")
 
     assert not [request for request in hub.asked if "secret" in request[3]]
 
 
-def test_a_full_disk_is_told_and_leaves_no_part_of_a_file(troubled):
+def test_a_full_disk_is_reported_and_leaves_no_part_of_a_file(troubled):
     """The process may write no file of more than 20 kB: a real error of a real write."""
-    refused(troubled["full"], f"org/full cannot be written to the cache, {troubled['home']}/hub: "
-                              "File too large; make room, or set HF_HOME")
+    rejected(troubled["full"], f"org/full cannot be written to the cache, {troubled['home']}/hub: "
+                              "File too large; free some space, or set HF_HOME")
     assert troubled["room"] == ["config.json", "model.safetensors", "preprocessor_config.json"]
     assert not list(troubled["home"].rglob("*.incomplete"))
 

@@ -2,7 +2,7 @@ import pytest
 
 from cvt.config import VARIANTS
 from cvt.model import CvT
-from cvt.weights.names import FROM_NATIVE, TO_NATIVE, rename, whose
+from cvt.weights.names import FROM_NATIVE, TO_NATIVE, detect_naming, rename
 
 
 def names_of(config):
@@ -18,8 +18,8 @@ def test_every_name_goes_out_and_comes_back(format, variant):
 
     assert len(set(theirs)) == len(ours)
     assert [rename(name, TO_NATIVE[format]) for name in theirs] == ours
-    assert whose(theirs) == format
-    assert whose(ours) == "native"
+    assert detect_naming(theirs) == format
+    assert detect_naming(ours) == "native"
 
 
 def test_names_of_ablations_go_out_and_come_back(ablated):
@@ -43,7 +43,7 @@ def test_official_names_are_those_of_the_official_code(official, native):
 def test_the_backbone_of_transformers_has_shorter_names():
     name = "encoder.stages.0.layers.0.layernorm_before.weight"
 
-    assert whose([name]) == "huggingface"
+    assert detect_naming([name]) == "huggingface"
     assert rename(name, TO_NATIVE["huggingface"]) == "stages.0.blocks.0.norm1.weight"
     assert rename("cvt." + name, TO_NATIVE["huggingface"]) == "stages.0.blocks.0.norm1.weight"
 

@@ -11,14 +11,13 @@ from typing import Any
 from cvt.cli.options import add_config, add_quiet
 from cvt.cli.parser import Parser
 from cvt.cli.train import GROUPS
-from cvt.studies.ablate.studies import STUDIES, TABLES
+from cvt.studies.ablate.tables import SEEDS, SIZES, STUDIES, TABLES
 from cvt.train.recipe import Recipe
 
 _DESCRIPTION = """Put claims of the paper to the test on data at hand: position (Table 5), embedding
 (Table 6), stride (Table 7), projection (Table 8), and data, accuracy against the number of training
 images for CvT, ViT and ResNet. Every configuration is trained with every seed under one recipe,
 whose options are those of cvt train. The same command again trains only what is missing."""
-_SIZES = [100, 300, 1000, 3000, 10000]
 
 
 def main(args: Sequence[str]) -> int:
@@ -28,9 +27,9 @@ def main(args: Sequence[str]) -> int:
                         help=f"{', '.join(STUDIES)}, or tables for all but data")
     add_config(parser)
     parser.add_class_arguments(Recipe)
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2],
+    parser.add_argument("--seeds", type=int, nargs="+", default=list(SEEDS),
                         help="one run each, of every configuration")
-    parser.add_argument("--sizes", type=int, nargs="+", default=_SIZES,
+    parser.add_argument("--sizes", type=int, nargs="+", default=list(SIZES),
                         help="numbers of training images, for data")
     parser.add_argument("--jobs", type=int, help="runs at a time (default: one a core, or a GPU)")
     parser.add_argument("--output", metavar="DIR", help="where results and runs go (default: "
@@ -42,20 +41,19 @@ def main(args: Sequence[str]) -> int:
     recipe = parser.build(Recipe, chosen)
     if recipe.seed:
         parser.error(f"--seed {recipe.seed} would be one of --seeds; name it there")
-    if chosen.sizes != _SIZES and "data" not in chosen.studies:
+    if chosen.sizes != list(SIZES) and "data" not in chosen.studies:
         parser.error("--sizes is for the study data, which is not among those to do")
     if chosen.jobs is not None:
         parser.at_least_one(chosen, "jobs")
 
-    from cvt.studies.ablate.run import Sampling, ablate
+    from cvt.studies.ablate.run import ablate
 
     names = list(dict.fromkeys(n for study in chosen.studies
                                for n in (TABLES if study == "tables" else (study,))))
     output = Path(chosen.output or f"ablations/{recipe.label}_{recipe.data.name}")
-    results = ablate(names, recipe, output,
-                   sampling=Sampling(seeds=tuple(chosen.seeds), sizes=tuple(chosen.sizes)),
-                   jobs=chosen.jobs, keep_weights=chosen.keep_weights,
-                   say=(lambda _: None) if chosen.quiet else lambda what: print(
+    results = ablate(names, recipe, output, seeds=chosen.seeds, sizes=chosen.sizes,
+                     jobs=chosen.jobs, keep_weights=chosen.keep_weights,
+                     progress=(lambda _: None) if chosen.quiet else lambda what: print(
                        what, file=sys.stderr, flush=True))
     if chosen.json:
         print(json.dumps({name: results["studies"][name] for name in names}))
@@ -79,7 +77,7 @@ def _print(study: dict[str, Any]) -> None:
     for row in study["rows"]:
         label = row["label"] + (f", {row['images']:,} images" if row["images"] else "")
         here = "diverged" if row["mean"] is None else f"{row['mean']:.2f}" + (
-            "" if row["sd"] is None else f" +- {row['sd']:.2f}")
+            "" if row["std"] is None else f" +- {row['std']:.2f}")
         table.add_row(label, here, "" if row["paper_top1"] is None else f"{row['paper_top1']:.1f}")
     console.print(table)
     for c in study["comparisons"]:

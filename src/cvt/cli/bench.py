@@ -58,7 +58,7 @@ def main(args: Sequence[str]) -> int:
             if value is not None and value < 1:
                 parser.error(f"--{name} {value} must be at least 1")
 
-    from cvt.deploy.bench import compare, draw
+    from cvt.deploy.bench import compare
 
     with Console(stderr=True).status("preparing") as status:
         comparison = compare(chosen.models, backends=chosen.backends, precisions=chosen.precision,
@@ -72,6 +72,8 @@ def main(args: Sequence[str]) -> int:
     else:
         _print(comparison)
     if chosen.chart:
+        from cvt.deploy.chart import draw
+
         draw(comparison, chosen.chart)
         print(f"cvt bench: wrote {chosen.chart}", file=sys.stderr)
     return 0
@@ -94,25 +96,26 @@ def _print(comparison: Comparison) -> None:
                 table.add_row(*_cells(row, bool(shared)))
         console.print(table)
     rates = ", ".join(f"{rate / 1e9:.0f} GFLOP/s {name}"
-                      for name, rate in comparison.ceilings.items()) or "not measured for int8"
+                      for name, rate in comparison.peaks.items()) or "not measured for int8"
     console.print(f"ms a call: median and quartiles of {comparison.rounds} rounds. "
                   f"GFLOP/s: 2 x multiply-adds, attention included"
                   f"{', a step as 3 forward passes' if comparison.train else ''}. peak: the share "
                   f"of this machine's own matrix product ({rates}). ratio: to {comparison.base}. "
-                  f"{comparison.where}; {comparison.machine['versions']}",
+                  f"{comparison.hardware}; {comparison.machine['versions']}",
                   highlight=False, markup=False)
 
 
 def _cells(row: Row, one_precision: bool) -> list[Text]:
-    from cvt.deploy.bench import summary
+    from cvt.deploy.timing import summary
 
     times = summary(row.seconds)
     low, mid, high = (1e3 * times[f"{key}_s"] for key in ("quartile1", "median", "quartile3"))
     digits = 0 if mid >= 100 else 1 if mid >= 10 else 2
-    share = "-" if row.share is None else f"{row.share:.0%}"
+    utilization = "-" if row.utilization is None else f"{row.utilization:.0%}"
     return [Text(cell) for cell in (
         row.network.rpartition(":")[2],
         row.backend if one_precision else f"{row.backend} {row.precision}",
         f"{row.images_per_s:.3g}" if row.images_per_s < 1000 else f"{row.images_per_s:.0f}",
-        f"{mid:.{digits}f}", f"{low:.{digits}f}-{high:.{digits}f}", f"{row.gflops:.3g}", share,
+        f"{mid:.{digits}f}", f"{low:.{digits}f}-{high:.{digits}f}", f"{row.gflops:.3g}",
+        utilization,
         f"{row.speedup['median']:.2f}")]

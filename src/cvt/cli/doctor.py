@@ -19,9 +19,9 @@ def main(args: Sequence[str]) -> int:
                         "a minute or more")
     chosen = parser.read(args)
 
-    from cvt.deploy.doctor import examine
+    from cvt.deploy.doctor import diagnose
 
-    report = examine(compile=chosen.compile)
+    report = diagnose(compile=chosen.compile)
     if chosen.json:
         print(json.dumps({**asdict(report), "healthy": report.healthy}, indent=2))
         return 0 if report.healthy else 1
@@ -52,7 +52,5 @@ def main(args: Sequence[str]) -> int:
     for extra, names in report.missing().items():
         what = f"'cvt-torch[{extra}]'" if extra else " ".join(names)
         print(f"for {', '.join(names)}: pip install {what}")
-    for mend in dict.fromkeys(trial.mend for trial in report.trials if trial.mend):
-        print(mend)
     print("well" if report.healthy else "not well: see what is missing above")
     return 0 if report.healthy else 1

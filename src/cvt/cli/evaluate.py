@@ -16,7 +16,7 @@ report.html."""
 
 
 def main(args: Sequence[str]) -> int:
-    """Evaluate; prints the headline and where the report is, or all figures with --json."""
+    """Evaluate; prints the summary and where the report is, or all figures with --json."""
     parser = Parser(prog="cvt evaluate", description=_DESCRIPTION)
     add_model(parser, default=None)
     add_images(parser)
@@ -47,5 +47,5 @@ def main(args: Sequence[str]) -> int:
     if chosen.json:
         print(json.dumps(evaluation.to_dict()))
     else:
-        print(f"{evaluation.headline()}\nreport: {output / 'report.html'}")
+        print(f"{evaluation.summary()}\nreport: {output / 'report.html'}")
     return 0

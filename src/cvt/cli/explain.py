@@ -34,7 +34,7 @@ def main(args: Sequence[str]) -> int:
 
     from cvt.data.images import read_image
     from cvt.explain.run import explain
-    from cvt.explain.sheet import write
+    from cvt.explain.sheet import write_explanation
     from cvt.system.device import pick_device
     from cvt.weights.models import load_model
 
@@ -43,11 +43,11 @@ def main(args: Sequence[str]) -> int:
         read_image(source))
     name = model_of(chosen, parser)
     model, card = load_model(name, act=chosen.act)
-    explanation = explain(model.to(pick_device(chosen.device)), card, image, target=chosen.target,
-                    stages=chosen.stages)
+    result = explain(model.to(pick_device(chosen.device)), card, image, target=chosen.target,
+                     stages=chosen.stages)
     output = Path(chosen.output or f"explained/{'stdin' if source == STDIN else Path(source).stem}")
-    page = write(explanation, output, title=f"{source}, {name}", arrays=chosen.json)
-    for name, probability in explanation.classes[:5]:
+    page = write_explanation(result, output, title=f"{source}, {name}", arrays=chosen.json)
+    for name, probability in result.classes[:5]:
         print(f"{probability:6.1%}  {printable(name)}")
     print(f"sheet: {page}")
     return 0

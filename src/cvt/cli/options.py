@@ -11,7 +11,7 @@ from typing import get_args
 from jsonargparse import Namespace
 
 from cvt.cli.parser import Parser
-from cvt.data.sources import guess_source
+from cvt.data.config import guess_source
 from cvt.deploy.manifest import MANIFEST, Precision
 from cvt.deploy.sessions import Backend
 from cvt.system.errors import did_you_mean

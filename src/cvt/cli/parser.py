@@ -19,10 +19,10 @@ _T = TypeVar("_T")
 set_parsing_settings(docstring_parse_attribute_docstrings=True)
 
 _SYNONYMS = {
-    "accum": "optim.accumulate", "arch": "model", "checkpoint": "weights", "cuda": "device",
+    "accum": "optim.grad_accum_steps", "arch": "model", "checkpoint": "weights", "cuda": "device",
     "data_dir": "data.root", "data_path": "data.root", "dataset": "data.name",
     "drop_path": "drop_path_rate", "ema_decay": "ema", "gpu": "device",
-    "grad_accum": "optim.accumulate", "gradient_accumulation_steps": "optim.accumulate",
+    "grad_accum": "optim.grad_accum_steps", "gradient_accumulation_steps": "optim.grad_accum_steps",
     "grad_clip": "optim.clip_grad", "gradient_checkpointing": "grad_checkpointing",
     "img_size": "image_size", "input_size": "image_size", "learning_rate": "optim.lr",
     "max_grad_norm": "optim.clip_grad", "max_steps": "steps", "model_ema_decay": "ema",

@@ -7,7 +7,6 @@ import os
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import asdict
 from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -20,7 +19,7 @@ from cvt.system.text import printable
 from cvt.zoo import ZOO
 
 if TYPE_CHECKING:
-    from cvt.data.archives import Member
+    from cvt.data.sources.archives import Member
     from cvt.predict.bulk import Progress
     from cvt.predict.predictor import Prediction, Predictor
 
@@ -91,8 +90,7 @@ def main(args: Sequence[str]) -> int:
             failed += 1
             print(f"{_erased(live)}cvt predict: {printable(prediction.error)}", file=sys.stderr)
         if chosen.json:
-            print(json.dumps({k: v for k, v in asdict(prediction).items() if v is not None}),
-                  flush=True)
+            print(json.dumps(prediction.to_dict()), flush=True)
         elif prediction.error is None:
             rows.append(prediction)
         if live and (now := time.perf_counter()) - shown >= _EVERY:
@@ -123,13 +121,13 @@ def _job(chosen: Namespace, predictor: Predictor, sources: Sequence[str | Member
         pace = now.done / now.seconds
         print(f"{who}part {now.part + 1} of {now.parts}: {now.images:,} images, "
               f"{now.unreadable:,} unreadable; {pace:.3g} img/s, "
-              f"{timedelta(seconds=round(now.left / pace))} left", file=sys.stderr, flush=True)
+              f"{timedelta(seconds=round(now.remaining / pace))} left", file=sys.stderr, flush=True)
 
     outcome = classify_into(chosen.output, predictor, sources, table=chosen.table,
                             top_k=chosen.top_k, part_size=chosen.part_size, rank=rank, world=world,
                             progress=report)
     print(f"{who}{outcome.images:,} images in {chosen.output}"
-          + (f", {outcome.found:,} were there" if outcome.found else "")
+          + (f", {outcome.skipped:,} were there" if outcome.skipped else "")
           + ("; other processes are not done" if outcome.unreadable is None else
              f"; {outcome.unreadable:,} could not be read, see {UNREADABLE}" if outcome.unreadable
              else "; all could be read"), file=sys.stderr)

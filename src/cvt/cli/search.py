@@ -45,12 +45,12 @@ def main(args: Sequence[str]) -> int:
 
     output = Path(chosen.output)
     result = run.search(recipe, config, output, quiet=chosen.quiet,
-                        say=(lambda _: None) if chosen.quiet else lambda what: print(
+                        progress=(lambda _: None) if chosen.quiet else lambda what: print(
                             what, file=sys.stderr, flush=True))
     _print(result)
-    print(f"the best of evolution: {output / run.FOUND}, of random search: "
-          f"{output / run.AT_RANDOM}, all: {output / run.CHART}\n"
-          f"train it: cvt train --model {output / run.FOUND}")
+    print(f"the best of evolution: {output / run.BEST}, of random search: "
+          f"{output / run.BEST_RANDOM}, all: {output / run.CHART}\n"
+          f"train it: cvt train --model {output / run.BEST}")
     return 0
 
 
@@ -60,7 +60,7 @@ def _print(result: Result) -> None:
                              "multiply-adds"),
                   caption=f"top-1 with the supernet's weights on {result.held_out:,} training "
                           "images that it was not trained on")
-    for name, scored in (("evolution", result.found), ("random search", result.found_at_random),
+    for name, scored in (("evolution", result.best), ("random search", result.best_random),
                          ("as the recipe has it", result.base)):
         if scored:
             genes = (f"{stride}/{ratio:g}" for stride, ratio in scored.choice)
@@ -69,8 +69,9 @@ def _print(result: Result) -> None:
             table.add_row(name, f"{scored.top1:.2%}", f"{scored.multiply_adds:,}",
                           " | ".join(stages))
     Console().print(table)
-    if result.budget >= result.most:
-        print(f"Every network meets the budget: the most that any takes is {result.most:,}.")
+    if result.budget >= result.max_multiply_adds:
+        print("Every network meets the budget: the most that any takes is "
+              f"{result.max_multiply_adds:,}.")
 
 
 def _count(parser: Parser, text: str) -> int:

@@ -47,7 +47,7 @@ def main(args: Sequence[str]) -> int:
     explainer = None
     if not exported:
         from cvt.deploy.backends import pick_backend
-        from cvt.serve.explainer import explainer_of
+        from cvt.serve.explainer import make_explainer
         from cvt.system.device import pick_device
         from cvt.weights.models import load_model
 
@@ -55,9 +55,9 @@ def main(args: Sequence[str]) -> int:
         if backend == "auto":
             backend = pick_backend(precision or "fp32", device)
         model, card = load_model(name, act=chosen.act)
-        explainer = explainer_of(model.to(device), card, shown, config.max_pixels)
+        explainer = make_explainer(model.to(device), card, shown, config.max_pixels)
     predictor = Predictor(name, backend=backend, precision=precision, device=chosen.device,
-                          act=chosen.act, threads=chosen.threads, batch_size=config.max_batch,
+                          act=chosen.act, threads=chosen.threads, batch_size=config.max_batch_size,
                           trusted=chosen.trusted)
     if key is None and not config.local:
         print(f"cvt serve: warning: whoever reaches {config.host} may ask, for there is no API "

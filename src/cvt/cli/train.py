@@ -29,15 +29,15 @@ GROUPS = {
     "data": ("data.name", "data.root", "data.val_fraction", "data.workers", "data.", "data",
              "max_train_samples", "sampling", "class_weights"),
     "model": ("model", "weights", "image_size", "in_chans", "drop_path_rate", "network"),
-    "training": ("epochs", "batch_size", "passes", "steps", "patience", "best_by", "ema", "seed",
-                 "skip_nonfinite"),
+    "training": ("epochs", "batch_size", "passes_per_epoch", "steps", "patience", "best_by", "ema",
+                 "seed", "skip_nonfinite"),
     "optimizer": ("optim.lr", "optim.weight_decay", "optim.", "optim"),
     "augmentation": ("augment.", "augment"),
     "fine-tuning": ("freeze.", "freeze"),
     "distillation": ("distill.", "distill"),
     "computation": ("device", "precision", "compile", "grad_checkpointing", "sync_batchnorm",
                     "timeout"),
-    "checkpoints and trackers": ("save_every", "keep", "trackers", "project"),
+    "checkpoints and trackers": ("save_every", "keep_checkpoints", "trackers", "project"),
 }
 """The options of `Recipe` by the headings of the help: names, or prefixes that end in a dot."""
 _RUN = ("output", "overwrite", "resume", "accept_data_changes", "dry_run", "find_lr", "json",
@@ -116,7 +116,7 @@ def _changes(parser: Parser, chosen: Namespace) -> dict[str, Any]:
 
 def _print_result(run: Path, evaluation: Evaluation | None) -> int:
     if evaluation:  # else this is not the main process
-        print(f"{evaluation.headline()}\nreport: {run / 'report.html'}")
+        print(f"{evaluation.summary()}\nreport: {run / 'report.html'}")
     return 0
 
 
@@ -132,7 +132,8 @@ def _print_plan(recipe: Recipe, run: Path, as_json: bool) -> None:
     rows = {
         "device": f"{p.device}, {p.processes} process{'es' * (p.processes > 1)}",
         "network": f"{recipe.name}, {p.parameters:,} parameters"
-                   + (f", {p.trained:,} trained" if p.trained < p.parameters else ""),
+                   + (f", {p.trainable_parameters:,} trainable"
+                      if p.trainable_parameters < p.parameters else ""),
         "images": f"{p.train_images:,} to train, {p.val_images:,} to validate",
         "steps": f"{p.steps:,}: {p.epochs} epochs of {p.steps_per_epoch:,}",
         "a step": f"{p.step_seconds:.3g} s, of which {p.waiting_seconds:.2g} s wait for images"
@@ -141,10 +142,11 @@ def _print_plan(recipe: Recipe, run: Path, as_json: bool) -> None:
         "an epoch": f"{_duration(p.epoch_seconds)}, of which {_duration(p.validation_seconds)} "
                     "validate",
         "the run": _duration(p.total_seconds),
-        "memory": f"{p.memory / 1e9:.2f} GB at its peak with {p.at_a_time} images at a time, of "
-                  f"{p.memory_limit / 1e9:.1f} GB",
-        "what fits": "unknown" if p.most_at_a_time is None else
-                     f"{p.most_at_a_time} images at a time: --optim.accumulate {p.accumulate}",
+        "memory": f"{p.memory / 1e9:.2f} GB at its peak with a micro-batch of "
+                  f"{p.micro_batch_size}, of {p.memory_limit / 1e9:.1f} GB",
+        "fits": "could not be determined" if p.max_micro_batch_size is None else
+                     f"a micro-batch of {p.max_micro_batch_size}: "
+                     f"--optim.grad_accum_steps {p.grad_accum_steps}",
         "disk": f"at most {p.disk / 1e9:.2f} GB ({p.checkpoint / 1e9:.2f} a checkpoint), of "
                 f"{p.disk_free / 1e9:.0f} GB free",
         **{f"on {s.processes} device{'s' * (s.processes > 1)}": f"{_duration(s.seconds)}, "
@@ -162,9 +164,9 @@ def _print_plan(recipe: Recipe, run: Path, as_json: bool) -> None:
 def _print_rate(recipe: Recipe, run: Path) -> None:
     from cvt.train.lr_finder import PLOT, find_learning_rate
 
-    if rates := find_learning_rate(recipe, run):
-        print(f"try --optim.lr {rates.steepest:g}, where the loss falls fastest; it is least at "
-              f"{rates.least:g}\nplot: {run / PLOT}")
+    if result := find_learning_rate(recipe, run):
+        print(f"try --optim.lr {result.steepest:g}, where the loss falls fastest; its minimum is "
+              f"at {result.min_loss:g}\nplot: {run / PLOT}")
 
 
 def _duration(seconds: float) -> str:

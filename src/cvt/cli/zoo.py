@@ -55,7 +55,7 @@ def _on_the_hub(rows: Mapping[str, Pretrained]) -> tuple[Table, str]:
     for tag, row in rows.items():
         table.add_row(tag, (row.repo or "").removeprefix("microsoft/"), str(row.size),
                       f"{row.paper_top1:.1f}", f"{row.measured_top1:.2f} / {row.measured_top5:.2f}")
-    shared = sorted({f"{row.act}, revision {row.revision}, {row.licence}" for row in rows.values()})
+    shared = sorted({f"{row.act}, revision {row.revision}, {row.license}" for row in rows.values()})
     return table, (f"{'; '.join(shared)}. ImageNet top-1 as in Table 3 of the paper, top-1 / top-5 "
                    "as measured by others; images of 224 pixels are cut from the centre (0.875), "
                    "of 384 squashed.")

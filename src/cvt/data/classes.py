@@ -1,8 +1,8 @@
-"""The rule by which classes are ordered and labels are matched, the same for every source.
+"""How classes are ordered and labels are matched, the same for every source.
 
 A class is its name: labels are matched by name, never by position. A source that states an order
-keeps it, in all of its splits; elsewhere the order is the natural order of the names. Names that
-could be meant for one another are rejected.
+keeps it in all of its splits; otherwise the names are in natural order. Ambiguous names, which may
+be meant to be the same, are rejected.
 """
 
 from __future__ import annotations
@@ -25,67 +25,86 @@ _INVISIBLE = re.compile("[\u00ad\u200b-\u200f\u2060\ufeff]")
 
 def natural_order(names: Iterable[str], where: str) -> tuple[str, ...]:
     """The distinct names in natural order: numbers by value, so 2 before 10 and a2 before a10, and
-    the text between them by code point. Raises InputError as `check_names`."""
-    ordered = tuple(sorted(set(names), key=_natural))
+    other text by code point. Raises InputError as `check_names` does."""
+    ordered = tuple(sorted(set(names), key=_natural_key))
     check_names(ordered, where)
     return ordered
 
 
-def check_names(names: Sequence[str], where: str) -> None:
-    """Raise InputError, which begins with `where`, for names that do not tell classes apart.
+def _natural_key(name: str) -> tuple[list[Any], str]:
+    """Alternating text and numbers; then the name itself, because 1 and 01 are equal so far."""
+    if _NUMBER.fullmatch(name):
+        return ["", Decimal(name), ""], name
+    parts: list[Any] = _DIGITS.split(name)
+    parts[1::2] = map(Decimal, parts[1::2])
+    return parts, name
 
-    These are a name that occurs twice or is blank; different spellings of one number, such as 1, 01
-    and 1.0; and names that differ only in white space, invisible characters, Unicode normalisation
-    or letter case. Single characters may differ in case: A and a are classes of handwriting.
+
+def check_names(names: Sequence[str], where: str) -> None:
+    """Raise InputError, starting with `where`, for class names that are ambiguous.
+
+    Rejected are names that are blank or duplicated; different spellings of one number, such as 1,
+    01 and 1.0; and names that differ only in white space, invisible characters, Unicode
+    normalization or letter case. Single characters may differ in case: A and a are classes of
+    handwriting.
     """
     first: dict[Decimal | str, str] = {}
     for name in names:
-        key = spelling(name)
+        key = canonical_name(name)
         if not key and isinstance(key, str):
             raise InputError(f"{where}: the class {name!r} has no name; give it one")
         if key not in first:
             first[key] = name
             continue
         if name == first[key]:
-            raise InputError(f"{where}: the class {name!r} is there twice; rename one of them")
-        one, two = _shown(first[key], name)
-        why = ("one number, spelled in two ways" if isinstance(key, Decimal) else
+            raise InputError(f"{where}: the class {name!r} is listed twice; rename one of them")
+        one, two = _quoted(first[key], name)
+        why = ("the same number" if isinstance(key, Decimal) else
                "the same but for white space, letter case or Unicode normalisation")
         raise InputError(f"{where}: the classes {one} and {two} are {why}; give them one name if "
                          "they are one class, else rename one of them")
 
 
-def match(names: Sequence[str], known: Sequence[str], who: str, whom: str, remedy: str
-          ) -> list[int]:
-    """Where each of `names` stands in `known`.
+def canonical_name(name: str) -> Decimal | str:
+    """A key that is equal for ambiguous names: numbers by value, text without white space, case
+    and invisible characters."""
+    text = " ".join(_INVISIBLE.sub("", unicodedata.normalize("NFC", name)).split())
+    if _NUMBER.fullmatch(text):
+        return Decimal(text)
+    return text if len(text) < 2 else unicodedata.normalize("NFC", text.lower())
 
-    ImageNet's 1,000 classes are known by WordNet id (n01440764) as well as by description. Raises
-    InputError for a name that `known` lacks or has twice: "{who} the class 'x', which {whom};
-    {remedy}", or, in place of the remedy, how `known` spells it.
+
+def match_classes(names: Sequence[str], known: Sequence[str], has: str, lacks: str, remedy: str
+                  ) -> list[int]:
+    """The index in `known` of each of `names`.
+
+    ImageNet's 1,000 classes match by WordNet id (n01440764) as well as by description. For a name
+    that `known` lacks or has twice, raises InputError "{has} the class 'x', which {lacks};
+    {remedy}"; if `known` spells the name differently, the message says so in place of the remedy.
     """
     if _equal(names, known):
         return list(range(len(known)))
-    place = _places(known)
+    indices = _indices(known)
     for name in names:
-        if (i := place.get(name)) is None:
-            near = next((k for k in known if spelling(k) == spelling(name)), None)
-            one, two = _shown(name, near or name)
-            raise InputError(f"{who} the class {one}, which {whom}; "
+        if (i := indices.get(name)) is None:
+            near = next((k for k in known if canonical_name(k) == canonical_name(name)), None)
+            one, two = _quoted(name, near or name)
+            raise InputError(f"{has} the class {one}, which {lacks}; "
                              + (remedy if near is None else f"it is spelled {two} there, so rename "
                                 "one of them"))
         if i < 0:
-            raise InputError(f"{who} the class {name!r}, which is the name of two classes there; "
+            raise InputError(f"{has} the class {name!r}, which is the name of two classes there; "
                              "rename it")
-    return [place[name] for name in names]
+    return [indices[name] for name in names]
 
 
-def order_of(names: Sequence[str], known: Sequence[str]) -> list[int] | str:
-    """Where each of `names` stands in `known`, if they are the same classes; else the name of a
-    class that only one of them has."""
+def class_order(names: Sequence[str], known: Sequence[str]) -> list[int] | str:
+    """The index in `known` of each of `names` if both have the same classes, otherwise the name of
+    a class that only one of them has."""
     if _equal(names, known):
         return list(range(len(known)))
-    place = _places(known)
-    order = [place.get(name, -1) for name in names]
+    indices = _indices(known)
+    order = [indices.get(name, -1) for name in names]
     if -1 in order:
         return names[order.index(-1)]
     missing = set(range(len(known))) - set(order)
@@ -93,21 +112,21 @@ def order_of(names: Sequence[str], known: Sequence[str]) -> list[int] | str:
 
 
 def _equal(names: Sequence[str], known: Sequence[str]) -> bool:
-    """Whether both are the same list, which may then have a name twice."""
+    """Whether both are the same list, which may have duplicated names then."""
     one, other = tuple(names), tuple(known)
     return one == other or (len(one) == len(other) == 1000 and {one, other} <= set(_imagenet()))
 
 
-def _places(known: Sequence[str]) -> dict[str, int]:
-    """The place of every name; -1 where two classes have it, as two of ImageNet's are "crane"."""
+def _indices(known: Sequence[str]) -> dict[str, int]:
+    """The index of each name; -1 for a name of two classes, such as ImageNet's two "crane"."""
     lists: tuple[Sequence[str], ...] = (known,)
     if len(known) == 1000 and tuple(known) in _imagenet():
         lists = _imagenet()
-    place: dict[str, int] = {}
+    indices: dict[str, int] = {}
     for names in lists:
         for i, name in enumerate(names):
-            place[name] = i if place.get(name, i) == i else -1
-    return place
+            indices[name] = i if indices.get(name, i) == i else -1
+    return indices
 
 
 @functools.cache
@@ -119,25 +138,8 @@ def _imagenet() -> tuple[tuple[str, ...], tuple[str, ...]]:
     return tuple(info.label_names()), tuple(info.label_descriptions())
 
 
-def _natural(name: str) -> tuple[list[Any], str]:
-    """Text and numbers by turns; then the name, for 1 and 01 are equal so far."""
-    if _NUMBER.fullmatch(name):
-        return ["", Decimal(name), ""], name
-    parts: list[Any] = _DIGITS.split(name)
-    parts[1::2] = map(Decimal, parts[1::2])
-    return parts, name
-
-
-def spelling(name: str) -> Decimal | str:
-    """What is equal for names that could be meant for one another."""
-    text = " ".join(_INVISIBLE.sub("", unicodedata.normalize("NFC", name)).split())
-    if _NUMBER.fullmatch(text):
-        return Decimal(text)
-    return text if len(text) < 2 else unicodedata.normalize("NFC", text.lower())
-
-
-def _shown(one: str, other: str) -> tuple[str, str]:
-    """Both names in quotes, and in ASCII where they would look the same."""
+def _quoted(one: str, other: str) -> tuple[str, str]:
+    """Both names in quotes, escaped to ASCII if they would look the same."""
     same = unicodedata.normalize("NFC", one) == unicodedata.normalize("NFC", other)
     show = ascii if same and one != other else repr
     return show(one), show(other)

@@ -1,4 +1,4 @@
-"""Which images, and how they are varied in training, as data. No torch."""
+"""Configuration of the dataset and of the augmentation. No torch."""
 
 from __future__ import annotations
 
@@ -12,38 +12,40 @@ from cvt.system.schema import check, check_default, check_types
 
 @dataclass(frozen=True, kw_only=True)
 class DataConfig:
-    """A dataset and its split into training and validation images."""
+    """Dataset, and its split into training and validation images."""
 
     name: Literal["digits", "fashion_mnist", "folder", "manifest", "huggingface",
                   "shards"] = "digits"
-    """digits: 1,797 handwritten digits inside scikit-learn, no download. fashion_mnist: 60,000
-    training and 10,000 test images of clothes. Your own, see root: folder, manifest (a table),
-    huggingface (the library `datasets`), shards (tar archives)."""
+    """Source of the images. digits: 1,797 handwritten digits that come with scikit-learn.
+    fashion_mnist: 60,000 training and 10,000 test images of clothes. For your own images, see
+    root: folder, manifest (a table), huggingface (the library `datasets`), shards (tar
+    archives)."""
     root: str | None = None
-    """folder: a directory with train/ and val/, or with one sub-directory for each class, split by
-    val_fraction. manifest: a CSV or Parquet file with the columns path, label and maybe split.
-    huggingface: a name on the hub or a directory. shards: a directory with train-*.tar and
-    val-*.tar in WebDataset's layout. fashion_mnist: where the IDX files are or shall be downloaded
-    to; by default where Debian's package dataset-fashion-mnist puts them, else
-    data/fashion_mnist."""
+    """Location of the images. folder: a directory with train/ and val/, or with one sub-directory
+    per class, which is split by val_fraction. manifest: a CSV or Parquet file with the columns
+    path, label and optionally split. huggingface: a dataset on the hub or a directory. shards: a
+    directory with train-*.tar and val-*.tar in WebDataset's layout. fashion_mnist: the directory
+    of the IDX files, which are downloaded if missing; by default that of Debian's package
+    dataset-fashion-mnist if it is installed, else data/fashion_mnist."""
     val_fraction: float = 0.2
-    """Fraction of each class held out for validation, in (0, 1), where the dataset has no split of
-    its own."""
+    """Fraction of each class that is held out for validation, in (0, 1), if the dataset has no
+    split of its own."""
     split_seed: int = 0
-    """Seed of that split; it does not depend on the training seed."""
+    """Seed of that split, independent of the training seed."""
     subset: str | None = None
-    """huggingface: which configuration of the dataset, where it has several."""
+    """huggingface: the configuration of the dataset, if it has several."""
     image_column: str | None = None
-    """huggingface: the column of images, where it has several."""
+    """huggingface: the column of images, if there are several."""
     label_column: str | None = None
-    """huggingface: the column of class labels, where it has several."""
+    """huggingface: the column of class labels, if there are several."""
     val_split: str | None = None
-    """huggingface: the split to validate on; by default validation, else test."""
+    """huggingface: the validation split; by default validation, else test."""
     max_unreadable: float = 0.05
-    """Fraction of the images that may be unreadable, in [0, 1]. They are listed; in training
-    others take their places, in validation they count as wrong. With more the run ends."""
+    """Maximum fraction of unreadable images, in [0, 1]; with more, the run ends. Unreadable images
+    are listed. In training they are replaced by others, in validation they count as wrong."""
     workers: int = 0
-    """Processes that read and augment images beside the training process; 0 for none."""
+    """Number of worker processes that read and augment images; 0 does so in the training
+    process."""
 
     def __post_init__(self) -> None:
         check_types(self)
@@ -52,10 +54,10 @@ class DataConfig:
               f"max_unreadable={self.max_unreadable} must be in [0, 1]")
         check(self.workers >= 0, f"workers={self.workers} must not be negative")
         if self.name not in ("digits", "fashion_mnist") and self.root is None:
-            raise InputError(f"data.name={self.name} needs data.root, where the images are")
+            raise InputError(f"data.name={self.name} needs data.root, the location of the images")
         if self.name == "digits" and self.root is not None:
-            raise InputError(f"data.root={self.root} means nothing to digits, which are part of "
-                             "scikit-learn; for your own images set data.name=folder")
+            raise InputError(f"data.root={self.root} has no effect on digits, which come "
+                             "with scikit-learn; for your own images set data.name=folder")
         for name in ("subset", "image_column", "label_column", "val_split"):
             if self.name != "huggingface" and getattr(self, name) is not None:
                 raise InputError(f"data.{name}={getattr(self, name)} is for "
@@ -69,7 +71,7 @@ class DataConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class AugmentConfig:
-    """How training images are varied; the defaults vary nothing.
+    """Augmentation of training images; off by default.
 
     The paper's recipe is crop="resized", hflip=0.5, color_jitter=0.4,
     rand_augment="rand-m9-mstd0.5-inc1", erasing=0.25, mixup=0.8, cutmix=1.0 with label smoothing
@@ -77,33 +79,35 @@ class AugmentConfig:
     """
 
     crop: Literal["none", "shift", "resized"] = "none"
-    """none: as in evaluation. shift: pad by an eighth of the side, cut at a random place. resized:
-    cut a random part of random shape and resize it (Inception style)."""
+    """Random crop. none: as in evaluation. shift: pad by an eighth of the side and crop at a random
+    place. resized: crop a random area and aspect ratio and resize it (RandomResizedCrop)."""
     scale: tuple[float, float] = (0.08, 1.0)
-    """Least and largest part of the area that crop="resized" keeps, in (0, 1]."""
+    """Minimum and maximum fraction of the area that crop="resized" keeps, in (0, 1]."""
     hflip: float = 0.0
-    """Probability of a mirror image."""
+    """Probability of a horizontal flip."""
     color_jitter: float = 0.0
-    """Brightness, contrast and saturation change by a factor of up to 1 +- this; not together with
-    rand_augment, which changes colours itself."""
+    """Strength of color jitter: brightness, contrast and saturation are scaled by a factor in
+    1 +- this. Excludes rand_augment, which changes colours itself."""
     rand_augment: str = ""
-    """RandAugment in timm's notation, such as rand-m9-mstd0.5-inc1; empty for none."""
+    """RandAugment in timm's notation, such as rand-m9-mstd0.5-inc1; empty disables it."""
     erasing: float = 0.0
-    """Probability that a random rectangle is replaced by noise (Zhong et al., 2020)."""
+    """Probability of random erasing: a random rectangle is replaced by noise (Zhong et al.,
+    2020)."""
     mixup: float = 0.0
-    """Beta parameter of mixup (Zhang et al., 2018); 0 for none. A batch is mixed with itself in
-    reverse order, targets as images, with one weight for all of it."""
+    """Alpha of mixup's Beta distribution (Zhang et al., 2018); 0 disables it. Each batch is mixed
+    with itself in reverse order, images and targets, with one weight per batch."""
     cutmix: float = 0.0
-    """Beta parameter of CutMix (Yun et al., 2019); 0 for none. Targets are mixed by the area that
-    is pasted. With both, each batch draws one, each as likely."""
+    """Alpha of CutMix's Beta distribution (Yun et al., 2019); 0 disables it. Targets are mixed in
+    proportion to the pasted area. With mixup too, each batch uses one of both, equally likely."""
     mix_prob: float = 1.0
-    """Probability that a batch is mixed at all, by mixup or CutMix."""
+    """Probability that a batch is mixed, by mixup or CutMix."""
     repeats: int = 1
-    """Times that an image comes in a row, each time varied anew (Hoffer et al., 2020); an epoch
-    then has as many fewer images."""
+    """Repeated augmentation: number of times that each image occurs in a row, each time augmented
+    anew (Hoffer et al., 2020). An epoch keeps its length, so it has that many times fewer
+    different images."""
     label_smoothing: float = 0.0
-    """Share of the target spread evenly over all classes, in [0, 1); of a mixed image's target,
-    once. A teacher's answers are not smoothed."""
+    """Label smoothing: fraction of the target that is spread evenly over all classes, in [0, 1).
+    The target of a mixed image is smoothed once; a teacher's predictions are not smoothed."""
 
     def __post_init__(self) -> None:
         check_types(self)
@@ -115,14 +119,14 @@ class AugmentConfig:
         check(0 <= self.label_smoothing < 1,
               f"label_smoothing={self.label_smoothing} must be in [0, 1)")
         check(self.crop == "resized" or self.scale == AugmentConfig.scale,
-              f"scale={self.scale} is what crop='resized' keeps; set it, or leave scale out")
+              f"scale={self.scale} is for crop='resized' alone; set that, or leave scale out")
         check_default(self, "mix_prob", self.mixup > 0 or self.cutmix > 0,
-                      "there is neither augment.mixup nor augment.cutmix")
+                      "augment.mixup and augment.cutmix are both 0")
         check_default(self, "repeats", any((
             self.crop != "none", self.hflip, self.color_jitter, self.rand_augment, self.erasing,
-            self.mixes)), "nothing varies an image from one time to the next")
+            self.mixes)), "without augmentation, repeats of an image are equal")
         check(len(self.scale) == 2 and 0 < self.scale[0] <= self.scale[1] <= 1,
-              f"scale={self.scale} must be two rising fractions in (0, 1]")
+              f"scale={self.scale} must be two increasing fractions in (0, 1]")
         if self.rand_augment:
             check(self.rand_augment.startswith("rand-"), f"rand_augment={self.rand_augment!r} must "
                   "start with 'rand-', such as rand-m9-mstd0.5-inc1")
@@ -133,3 +137,16 @@ class AugmentConfig:
     def mixes(self) -> bool:
         """Whether batches are mixed."""
         return (self.mixup > 0 or self.cutmix > 0) and self.mix_prob > 0
+
+
+def guess_source(root: str) -> str:
+    """The `DataConfig.name` that suits `root`: manifest for a table, shards for a directory of tar
+    archives, huggingface for a directory that `save_to_disk` wrote, else folder."""
+    path = Path(root)
+    if path.suffix in (".csv", ".tsv", ".parquet") and not path.is_dir():
+        return "manifest"
+    if any(path.glob("*.tar")) or any(path.glob("train/*.tar")):
+        return "shards"
+    if (path / "dataset_dict.json").is_file() or (path / "state.json").is_file():
+        return "huggingface"
+    return "folder"

@@ -1,4 +1,4 @@
-"""Work on every image, by threads: Pillow, hashes and files all let others run meanwhile."""
+"""Work on many images with threads: Pillow, hashing and file access all release the GIL."""
 
 from __future__ import annotations
 
@@ -12,23 +12,24 @@ from cvt.system.machine import available_cores
 
 _T = TypeVar("_T")
 
-# Results that wait to be taken, for each thread.
-_AHEAD = 16
+_PENDING_PER_THREAD = 16  # results computed ahead of the consumer
 
 
-def in_threads(look: Callable[[int], _T], indices: Sequence[int]) -> Iterator[_T]:
-    """`look` at each index, in their order, with a thread for each core; few results wait.
+def in_threads(function: Callable[[int], _T], indices: Sequence[int]) -> Iterator[_T]:
+    """`function` of each index, in order, computed by one thread per core.
 
-    What `look` raises is raised here, and what has not begun by then is not begun.
+    Only a few results are held at a time. An exception of `function` is raised here, and work that
+    has not started by then is cancelled.
     """
     threads = available_cores()
     rest = iter(indices)
-    waiting: deque[Future[_T]] = deque()
-    pool = ThreadPoolExecutor(threads, "cvt-look")
+    pending: deque[Future[_T]] = deque()
+    pool = ThreadPoolExecutor(threads, "cvt-images")
     try:
-        waiting.extend(pool.submit(look, i) for i in islice(rest, _AHEAD * threads))
-        while waiting:
-            yield waiting.popleft().result()
-            waiting.extend(pool.submit(look, i) for i in islice(rest, 1))
+        pending.extend(pool.submit(function, i)
+                       for i in islice(rest, _PENDING_PER_THREAD * threads))
+        while pending:
+            yield pending.popleft().result()
+            pending.extend(pool.submit(function, i) for i in islice(rest, 1))
     finally:
         pool.shutdown(cancel_futures=True)

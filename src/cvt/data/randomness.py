@@ -1,4 +1,5 @@
-"""Randomness as a function of where we are, so that any part of a run can be repeated alone."""
+"""Randomness as a function of position (seed, epoch, index), so that any part of a run can be
+repeated on its own."""
 
 from __future__ import annotations
 
@@ -13,10 +14,10 @@ import torch
 def seed_all(*key: int) -> None:
     """Seed torch, numpy and random with a hash of `key`, non-negative integers.
 
-    The same key gives the same draws whatever was drawn before: (seed, epoch, index) for a sample,
+    The same key gives the same draws, whatever was drawn before: (seed, epoch, index) for a sample,
     (seed, step) for a training step. Accelerators are seeded once the process uses them.
     """
-    # The length goes in because SeedSequence takes (1, 2) and (1, 2, 0) for the same.
+    # The length is included because SeedSequence treats (1, 2) and (1, 2, 0) as equal.
     a, b, c, d = (int(word) for word in np.random.SeedSequence((len(key), *key)).generate_state(4))
     random.seed(a)
     np.random.seed(b)  # timm's augmentations draw from this global state
@@ -32,7 +33,7 @@ def seed_all(*key: int) -> None:
 
 @contextlib.contextmanager
 def randomness_restored() -> Iterator[None]:
-    """Put the CPU states of torch, numpy and random back as they were before the block."""
+    """Restore the CPU random states of torch, numpy and random after the block."""
     states = random.getstate(), np.random.get_state(), torch.get_rng_state()
     try:
         yield

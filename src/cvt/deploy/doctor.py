@@ -1,4 +1,4 @@
-"""What is installed here, and what each backend can do on this machine: tried, not guessed."""
+"""Diagnosis of an installation: packages, machine, and a trial of every backend."""
 
 from __future__ import annotations
 
@@ -16,82 +16,81 @@ import psutil
 from cvt.system.errors import InputError
 from cvt.system.machine import available_cores, describe_machine, native_bf16, native_int8
 
-TRIED = "cvt_nano.fashion_mnist"  # the weights in this package, so that nothing is downloaded
+_MODEL = "cvt_nano.fashion_mnist"  # its weights are in this package: nothing is downloaded
 
 
 @dataclass(frozen=True, kw_only=True)
 class Package:
-    """A package that this one needs, or that an extra of it brings."""
+    """A dependency, required or of an extra."""
 
     name: str
     version: str | None
-    """None where it is not installed."""
+    """None if it is not installed."""
     extra: str | None
-    """The extra that brings it; None for one that all need."""
+    """The extra that installs it; None if it is required."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Trial:
-    """A backend at work, or why it does not."""
+    """The result of running one backend."""
 
     backend: str
     precision: str
     device: str
     milliseconds: float | None = None
-    """Of an image alone, 28x28, through `cvt_nano`, the median of 20; None where it failed."""
+    """Latency of one 28x28 image with `cvt_nano`, median of 20 calls; None if it failed."""
     difference: float | None = None
-    """Of the logits from those of PyTorch in fp32, in units of the largest."""
+    """The largest difference of any logit from PyTorch in fp32, relative to the largest logit."""
     reason: str | None = None
-    """Why it failed, or in what it is slow, in one line."""
-    mend: str | None = None
-    """What to do about it, where `reason` does not say so."""
+    """Why it failed or is slow, in one line."""
 
     @property
     def works(self) -> bool:
-        """Whether it computed logits near enough to PyTorch's."""
+        """Whether its logits agree with PyTorch's."""
         return self.milliseconds is not None
 
 
 @dataclass(frozen=True, kw_only=True)
 class Diagnosis:
-    """What `examine` found."""
+    """The result of `diagnose`."""
 
     machine: dict[str, str]
-    """Processor, system, versions, cores, memory, bfloat16, GPUs, where downloads are kept."""
+    """Processor, system, versions, cores, memory, bfloat16, GPUs, download directory."""
     packages: tuple[Package, ...]
     trials: tuple[Trial, ...]
 
     @property
     def healthy(self) -> bool:
-        """Whether all that everybody needs is there, and PyTorch computes."""
+        """Whether every required package is installed and PyTorch computes."""
         return (all(p.version for p in self.packages if p.extra is None)
                 and any(t.works for t in self.trials if t.backend == "eager"))
 
     def missing(self) -> dict[str, tuple[str, ...]]:
-        """What is not installed, by the extra that brings it; "" for what all need."""
-        found: dict[str, tuple[str, ...]] = {}
+        """Missing packages by the extra that installs them; "" for required ones."""
+        missing: dict[str, tuple[str, ...]] = {}
         for package in self.packages:
             if package.version is None:
-                key = package.extra or ""
-                found[key] = (*found.get(key, ()), package.name)
-        return found
+                extra = package.extra or ""
+                missing[extra] = (*missing.get(extra, ()), package.name)
+        return missing
 
 
-def examine(*, compile: bool = False) -> Diagnosis:
-    """Look at packages and machine, and try every backend; downloads nothing.
+def diagnose(*, compile: bool = False) -> Diagnosis:
+    """Inspect packages and machine, and try every backend; downloads nothing.
 
-    compile: try torch.compile too, which takes a minute or more.
+    compile: also try torch.compile, which takes a minute or more.
     """
     packages, machine = tuple(_packages()), _machine()
     trials: tuple[Trial, ...] = ()
     if any(p.name == "torch" and p.version for p in packages):
         try:
-            import_module("torch")
-        except Exception as error:  # a library of it that is missing or of another system
-            trials = (Trial(backend="eager", precision="fp32", device="cpu", reason=_told(error),
-                            mend="install PyTorch again"),)
+            torch = import_module("torch")
+        except Exception as error:  # such as a shared library that is missing
+            trials = (Trial(backend="eager", precision="fp32", device="cpu",
+                            reason=f"{_first_line(error)}; install PyTorch again"),)
         else:
-            machine["GPUs"] = _gpus()
+            gpus = map(torch.cuda.get_device_name, range(torch.cuda.device_count()))
+            machine["GPUs"] = ", ".join(gpus) or "none that PyTorch sees"
             trials = tuple(_trials(compile))
     return Diagnosis(machine=machine, packages=packages, trials=trials)
 
@@ -110,27 +109,19 @@ def _packages() -> Iterator[Package]:
 
 
 def _machine() -> dict[str, str]:
-    found = describe_machine()
-    found["cores for this process"] = str(available_cores())
-    found["memory"] = f"{psutil.virtual_memory().total / 2**30:.1f} GiB"
+    machine = describe_machine()
+    machine["cores for this process"] = str(available_cores())
+    machine["memory"] = f"{psutil.virtual_memory().total / 2**30:.1f} GiB"
     for name, native in (("bfloat16", native_bf16()), ("int8", native_int8())):
-        found[name] = "in the processor" if native else "not in the processor, and so no faster"
+        machine[name] = "native" if native else "not native to this processor, so no faster"
     with contextlib.suppress(ImportError):
         from huggingface_hub.constants import HF_HUB_CACHE
 
-        found["downloaded weights"] = HF_HUB_CACHE
-    return found
-
-
-def _gpus() -> str:
-    import torch
-
-    names = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
-    return ", ".join(names) or "none that PyTorch sees"
+        machine["downloaded weights"] = HF_HUB_CACHE
+    return machine
 
 
 def _trials(compile: bool) -> Iterator[Trial]:
-
     from cvt.deploy.backends import PRECISIONS
     from cvt.system.device import pick_device
 
@@ -150,7 +141,7 @@ def _try(backend: str, precision: str, device: str) -> Trial:
     from cvt.deploy.backends import optimize
     from cvt.weights.models import create_model
 
-    model = create_model(TRIED).eval().to(device)
+    model = create_model(_MODEL).eval().to(device)
     generator = torch.Generator().manual_seed(0)
     images = [torch.randn(8, 3, 28, 28, generator=generator).to(device) for _ in range(4)]
     try:
@@ -159,12 +150,12 @@ def _try(backend: str, precision: str, device: str) -> Trial:
         seconds = []
         for _ in range(25):
             start = time.perf_counter()
-            fast(images[0][:1]).cpu()  # a GPU has not computed before it is asked
+            fast(images[0][:1]).cpu()  # the copy waits for a GPU to finish
             seconds.append(time.perf_counter() - start)
     except InputError as error:
         return Trial(backend=backend, precision=precision, device=device, reason=str(error))
-    except Exception as error:  # a compiler's or a driver's: whatever it is, it does not work here
-        return Trial(backend=backend, precision=precision, device=device, reason=_told(error))
+    except Exception as error:  # of a compiler or a driver: it does not work here
+        return Trial(backend=backend, precision=precision, device=device, reason=_first_line(error))
     slow = precision == "bf16" and device == "cpu" and not native_bf16()
     return Trial(backend=backend, precision=precision, device=device,
                  milliseconds=1000 * statistics.median(seconds[5:]),
@@ -172,5 +163,5 @@ def _try(backend: str, precision: str, device: str) -> Trial:
                  reason="emulated: this processor has no bfloat16" if slow else None)
 
 
-def _told(error: Exception) -> str:
+def _first_line(error: Exception) -> str:
     return f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"

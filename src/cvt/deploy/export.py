@@ -1,4 +1,4 @@
-"""A trained model as a directory that another runtime can serve: graph and manifest."""
+"""Export of a trained model to a directory with a graph and a manifest."""
 
 from __future__ import annotations
 
@@ -12,21 +12,19 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Literal
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from cvt.config import Act
 from cvt.data.config import DataConfig
 from cvt.data.dataset import Dataset, LabeledImages, relabel
-from cvt.data.datasets import load_dataset
-from cvt.data.folder import files
 from cvt.data.images import list_images
+from cvt.data.load import load_dataset
 from cvt.data.loader import Batch, evaluation_batches
 from cvt.deploy.graphs import (
-    GRAPHS,
+    GRAPH_FILES,
     Run,
-    check_possible,
+    check_format,
     onnx_graph,
     open_graph,
     openvino_graph,
@@ -36,15 +34,15 @@ from cvt.deploy.graphs import (
     traceable_side,
 )
 from cvt.deploy.manifest import MANIFEST, Format, Manifest, Precision, hash_files
-from cvt.deploy.quantize import MOST, check_enough, quantise, quantise_onnx
+from cvt.deploy.quantize import MAX_IMAGES, Images, check_enough
 from cvt.fast.network import Folded
 from cvt.system.errors import InputError
 from cvt.weights.card import ModelCard
 from cvt.weights.models import load_model
 
-# Of the largest logit. Rounding measures 1e-7 to 2e-6 in every format; a wrong graph, 1e-3 and up.
+# Relative to the largest logit. Rounding is 1e-7 to 2e-6 in every format, a wrong graph above 1e-3.
 TOLERANCE = 2e-5
-NOISE = (1, 3, 4)  # batches, where no image is given
+NOISE = (1, 3, 4)  # batch sizes, if there are no images
 BATCH = 16
 
 
@@ -52,45 +50,47 @@ def export(source: str | Path, destination: str | Path, to: Format, precision: P
            *, act: Act | None = None, images: Sequence[str | Path] | None = None,
            data: DataConfig | None = None, split: Literal["val", "train", "all"] = "val",
            max_drop: float = 1.0, overwrite: bool = False) -> Manifest:
-    """Write the model `source` as the directory `destination`, once its graph is proved right.
+    """Export the model `source` to the directory `destination`, after verifying its graph.
 
-    The graph is run by its own runtime on the CPU and its logits are compared with the PyTorch
+    The graph runs in its own runtime on the CPU, and its logits are compared with the PyTorch
     model's: on the labelled images of `data` and `split` if given, else on `images` (files and
-    folders), else on noise of a fixed seed; what was found is the manifest's `parity`. With `data`
-    the accuracy before and after is in it too. int8 is calibrated on up to 300 of `images`, else
-    of the training images of `data`. `source` and `act` are as for `cvt.load_model`.
+    folders), else on noise of a fixed seed. The result is the manifest's `parity`; with `data` it
+    includes the accuracy before and after. int8 is calibrated on up to 300 of `images`, else on
+    training images of `data`. `source` and `act` are as for `cvt.load_model`.
 
-    A torch graph of a network that sees images too small to trace (`traceable_side`) takes that
-    size alone; every other graph takes any. Raises InputError where the format lacks the precision
-    or a package is missing, where `destination` is there (unless it is an exported model and
-    `overwrite` is set), where images cannot be used, where float32 logits differ by more than
-    2e-5 of the largest, and where bf16 or int8 lose more than `max_drop` points of top-1. It then
-    leaves nothing.
+    A graph takes images of any size, except a torch graph of a network whose images are too small
+    to trace (`traceable_side`), which takes that size only.
+
+    Raises InputError, and writes nothing, if the format lacks the precision, a package is missing,
+    `destination` exists (unless it is an exported model and `overwrite` is set), images cannot be
+    used, float32 logits differ by more than 2e-5 of the largest, or bf16 or int8 lose more than
+    `max_drop` points of top-1.
     """
-    check_possible(to, precision)
+    check_format(to, precision)
     if not 0 <= max_drop <= 100:
         raise InputError(f"max_drop={max_drop} must be in [0, 100] points of top-1")
     destination = Path(os.path.abspath(destination))
     _check_place(destination, overwrite)
     if precision == "int8" and not images and data is None:
-        raise InputError("int8 is calibrated on images like those that the model will see; give "
-                         f"some {MOST} with --images, or a dataset with --data.name")
+        raise InputError("int8 needs calibration images like those that the model will see; give "
+                         f"about {MAX_IMAGES} with --images, or a dataset with --data.name")
     network, card = load_model(source, act=act)
     if card.model.num_classes == 0:
         raise InputError(f"{source} has no classifier, so it has no logits to export; train one "
                          "first")
     dataset = load_dataset(data) if data else None
     labelled: LabeledImages | None = getattr(dataset, split) if dataset else None
-    own = _images(images) if images else None
-    calibration = _calibration(card, own, dataset) if precision == "int8" else []
+    unlabelled = _images(images) if images else None
+    calibration = (_calibration(card, unlabelled, dataset) if precision == "int8"
+                   else [])
 
     destination.parent.mkdir(parents=True, exist_ok=True)
     part = destination.with_name(f".{destination.name}.{secrets.token_hex(4)}")
-    part.mkdir()  # not by mkdtemp, which keeps its directory to the owner; results are for all
+    part.mkdir()  # not mkdtemp, whose directories only their owner can read
     try:
-        graph = part / GRAPHS[to]
+        graph = part / GRAPH_FILES[to]
         _write_graph(graph, network, card, to, precision, calibration)
-        parity = _compare(network, open_graph(graph, to, precision), card, labelled, own)
+        parity = _compare(network, open_graph(graph, to, precision), card, labelled, unlabelled)
         _check_parity(parity, precision, max_drop)
         if calibration:
             parity["calibrated"] = sum(map(len, calibration))
@@ -111,35 +111,35 @@ def _check_place(destination: Path, overwrite: bool) -> None:
     if not destination.exists():
         return
     if not overwrite:
-        raise InputError(f"{destination} is there already; give another place, or --overwrite")
+        raise InputError(f"{destination} exists already; give another directory, or --overwrite")
     if any(destination.iterdir()) and not (destination / MANIFEST).is_file():
-        raise InputError(f"{destination} has no {MANIFEST}, so it is no exported model and will "
-                         "not be replaced; give another place")
+        raise InputError(f"{destination} has no {MANIFEST}, so it is not an exported model and "
+                         "will not be replaced; give another directory")
 
 
 def _images(names: Sequence[str | Path]) -> LabeledImages:
-    """Every image of files and folders, all of one nameless class."""
+    """The images of files and folders, all with the same label."""
     paths: list[Path] = []
     for path in map(Path, names):
-        found = list_images(path) if path.is_dir() else [path]
-        if not found:
+        members = list_images(path) if path.is_dir() else [path]
+        if not members:
             raise InputError(f"{path} has no images in it or below it")
-        paths += found
-    return files(("",), paths, (0,) * len(paths))
+        paths += members
+    return LabeledImages.from_files(("",), paths, (0,) * len(paths))
 
 
-def _some(images: LabeledImages, most: int) -> LabeledImages:
-    """At most `most` of the images, evenly spread, for folders are sorted by class."""
-    n = min(most, len(images))
+def _sample(images: LabeledImages) -> LabeledImages:
+    """At most `MAX_IMAGES` of the images, evenly spread, since folders are sorted by class."""
+    n = min(MAX_IMAGES, len(images))
     return images.choose([i * len(images) // n for i in range(n)])
 
 
-def _calibration(card: ModelCard, own: LabeledImages | None, dataset: Dataset | None
-                 ) -> list[np.ndarray]:
-    source = own if own is not None else dataset.train if dataset else None
+def _calibration(card: ModelCard, unlabelled: LabeledImages | None, dataset: Dataset | None
+                 ) -> list[Images]:
+    source = dataset.train if unlabelled is None and dataset else unlabelled
     assert source is not None
     check_enough(len(source))  # before they are read
-    return [images.numpy() for images, _ in _batches(_some(source, MOST), card)]
+    return [images.numpy() for images, _ in _batches(_sample(source), card)]
 
 
 def _batches(images: LabeledImages, card: ModelCard) -> Iterable[Batch]:
@@ -147,41 +147,36 @@ def _batches(images: LabeledImages, card: ModelCard) -> Iterable[Batch]:
 
 
 def _write_graph(path: Path, network: nn.Module, card: ModelCard, to: Format,
-                 precision: Precision, calibration: Sequence[np.ndarray]) -> None:
+                 precision: Precision, calibration: Sequence[Images]) -> None:
     folded = Folded(network).eval()  # type: ignore[arg-type]
-    least, size = traceable_side(card.model), card.preprocess.size
-    # Another size than the model's own, so that the comparison shows an axis that is not free.
-    sides = (least + 16, least + 48)
-    fixed = to == "torch" and size < least
+    min_side, size = traceable_side(card.model), card.preprocess.size
+    # Not the size of the model's images, so that the comparison reveals a fixed axis.
+    sides = (min_side + 16, min_side + 48)
+    fixed = to == "torch" and size < min_side
     example = _noise(2, card, *((size, size) if fixed else sides))
     if to == "torch":
         torch_graph(folded, path, example=example, bf16=precision == "bf16", fixed_size=fixed)
     elif to == "openvino":
-        model = openvino_graph(folded, example=example)
-        if precision == "int8":
-            model = quantise(model, calibration)
+        model = openvino_graph(folded, example=example, calibration=calibration)
         save_openvino(model, path, half=precision == "bf16")
-    elif precision == "int8":
-        with tempfile.TemporaryDirectory(dir=path.parent) as place:
-            whole = Path(place) / path.name
-            onnx_graph(folded, whole, example=example)
-            quantise_onnx(whole, path, calibration)
     else:
-        onnx_graph(folded, path, example=example)
+        onnx_graph(folded, path, example=example, calibration=calibration)
 
 
 def _noise(n: int, card: ModelCard, height: int, width: int) -> Tensor:
-    """Images of white noise, of the statistics that the preprocessing gives."""
+    """White noise with the statistics of preprocessed images."""
     generator = torch.Generator().manual_seed(0)
     return torch.randn(n, card.model.in_chans, height, width, generator=generator)
 
 
 def _compare(network: nn.Module, run: Run, card: ModelCard, labelled: LabeledImages | None,
-             own: LabeledImages | None) -> dict[str, float]:
+             unlabelled: LabeledImages | None) -> dict[str, float]:
     """The manifest's `parity` of the graph that `run` runs."""
     if labelled is not None:
         labelled = relabel(labelled, card.classes)
-    source = labelled if labelled is not None else _some(own, MOST) if own is not None else None
+    source = labelled
+    if source is None and unlabelled is not None:
+        source = _sample(unlabelled)
     size = card.preprocess.size
     batches: Iterable[Batch]
     if source is None:
@@ -213,8 +208,8 @@ def _compare(network: nn.Module, run: Run, card: ModelCard, labelled: LabeledIma
 def _check_parity(parity: dict[str, float], precision: Precision, max_drop: float) -> None:
     difference = parity["difference"]
     if not math.isfinite(difference):
-        raise InputError("the logits are not finite numbers; the weights hold infinities or NaN, "
-                         "or their values are too large for this precision")
+        raise InputError("the logits are not finite; the weights hold infinities or NaN, or their "
+                         "values are too large for this precision")
     if precision == "fp32":
         if difference > TOLERANCE:
             raise InputError(f"the graph's logits differ from the PyTorch model's by "
@@ -230,7 +225,7 @@ def _check_parity(parity: dict[str, float], precision: Precision, max_drop: floa
 
 
 def _into_place(part: Path, destination: Path) -> None:
-    """Move the finished directory to where it belongs; what was there goes once it is."""
+    """Move the finished directory to `destination`; an old one is deleted after that."""
     if not destination.exists():
         part.rename(destination)
         return

@@ -1,4 +1,4 @@
-"""What lies beside an exported graph: `manifest.json`, which says how to use it. No torch."""
+"""The manifest of an exported model: `manifest.json`, which says how to use the graph. No torch."""
 
 from __future__ import annotations
 
@@ -22,51 +22,51 @@ SCHEMA = 1
 
 @dataclass(frozen=True, kw_only=True)
 class Manifest:
-    """An exported model but for its graph. Raises InputError for values that mean nothing."""
+    """Description of an exported model. Raises InputError for invalid values."""
 
     format: Format
-    """Which runtime the graph is for."""
+    """The runtime that the graph is for."""
     precision: Precision
-    """What it computes in. For "openvino" and "bf16" it is a hint to give when compiling."""
+    """Arithmetic precision. For "openvino" with "bf16" it is a hint for the compilation."""
     graph: str
-    """The graph's file in the directory: model.onnx, model.xml or model.pt2."""
+    """File name of the graph: model.onnx, model.xml or model.pt2."""
     hashes: Mapping[str, str]
-    """SHA-256, in hexadecimal, of every other file in the directory, by name."""
+    """Hexadecimal SHA-256 of every other file in the directory, by file name."""
     card: ModelCard
     """Network, preprocessing and classes."""
     parity: Mapping[str, float]
-    """Against the PyTorch model in float32: `difference` (largest of logits, over the largest
-    logit), `agreement` (fraction of equal top-1 in [0, 1]), on `images` images and `noise`
-    images of noise; `accuracy_before` and `accuracy_after` (top-1 in percent) on `labelled`
-    images, where they were given; `calibrated` images behind int8."""
+    """Comparison with the PyTorch model in float32: `difference` (largest of any logit, relative
+    to the largest logit) and `agreement` (fraction of equal top-1 in [0, 1]) on `images` images or
+    `noise` images of noise; `accuracy_before` and `accuracy_after` (top-1 in percent) on `labelled`
+    images, if given; `calibrated`, the number of calibration images of int8."""
     versions: Mapping[str, str]
-    """What wrote it: package name to version."""
+    """Versions of the packages that wrote it, by name."""
     schema: int = SCHEMA
-    """Of this file; a reader refuses one newer than it knows."""
+    """Version of this file's schema; a newer one than `SCHEMA` is rejected."""
 
     def __post_init__(self) -> None:
         check_types(self)
-        check(self.schema >= 1, f"schema={self.schema} must be a number from 1")
+        check(self.schema >= 1, f"schema={self.schema} must be at least 1")
         for name in (self.graph, *self.hashes):
             check(_plain(name), f"{name!r} is not the name of a file beside {MANIFEST}")
         check(self.graph in self.hashes, f"graph={self.graph!r} is not among the hashes")
 
     def to_dict(self) -> dict[str, Any]:
-        """The content of manifest.json."""
+        """Return the content of manifest.json."""
         fields = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
         plain = {k: dict(v) if isinstance(v, Mapping) else v for k, v in fields.items()}
         return {"schema": plain.pop("schema"), **plain, "card": self.card.to_dict()}
 
     def save(self, directory: str | Path) -> None:
-        """Write manifest.json into `directory`, which exists."""
+        """Write manifest.json into the existing `directory`."""
         write_mapping(self.to_dict(), Path(directory) / MANIFEST)
 
     @classmethod
     def load(cls, directory: str | Path, *, verify: bool = True) -> Manifest:
-        """Read manifest.json; every file that it names is there and, with `verify`, unchanged.
+        """Read manifest.json and check that its files exist and, with `verify`, match their hashes.
 
-        Raises InputError where it is absent, damaged, of a newer schema, says nonsense or names
-        files outside the directory, and where a file is missing or has another hash.
+        Raises InputError if it is missing, corrupt, invalid, of a newer schema or names files
+        outside the directory, and if a file is missing or has another hash.
         """
         directory = Path(directory)
         path = directory / MANIFEST
@@ -76,8 +76,8 @@ class Manifest:
         data = read_mapping(path)
         schema = data.get("schema")
         if isinstance(schema, int) and schema > SCHEMA:
-            raise InputError(f"{path} is of schema {schema}, this version knows {SCHEMA}; install "
-                             "the version of cvt-torch that wrote it, or a later one")
+            raise InputError(f"{path} has schema {schema}, this version reads {SCHEMA}; install "
+                             "the version of cvt-torch that wrote it, or a newer one")
         try:
             manifest = from_mapping(cls, {**data, "card": _card(data.get("card"))}, "it")
         except InputError as error:
@@ -88,26 +88,25 @@ class Manifest:
                 raise InputError(f"{directory} lacks {name}, which its {MANIFEST} names; copy the "
                                  "whole directory again")
             if verify and sha256(file) != expected:
-                raise InputError(f"{file} is not what was exported: its SHA-256 differs from that "
-                                 f"in {MANIFEST}, so it was damaged or edited after the export; "
-                                 "copy it again or export again")
+                raise InputError(f"{file} is corrupt or was edited after the export: its SHA-256 "
+                                 f"differs from that in {MANIFEST}; copy it again or export again")
         return manifest
 
 
 def sha256(path: Path) -> str:
-    """The SHA-256 of a file, in hexadecimal."""
+    """Return the hexadecimal SHA-256 of a file."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def hash_files(directory: Path) -> dict[str, str]:
-    """The SHA-256 of every file in `directory` but the manifest, by name."""
+    """Return the SHA-256 of every file in `directory` except the manifest, by file name."""
     return {path.name: sha256(path) for path in sorted(directory.iterdir())
             if path.is_file() and path.name != MANIFEST}
 
 
 def _plain(name: object) -> bool:
-    """Whether `name` can only be a file in the directory itself, on any system."""
+    """Whether `name` is a file name without a path, on any system."""
     return (isinstance(name, str) and name not in ("", ".", "..", MANIFEST)
             and not any(c in name for c in "/\\:\0"))
 

@@ -21,21 +21,22 @@ if TYPE_CHECKING:
 
 Images = NDArray[np.float32]  # (B, C, H, W), prepared
 
-# Ranges that a handful of images show are not those of the next one; NNCF's own default is 300.
-LEAST, MOST = 8, 300
+# A handful of images does not show the ranges of the next one; NNCF's own default is 300.
+MIN_IMAGES, MAX_IMAGES = 8, 300
 
 
-def quantise(model: openvino.Model, batches: Sequence[Images]) -> openvino.Model:
-    """`model` with 8-bit arithmetic, calibrated on the images in `batches`; `model` stays.
+def quantize(model: openvino.Model, batches: Sequence[Images]) -> openvino.Model:
+    """Return a copy of `model` in 8-bit arithmetic, calibrated on the images in `batches`.
 
-    Post-training quantisation of NNCF for Transformers: weights by channel, activations by tensor,
-    both symmetric, with SmoothQuant and bias correction; softmax and norms stay in floating point.
-    Raises InputError for fewer than 8 images and where nncf is not installed.
+    Post-training quantization by NNCF for Transformers: weights per channel, activations per
+    tensor, both symmetric, with SmoothQuant and bias correction; softmax and norms stay in floating
+    point.
+    Raises InputError for fewer than 8 images and if nncf is not installed.
     """
     images = _images(batches)
     nncf = require("nncf", "openvino")
     openvino_core()  # before NNCF compiles graphs of its own
-    # It draws progress bars, and makes torch look for a CUDA compiler.
+    # NNCF draws progress bars, and makes torch look for a CUDA compiler.
     with (_silent("nncf"), _silent("torch.utils.cpp_extension"),
           contextlib.redirect_stdout(io.StringIO())):
         return nncf.quantize(model.clone(), nncf.Dataset(images), subset_size=len(images),
@@ -43,28 +44,28 @@ def quantise(model: openvino.Model, batches: Sequence[Images]) -> openvino.Model
                              preset=nncf.QuantizationPreset.PERFORMANCE)
 
 
-def quantise_onnx(source: str | Path, destination: str | Path, batches: Sequence[Images]) -> None:
-    """The ONNX model `source` as `destination`, with 8-bit products, calibrated on `batches`.
+def quantize_onnx(source: str | Path, destination: str | Path, batches: Sequence[Images]) -> None:
+    """Write the ONNX model `source` to `destination` with 8-bit products, calibrated on `batches`.
 
-    Static quantisation of ONNX Runtime in QDQ form: convolutions and matrix products, weights by
-    channel. Softmax, norms, activations and additions stay in floating point, for exactness.
-    Raises InputError for fewer than 8 images and where onnxruntime is not installed.
+    Static quantization by ONNX Runtime in QDQ format: convolutions and matrix products, weights per
+    channel. Softmax, norms, activations and additions stay in floating point, for accuracy.
+    Raises InputError for fewer than 8 images and if onnxruntime is not installed.
     """
     images = _images(batches)
     require("onnx", "onnx")
     ort = require("onnxruntime.quantization", "onnx")
 
     class Reader(ort.CalibrationDataReader):  # type: ignore[misc, name-defined]
-        """The images one by one, as ONNX Runtime asks for them."""
+        """Feeds the images to ONNX Runtime one by one."""
 
         def __init__(self) -> None:
             self.feeds = iter([{"images": image} for image in images])
 
         def get_next(self) -> dict[str, Images] | None:
-            """The next image, None after the last."""
+            """Return the next image, or None after the last."""
             return next(self.feeds, None)
 
-    with _silent(None):  # it advises a preprocessing that the exporter has done
+    with _silent(None):  # it recommends a preprocessing step that the exporter has done
         ort.quantize_static(str(source), str(destination), Reader(), per_channel=True,
                             quant_format=ort.QuantFormat.QDQ,
                             op_types_to_quantize=["Conv", "MatMul", "Gemm"],
@@ -73,22 +74,22 @@ def quantise_onnx(source: str | Path, destination: str | Path, batches: Sequence
 
 
 def _images(batches: Sequence[Images]) -> list[Images]:
-    """Batches of one: a batch counts as one sample to the calibrators, however large it is."""
-    images = [batch[i:i + 1] for batch in batches for i in range(len(batch))][:MOST]
+    """Batches of one image: calibrators count each batch as one sample."""
+    images = [batch[i:i + 1] for batch in batches for i in range(len(batch))][:MAX_IMAGES]
     check_enough(len(images))
     return images
 
 
 def check_enough(n: int) -> None:
-    """Raise InputError where `n` images are too few to calibrate on."""
-    if n < LEAST:
-        raise InputError(f"int8 is calibrated on at least {LEAST} images, {n} given; give some "
-                         f"{MOST} like those that the model will see")
+    """Raise InputError if `n` images are too few for calibration."""
+    if n < MIN_IMAGES:
+        raise InputError(f"int8 needs at least {MIN_IMAGES} images for calibration, got {n}; give "
+                         f"about {MAX_IMAGES} like those that the model will see")
 
 
 @contextlib.contextmanager
 def _silent(name: str | None) -> Iterator[None]:
-    """Only errors from the logger `name`, None for the root's."""
+    """Log only errors to the logger `name`; None is the root logger."""
     logger = logging.getLogger(name)
     level = logger.level
     logger.setLevel(logging.ERROR)

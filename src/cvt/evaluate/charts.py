@@ -1,4 +1,4 @@
-"""Charts as SVG for a page's own colours: light or dark, as its CSS variables say."""
+"""Charts as SVG in the colors of the page's CSS variables, light or dark."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from cvt.evaluate.metrics import BINS, Bin, Proportion
+from cvt.evaluate.metrics import NUM_BINS, Bin, Proportion
 
-# Drawn in colours that occur nowhere else, each then replaced by a CSS variable.
+# Placeholder colors; each is then replaced by a CSS variable.
 INK, MUTED, LINE, ACCENT, WARM = "#010203", "#010204", "#010205", "#010206", "#010207"
 VARIABLES = {INK: "--ink", MUTED: "--muted", LINE: "--line", ACCENT: "--accent", WARM: "--warm"}
 STYLE: dict[Any, Any] = {
@@ -46,19 +46,19 @@ def loss_chart(history: Sequence[Row]) -> str:
 
 
 def top1_chart(history: Sequence[Row]) -> str:
-    """Top-1 on the validation images by epoch, the best marked, as SVG."""
+    """Validation top-1 accuracy by epoch, with the best epoch marked, as SVG."""
     with mpl.rc_context(STYLE):
         figure, axes = _epochs(history, height=2.5)
         axes.plot(*_series(history, "val_top1"), color=ACCENT)
         best = max(history, key=lambda row: row["val_top1"])
         axes.plot(best["epoch"], best["val_top1"], "o", color=WARM, markersize=5, label="best")
-        axes.yaxis.set_major_formatter(lambda value, _: f"{100 * value:.3g} %")
+        axes.yaxis.set_major_formatter(lambda value, _: f"{100 * value:.3g}%")
         axes.legend(loc="lower left", bbox_to_anchor=(-0.02, 1.0), borderpad=0, handlelength=1)
         return _svg(figure, "top1", "Validation top-1 accuracy by epoch")
 
 
 def lr_chart(history: Sequence[Row]) -> str:
-    """The learning rate at the end of each epoch, as a small SVG."""
+    """Learning rate at the end of each epoch, as a small SVG."""
     with mpl.rc_context(STYLE):
         peak = max(row["lr"] for row in history)
         figure, axes = _epochs(history, height=1.4)
@@ -68,31 +68,32 @@ def lr_chart(history: Sequence[Row]) -> str:
         return _svg(figure, "lr", "Learning rate by epoch")
 
 
-def reliability_chart(reliability: Sequence[Bin]) -> str:
-    """Accuracy by confidence with 95 % intervals, over the number of predictions, as SVG."""
-    filled = [b for b in reliability if b.n]
-    parts = [Proportion.of(round(b.accuracy * b.n), b.n) for b in filled]
+def reliability_diagram(bins: Sequence[Bin]) -> str:
+    """Accuracy by confidence with 95 % confidence intervals, and a histogram, as SVG."""
+    filled = [b for b in bins if b.n]
     with mpl.rc_context(STYLE | {"axes.grid.axis": "both"}):
         figure = Figure(figsize=(4.6, 4.4), layout="constrained")
         top, low = figure.subplots(2, sharex=True, height_ratios=(4, 1))
         top.plot((0, 1), (0, 1), color=MUTED, linewidth=1, dashes=(3, 2))
-        for part, b in zip(parts, filled, strict=True):
-            top.plot((b.confidence,) * 2, (part.low, part.high), color=ACCENT, linewidth=1.2)
+        for b in filled:
+            interval = Proportion.of(round(b.accuracy * b.n), b.n)
+            top.plot((b.confidence,) * 2, (interval.low, interval.high), color=ACCENT,
+                     linewidth=1.2)
             top.plot((b.confidence,) * 2, (b.confidence, b.accuracy), color=WARM, linewidth=2.6)
             top.plot(b.confidence, b.accuracy, "o", color=ACCENT, markersize=5, clip_on=False)
         top.set(xlim=(0, 1.015), ylim=(0, 1.015), ylabel="accuracy")
-        low.bar([(i + 0.5) / BINS for i in range(BINS)], [b.n for b in reliability],
-                width=0.86 / BINS, color=ACCENT)
+        low.bar([(i + 0.5) / NUM_BINS for i in range(NUM_BINS)], [b.n for b in bins],
+                width=0.86 / NUM_BINS, color=ACCENT)
         low.set(xlabel="confidence", ylabel="images")
         low.grid(axis="x", visible=False)
         low.yaxis.set_major_locator(MaxNLocator(2, integer=True))
         for axis in (top.xaxis, top.yaxis):
-            axis.set_major_formatter(lambda value, _: f"{100 * value:.3g} %")
-        return _svg(figure, "reliability", "Accuracy by confidence; on the diagonal they agree")
+            axis.set_major_formatter(lambda value, _: f"{100 * value:.3g}%")
+        return _svg(figure, "reliability", "Reliability diagram: accuracy by confidence")
 
 
 def _epochs(history: Sequence[Row], height: float) -> tuple[Figure, Axes]:
-    """A figure of `height` inches with an axis of epochs."""
+    """A figure of `height` inches whose x axis is the epoch."""
     figure = Figure(figsize=(4.6, height), layout="constrained")
     axes = figure.subplots()
     axes.set_xlabel("epoch")
@@ -108,25 +109,24 @@ def _series(history: Sequence[Row], key: str) -> tuple[list[float], list[float]]
 
 
 def _marker(history: Sequence[Row]) -> str | None:
-    """One epoch makes no line, so it is a dot."""
+    """A dot for a single epoch, which makes no line."""
     return "o" if len(history) == 1 else None
 
 
 def _svg(figure: Figure, name: str, label: str) -> str:
-    """`figure` as an SVG element for HTML, the same bytes for the same data.
+    """`figure` as an SVG element for HTML, deterministic for the same data.
 
-    `name` keeps its ids apart from other charts' on the page, `label` is read to those who do not
-    see it.
+    `name` makes its ids unique on the page; `label` is for screen readers.
     """
     file = io.StringIO()
     figure.savefig(file, format="svg", transparent=True,
                    metadata=dict.fromkeys(("Date", "Creator", "Format", "Type")))
     text = file.getvalue()
     text = text[text.index("<svg"):]
-    # In HTML an SVG needs no namespaces, and matplotlib's style element would act on all the page.
+    # SVG in HTML needs no namespaces, and matplotlib's style element would affect the whole page.
     text = re.sub(r'\s+xmlns(:\w+)?="[^"]*"', "", text).replace("xlink:href", "href")
     text = re.sub(r'<style type="text/css">.*?</style>', "", text, flags=re.DOTALL)
     text = re.sub(r'(\bid="|href="#|url\(#)', rf"\g<1>{name}-", text)
-    for colour, variable in VARIABLES.items():
-        text = text.replace(colour, f"var({variable})")
+    for color, variable in VARIABLES.items():
+        text = text.replace(color, f"var({variable})")
     return text.replace("<svg", f'<svg class="chart" role="img" aria-label="{label}"', 1)

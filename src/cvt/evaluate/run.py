@@ -1,4 +1,4 @@
-"""A model on labelled images."""
+"""Evaluate a model on labelled images."""
 
 from __future__ import annotations
 
@@ -14,8 +14,9 @@ from torch import Tensor, nn
 from cvt.config import Act
 from cvt.data.config import DataConfig
 from cvt.data.dataset import LabeledImages, relabel
-from cvt.data.datasets import load_dataset
-from cvt.data.loader import Batch, Faults, evaluation_batches
+from cvt.data.load import load_dataset
+from cvt.data.loader import Batch, evaluation_batches
+from cvt.data.unreadable import UnreadableImages
 from cvt.evaluate.metrics import Evaluation, score
 from cvt.evaluate.report import write_report
 from cvt.system.device import autocast, device_name, out_of_memory, pick_device
@@ -31,25 +32,25 @@ METRICS, REPORT, RECIPE, EVALUATION = "metrics.json", "report.html", "recipe.yam
 
 def evaluate(model: nn.Module, card: ModelCard, images: LabeledImages, *, batch_size: int = 64,
              workers: int = 0, precision: str = "fp32", max_unreadable: float = 0.0) -> Evaluation:
-    """Score `model` on `images`, prepared as its card says, on the device it is on.
+    """Evaluate `model` on `images`, preprocessed as in `card`, on the model's device.
 
-    Images that cannot be read count as wrong, as `score` has it. Raises InputError where more
-    than the fraction `max_unreadable` cannot be, or the images have a class that the model does
-    not know.
+    Unreadable images count as wrong; see `score`. Raises InputError if more than the fraction
+    `max_unreadable` of the images are unreadable, or if the images have a class that the model does
+    not have.
     """
     images = relabel(images, card.classes)
-    unreadable = Faults(images, max_unreadable)
+    unreadable = UnreadableImages(images, max_unreadable)
     batches = evaluation_batches(images, card.preprocess, batch_size=batch_size, workers=workers,
                                  unreadable=unreadable)
     logits, labels = classify(model, batches, precision=precision)
-    return evaluation_of(images, logits, labels, unreadable)
+    return score_logits(images, logits, labels, unreadable)
 
 
-def evaluation_of(images: LabeledImages, logits: Tensor, labels: Tensor, unreadable: Faults
-                  ) -> Evaluation:
-    """What `classify` gave of `images` in their order, but those that are `unreadable`, scored.
+def score_logits(images: LabeledImages, logits: Tensor, labels: Tensor,
+                 unreadable: UnreadableImages) -> Evaluation:
+    """Evaluate the result of `classify` for `images`, in order and without those `unreadable`.
 
-    Raises InputError where none can be read.
+    Raises InputError if all images are unreadable.
     """
     if not len(labels):
         raise InputError(f"none of {len(images)} images can be read; the first: "
@@ -60,24 +61,24 @@ def evaluation_of(images: LabeledImages, logits: Tensor, labels: Tensor, unreada
 
 def classify(model: nn.Module, batches: Iterable[Batch], *,
              precision: str = "fp32") -> tuple[Tensor, Tensor]:
-    """Logits (n, K) float32 and labels (n,) of all batches, on the CPU; `model` in evaluation.
+    """Logits (n, K) float32 and labels (n,) of all batches, on the CPU; `model` in evaluation mode.
 
-    Where memory runs out a batch is computed in smaller parts, and so are those after it. Raises
-    InputError where it does not suffice for one image.
+    When memory runs out, this batch and the next ones are split into smaller parts. Raises
+    InputError if memory is too small for one image.
     """
     device = next(model.parameters()).device
     was_training = model.training
     model.eval()
     logits, labels = [torch.empty(0)], [torch.empty(0, dtype=torch.int64)]
-    at_a_time: int | None = None  # images; None for whole batches
+    part_size: int | None = None  # images; None for whole batches
     with torch.inference_mode(), autocast(device, precision):
         for images, target in batches:
             images = images.to(device, non_blocking=True)
-            while (out := _logits(model, images.split(at_a_time or len(images)))) is None:
-                if at_a_time == 1 or len(images) == 1:
-                    raise InputError("out of memory with one image at a time; take a smaller "
+            while (out := _logits(model, images.split(part_size or len(images)))) is None:
+                if part_size == 1 or len(images) == 1:
+                    raise InputError("out of memory with one image at a time; use a smaller "
                                      "network, smaller images or another device")
-                at_a_time = -(-min(at_a_time or len(images), len(images)) // 2)
+                part_size = -(-min(part_size or len(images), len(images)) // 2)
             logits.append(out)
             labels.append(target)
     model.train(was_training)
@@ -85,28 +86,29 @@ def classify(model: nn.Module, batches: Iterable[Batch], *,
 
 
 def _logits(model: nn.Module, parts: Iterable[Tensor]) -> Tensor | None:
-    """Those of all parts together; None where memory runs out."""
+    """Logits of all parts; None if memory runs out."""
     try:
         return torch.cat([model(part).float().cpu() for part in parts])
     except RuntimeError as error:
         if not out_of_memory(error):
             raise
-        return None  # and the traceback, which holds the tensors, is gone
+        return None  # outside of the handler the traceback no longer keeps tensors alive
 
 
 def evaluate_model(model: str | Path, *, output: Path | None = None, data: DataConfig | None = None,
                    split: Literal["val", "train", "all"] = "val", batch_size: int = 64,
                    precision: str = "fp32", device: str = "auto", act: Act | None = None
                    ) -> tuple[Evaluation, Path]:
-    """Score a model; its evaluation, and where metrics.json and report.html went.
+    """Evaluate a model; returns its evaluation and the directory of metrics.json and report.html.
 
-    `model` and `act` are as for `cvt.load_model`. `data` is by default what the model was trained
-    with, as recipe.yaml beside it says; `output` is evaluation/ beside it, for the zoo's and the
-    hub's runs/NAME/evaluation. Raises InputError where model or images cannot be used.
+    model, act: as for `cvt.load_model`. data: by default the data that the model was trained with,
+    from recipe.yaml in its directory. output: by default evaluation/ in the model's directory, or
+    runs/NAME/evaluation for models of the zoo and the hub. Raises InputError if the model or the
+    images cannot be used.
     """
     network, card = load_model(model, act=act)
-    named = str(model) in ZOO or not Path(model).exists()
-    home = Path("runs") / Path(model).name if named else Path(model)
+    by_name = str(model) in ZOO or not Path(model).exists()
+    home = Path("runs") / Path(model).name if by_name else Path(model)
     home = home.parent if home.is_file() else home
     data = data or _trained_with(shipped(model) or home)
     dataset = load_dataset(data)
@@ -128,6 +130,6 @@ def evaluate_model(model: str | Path, *, output: Path | None = None, data: DataC
 def _trained_with(home: Path) -> DataConfig:
     path = home / RECIPE
     if not path.is_file():
-        raise InputError(f"{home} has no {RECIPE} that says which images it was trained with; "
-                         "name them with --data.name and --data.root")
+        raise InputError(f"{home} has no {RECIPE} with the data that the model was trained with; "
+                         "give --data.name and --data.root")
     return from_mapping(DataConfig, read_mapping(path).get("data", {}), f"data in {path}")

@@ -1,1 +1,1 @@
-"""What the network looks at: attention, rollout, Grad-CAM and the tokens of every stage."""
+"""Explanations: attention, attention rollout, Grad-CAM and the tokens of every stage."""

@@ -1,15 +1,13 @@
-"""Where the class token looks: attention of every head and block, and its rollout.
+"""Attention of the class token by block and head, and attention rollout.
 
-The network itself computes attention as one fused operator, which keeps no weights. Here they are
-computed again, in the blocks of the last stage alone. Letters as in `cvt.model`.
+The network computes attention as one fused operator, which keeps no weights. Here the weights of
+the last stage's blocks are computed again. Shape letters as in `cvt.model`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -20,43 +18,48 @@ from cvt.model import Block, ConvAttention, CvT, heads, split, to_map
 
 
 @dataclass(frozen=True, kw_only=True)
-class Looked:
-    """Attention of the last stage, of a batch."""
+class Attention:
+    """Attention weights of the last stage for a batch."""
 
     weights: tuple[Tensor, ...]
-    """A block each: (B, N, 1 + T, 1 + S); a row sums to 1, the first is the class token's."""
+    """For each block (B, N, 1 + T, 1 + S); rows sum to 1, the first row is the class token's."""
     grid: Grid
     """(H, W) of the T tokens."""
-    keys: tuple[Grid, ...]
-    """(H, W) of the S keys, a block each."""
+    key_grids: tuple[Grid, ...]
+    """(H, W) of the S keys, for each block."""
 
-    def of_class_token(self) -> list[Tensor]:
-        """How much the class token looks at each key: (B, N, H, W) a block, on its grid of keys.
+    def cls_token_maps(self) -> list[Tensor]:
+        """Attention of the class token to each key, (B, N, H, W) for each block.
 
-        What it gives itself is left out, so a map sums to less than 1.
+        Its attention to itself is left out, so a map sums to less than 1.
         """
-        return [to_map(w[:, :, 0, 1:].mT, grid) for w, grid in zip(self.weights, self.keys,
-                                                                  strict=True)]
+        return [to_map(w[:, :, 0, 1:].mT, grid)
+                for w, grid in zip(self.weights, self.key_grids, strict=True)]
 
 
 @torch.no_grad()
-def look(model: CvT, images: Tensor) -> tuple[Tensor, list[Tensor], Looked | None]:
+def forward_attention(model: CvT, images: Tensor
+                      ) -> tuple[Tensor, list[Tensor], Attention | None]:
     """Logits (B, K), every stage's map (B, C, H, W) and the attention of the last stage.
 
-    images (B, C, H, W). Without a class token in the last stage there is no such attention, for
-    nothing there looks at the image as a whole: None.
+    images (B, C, H, W). The attention is None if the last stage has no class token.
     """
     stage, config = model.stages[-1], model.config.stages[-1]
-    seen: list[tuple[ConvAttention, Tensor, Grid]] = []
-    with _inputs_of([cast("Block", block).attn for block in stage.blocks], seen):
+    inputs: list[tuple[ConvAttention, Tensor, Grid]] = []
+    hooks = [cast("Block", block).attn.register_forward_pre_hook(
+        lambda attn, args: inputs.append((attn, *args))) for block in stage.blocks]
+    try:
         features, maps = model.forward_intermediates(images)
+    finally:
+        for hook in hooks:
+            hook.remove()
     logits = model.forward_head(features)
     if stage.cls_token is None:
         return logits, maps, None
-    grid = seen[0][2]
-    return logits, maps, Looked(
-        weights=tuple(attention_weights(attn, x, g) for attn, x, g in seen), grid=grid,
-        keys=tuple(config.block(i).grids_kv(grid)[0] for i in range(len(seen))))
+    grid = inputs[0][2]
+    return logits, maps, Attention(
+        weights=tuple(attention_weights(attn, x, g) for attn, x, g in inputs), grid=grid,
+        key_grids=tuple(config.block(i).grids_kv(grid)[0] for i in range(len(inputs))))
 
 
 def attention_weights(attn: ConvAttention, x: Tensor, grid: Grid) -> Tensor:
@@ -66,24 +69,24 @@ def attention_weights(attn: ConvAttention, x: Tensor, grid: Grid) -> Tensor:
     return (q @ k.mT * attn.scale).softmax(-1)
 
 
-def rollout(looked: Looked, config: StageConfig) -> Tensor:
-    """From which tokens the class token's content comes, (B, H, W), at most 1 in sum.
+def rollout(attention: Attention, config: StageConfig) -> Tensor:
+    """Attention rollout of the class token over the tokens, (B, H, W), with a sum of at most 1.
 
-    Attention rollout (Abnar and Zuidema, 2020): the product over the blocks of (A + I) / 2, where A
-    is the mean over the heads. Keys here are fewer than tokens; what a key gets is shared equally
+    The product over the blocks of (A + I) / 2, where A is the mean over the heads (Abnar and
+    Zuidema, 2020). There are fewer keys than tokens here; the attention to a key is shared equally
     by the tokens under its kernel. `config` is the last stage's.
     """
-    first = looked.weights[0]
+    first = attention.weights[0]
     total = torch.eye(first.shape[2], dtype=first.dtype, device=first.device)
-    for i, weights in enumerate(looked.weights):
-        spread = _spread(config.block(i), looked.grid).to(first)  # (1 + S, 1 + T)
+    for i, weights in enumerate(attention.weights):
+        spread = _key_to_tokens(config.block(i), attention.grid).to(first)  # (1 + S, 1 + T)
         mean = weights.mean(1) @ spread  # (B, 1 + T, 1 + T)
         total = (mean + torch.eye(mean.shape[-1], dtype=mean.dtype, device=mean.device)) / 2 @ total
-    return to_map(total[:, :1, 1:].mT, looked.grid)[:, 0]
+    return to_map(total[:, :1, 1:].mT, attention.grid)[:, 0]
 
 
-def _spread(config: StageConfig, grid: Grid) -> Tensor:
-    """Which tokens a key is made of, (1 + S, 1 + T), rows that sum to 1; the class token of itself.
+def _key_to_tokens(config: StageConfig, grid: Grid) -> Tensor:
+    """Share of each token in each key, (1 + S, 1 + T), rows sum to 1; the class token's is itself.
     """
     count = grid[0] * grid[1]
     tokens = torch.eye(count).view(count, 1, *grid)
@@ -92,18 +95,3 @@ def _spread(config: StageConfig, grid: Grid) -> Tensor:
         ceil_mode=config.projection == "avg")
     spread = keys.flatten(1).T  # (S, T)
     return torch.block_diag(torch.ones(1, 1), spread / spread.sum(1, keepdim=True))
-
-
-@contextmanager
-def _inputs_of(modules: Sequence[ConvAttention],
-               seen: list[tuple[ConvAttention, Tensor, Grid]]) -> Iterator[None]:
-    """Within the block, what each of `modules` is called with goes to `seen`."""
-    def keep(module: Any, args: tuple[Tensor, Grid]) -> None:
-        seen.append((module, *args))
-
-    handles = [module.register_forward_pre_hook(keep) for module in modules]
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()

@@ -1,4 +1,4 @@
-"""Grad-CAM (Selvaraju et al., 2017): where in a stage's map a class finds its evidence."""
+"""Grad-CAM (Selvaraju et al., 2017): where a stage's map supports a class."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ from cvt.system.errors import InputError
 
 def grad_cam(model: CvT, images: Tensor, stages: Sequence[int], classes: Tensor | None = None
              ) -> tuple[Tensor, dict[int, Tensor]]:
-    """Logits (B, K), and of each of `stages` the class activation map (B, H, W), not negative.
+    """Logits (B, K), and for each of `stages` the class activation map (B, H, W), at least 0.
 
     images (B, C, H, W); stages counted from 1; classes (B,), by default each image's most
-    probable one. A map's channels are weighted by the mean of their gradients and summed; what
-    speaks against the class is cut off. With a class token the last stage's map is the one that its
-    last block reads: what that block gives to the tokens reaches no logit. Raises InputError for a
-    stage that is not there.
+    probable one. The map is the sum of the stage's channels, weighted by the mean of their
+    gradients; negative values are set to 0. If the network has a class token, the map of the last
+    stage is the input of its last block, because that block's output tokens reach no logit. Raises
+    InputError for an unknown stage.
     """
     count = len(model.stages)
     for stage in stages:
         if not 1 <= stage <= count:
-            raise InputError(f"stage {stage} is not there; this network has stages 1 to {count}")
+            raise InputError(f"there is no stage {stage}; this network has stages 1 to {count}")
     if not stages:
         with torch.no_grad():
             return model(images), {}
@@ -39,7 +39,7 @@ def grad_cam(model: CvT, images: Tensor, stages: Sequence[int], classes: Tensor 
 
 
 def _forward(model: CvT, x: Tensor, first: int) -> tuple[Tensor, list[Tensor]]:
-    """Logits and every stage's map; gradients are kept from that of stage `first`, from 0, on."""
+    """Logits and every stage's map; gradients begin at the map of stage `first`, counted from 0."""
     maps = []
     for i, stage in enumerate(model.stages):
         last = i == len(model.stages) - 1
@@ -51,7 +51,7 @@ def _forward(model: CvT, x: Tensor, first: int) -> tuple[Tensor, list[Tensor]]:
                 x = stage.block(j, x, grid)
         if i == first:
             x = x.detach().requires_grad_()
-        # A map that is apart from the sequence would have no gradient, so it is put back in.
+        # A map split off from the sequence would have no gradient, so it is joined again.
         cls, fmap = stage.split(x, grid)
         maps.append(fmap)
         x = join(cls, fmap)

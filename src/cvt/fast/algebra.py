@@ -1,8 +1,8 @@
-"""The exact rewrites of a trained CvT, each with its derivation.
+"""Exact rewrites of a trained CvT, each with its derivation.
 
-Every function takes modules in evaluation mode, leaves them as they are and returns new ones.
-Letters as in `cvt.model`. "Exact" is over the reals: in floating point the results differ by
-rounding, which `cvt.fast.verify` bounds.
+Every function takes modules in evaluation mode, does not change them and returns new ones. Shape
+letters as in `cvt.model`. "Exact" means over the reals: floating-point results differ by rounding,
+which `cvt.fast.verify` bounds.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ from cvt.model import QUICK
 
 @torch.no_grad()
 def batchnorm_into_conv(conv: nn.Conv2d, bn: nn.BatchNorm2d) -> nn.Conv2d:
-    """A convolution and the BatchNorm after it, as one convolution with a bias.
+    """Fold a BatchNorm into the convolution before it.
 
-    In evaluation BatchNorm is affine in each channel, y = g (x - m) / sqrt(v + eps) + b. With
+    In evaluation mode BatchNorm is affine per channel, y = g (x - m) / sqrt(v + eps) + b. With
     s = g / sqrt(v + eps), s (w * x + c - m) + b = (s w) * x + (b + s (c - m)). Zero padding stays
-    zero padding, for it comes before the convolution.
+    zero padding, as it comes before the convolution.
     """
     assert bn.running_mean is not None
     assert bn.running_var is not None
@@ -28,7 +28,7 @@ def batchnorm_into_conv(conv: nn.Conv2d, bn: nn.BatchNorm2d) -> nn.Conv2d:
                        conv.stride, conv.padding, groups=conv.groups,  # type: ignore[arg-type]
                        device=conv.weight.device, dtype=conv.weight.dtype)
     folded.weight.copy_(conv.weight * s.view(-1, 1, 1, 1))
-    # PyTorch reorders other weights in every call, which takes as long as a small convolution.
+    # PyTorch reorders weights of any other format in every call, as slow as a small convolution.
     folded.to(memory_format=torch.channels_last)
     own = conv.bias if conv.bias is not None else torch.zeros_like(s)
     folded.bias.copy_(bn.bias + s * (own - bn.running_mean))  # type: ignore[union-attr]
@@ -37,12 +37,12 @@ def batchnorm_into_conv(conv: nn.Conv2d, bn: nn.BatchNorm2d) -> nn.Conv2d:
 
 @torch.no_grad()
 def norm_into_linear(norm: nn.LayerNorm, linear: nn.Linear) -> nn.Linear:
-    """A LayerNorm's gain and bias in the Linear after it.
+    """Fold the gain and bias of a LayerNorm into the Linear after it.
 
-    With n the normalised token, W (g n + b) + c = (W diag(g)) n + (W b + c). What is left before
-    the Linear is normalisation without parameters. It holds where nothing but that Linear reads
-    the norm's result: for the second norm of a block and the last one. The first norm of a block is
-    read by convolutions with zero padding, to which a bias b would look like padding with b.
+    With n the normalised token, W (g n + b) + c = (W diag(g)) n + (W b + c), which leaves a
+    normalisation without parameters. It requires that only this Linear reads the norm's output,
+    as for the second norm of a block and the final norm. The first norm of a block is read by
+    convolutions with zero padding, to which the bias would have to be added.
     """
     folded = _like(linear)
     folded.weight.copy_(linear.weight * norm.weight)
@@ -52,10 +52,10 @@ def norm_into_linear(norm: nn.LayerNorm, linear: nn.Linear) -> nn.Linear:
 
 
 def quick_gelu_into_linears(fc1: nn.Linear, fc2: nn.Linear) -> tuple[nn.Linear, nn.Linear]:
-    """QuickGELU between two Linears as SiLU between two others.
+    """Replace QuickGELU between two Linears by SiLU between two rescaled ones.
 
-    x sigmoid(a x) = silu(a x) / a with a = QUICK, so fc1 is scaled by a and fc2's weight, but not
-    its bias, by 1 / a.
+    x sigmoid(a x) = silu(a x) / a with a = QUICK, so fc1 is scaled by a, and the weight but not
+    the bias of fc2 by 1 / a.
     """
     second = _like(fc2)
     with torch.no_grad():
@@ -66,7 +66,7 @@ def quick_gelu_into_linears(fc1: nn.Linear, fc2: nn.Linear) -> tuple[nn.Linear, 
 
 @torch.no_grad()
 def scaled_output(linear: nn.Linear, scale: float) -> nn.Linear:
-    """The Linear whose result is `scale` times that of `linear`."""
+    """Return the Linear whose output is `scale` times that of `linear`."""
     folded = _like(linear)
     folded.weight.copy_(linear.weight * scale)
     folded.bias.copy_(linear.bias * scale if linear.bias is not None

@@ -1,4 +1,4 @@
-"""A trained CvT, folded: the same function in fewer steps. For inference alone."""
+"""A trained CvT, folded into fewer steps that compute the same function. For inference only."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from cvt.system.errors import InputError
 
 
 class FoldedProjection(nn.Module):
-    """A query, key or value projection with its BatchNorm in the depthwise kernel."""
+    """A query, key or value projection with its BatchNorm folded into the depthwise kernel."""
 
     def __init__(self, projection: nn.Module, scale: float = 1.0) -> None:
         super().__init__()
@@ -46,7 +46,7 @@ class FoldedProjection(nn.Module):
 
 
 class FoldedAttention(nn.Module):
-    """`ConvAttention` with the scale in the query's Linear: scale (q . k) = (scale q) . k."""
+    """`ConvAttention` with the scale folded into the query: scale (q . k) = (scale q) . k."""
 
     def __init__(self, attention: ConvAttention) -> None:
         super().__init__()
@@ -66,9 +66,9 @@ class FoldedAttention(nn.Module):
 
 
 class ClassAttention(FoldedAttention):
-    """The last block's attention where only the class token is classified: one query.
+    """The attention of the last block if only the class token is classified: one query.
 
-    The class token skips the query's convolution, so that convolution is not needed at all.
+    The class token skips the query's convolution, so it is not needed at all.
     """
 
     def __init__(self, attention: ConvAttention) -> None:
@@ -82,7 +82,7 @@ class ClassAttention(FoldedAttention):
 
 
 class FoldedMLP(nn.Module):
-    """`MLP` with the norm before it folded in, and QuickGELU as SiLU."""
+    """`MLP` with the norm before it folded in, and QuickGELU replaced by SiLU."""
 
     def __init__(self, norm: nn.LayerNorm, mlp: MLP) -> None:
         super().__init__()
@@ -94,12 +94,12 @@ class FoldedMLP(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.fc1(F.layer_norm(x, self.shape, eps=self.eps))
-        # In place: nothing else reads it, and fresh memory of its size costs more than the act.
+        # In place: nothing else reads it, and allocating as much memory costs more than the act.
         return self.fc2(F.silu(x, inplace=True) if self.quick else F.gelu(x))
 
 
 class FoldedBlock(nn.Module):
-    """A block; `only_cls` keeps nothing but the class token, (B, 1 + T, C) to (B, 1, C)."""
+    """A block; with `only_cls` it maps (B, 1 + T, C) to the class token (B, 1, C)."""
 
     def __init__(self, block: Block, only_cls: bool = False) -> None:
         super().__init__()
@@ -137,17 +137,18 @@ class FoldedStage(nn.Module):
 
 
 class Folded(nn.Module):
-    """Images (B, in_chans, H, W) to logits (B, num_classes), as the `CvT` it was made from.
+    """A folded `CvT`: maps images (B, in_chans, H, W) to logits (B, num_classes).
 
-    The dead queries of the last block are left out where the last stage has a class token: its
-    patch tokens are read by nothing after the last attention. So this network has no features to
-    give, only logits. `model` is not changed; parameters that no rewrite touches are shared.
+    If the last stage has a class token, the last block has no queries for the patch tokens, since
+    nothing reads them. So this network has no features, only logits. `model` is not changed;
+    parameters that no rewrite changes are shared.
     """
 
     def __init__(self, model: CvT) -> None:
         super().__init__()
         if model.training:
-            raise InputError("a network is folded for inference; call model.eval() first")
+            raise InputError("only a network in evaluation mode can be folded; call model.eval() "
+                             "first")
         self.config = model.config
         self.only_cls = model.config.stages[-1].cls_token
         *early, last = model.stages
@@ -166,7 +167,7 @@ class Folded(nn.Module):
         x, _ = last(x)
         if isinstance(self.head, nn.Linear):
             x = F.layer_norm(x, self.shape, eps=self.eps)
-            # The head is linear, so tokens may be averaged before its norm's gain and bias.
+            # The head is linear, so tokens can be averaged before it.
             return self.head(x[:, 0] if self.only_cls else x.mean(1))
         x = self.head(x)
         return x[:, 0] if self.only_cls else x.mean(1)

@@ -1,4 +1,4 @@
-"""A CvT in training with its dead work left out: the same loss, the same gradients."""
+"""Faster training of a CvT, without its dead work: the same loss, the same gradients."""
 
 from __future__ import annotations
 
@@ -25,19 +25,18 @@ from cvt.model import (
 
 
 class TrainingForm(nn.Module):
-    """Images (B, in_chans, H, W) to logits, of the same parameters as `model`, which it holds.
+    """Wraps `model` and its parameters; maps images (B, in_chans, H, W) to logits.
 
-    What is left out or done otherwise, with no other result but rounding:
+    Results differ from those of `model` only by rounding. The differences in computation are:
 
-    - In the last block only the class token's query, residual and MLP are computed, where the last
-      stage has a class token: nothing reads the others. The query's convolution, whose gradient is
-      zero, is computed without one, for its BatchNorm counts the batch all the same.
-    - QuickGELU keeps one tensor and takes one pass in the backward direction.
-    - On a CPU depthwise convolutions stay in float32 under autocast: there their backward pass in
-      bfloat16 takes five times as long.
+    - If the last stage has a class token, the last block computes query, residual and MLP only for
+      that token, as nothing reads the others. The query's convolution, whose gradient is zero, runs
+      without one, to update its BatchNorm.
+    - QuickGELU saves one tensor and takes one pass in backward.
+    - Depthwise convolutions on a CPU stay in float32 under autocast: their backward pass takes five
+      times as long in bfloat16.
 
-    Loss and every gradient are those of `model`; where a stage has dropout, they are so in
-    distribution.
+    Loss and gradients are those of `model`; with dropout they are equal in distribution.
     """
 
     def __init__(self, model: CvT) -> None:
@@ -45,7 +44,7 @@ class TrainingForm(nn.Module):
         self.model = model
 
     def forward(self, x: Tensor) -> Tensor:
-        """Logits (B, num_classes)."""
+        """Return logits (B, num_classes)."""
         *early, last = self.model.stages
         for stage in early:
             x, grid = _stage(stage, x, len(stage.blocks))
@@ -77,7 +76,7 @@ def _block(block: Block, x: Tensor, grid: Grid) -> Tensor:
 
 
 def _class_token(block: Block, x: Tensor, grid: Grid) -> Tensor:
-    """The last block's class token alone, (B, 1, C)."""
+    """The class token of the last block, (B, 1, C)."""
     attn = block.attn
     cls, fmap = split(block.norm1(x), grid, True)
     assert cls is not None
@@ -85,7 +84,7 @@ def _class_token(block: Block, x: Tensor, grid: Grid) -> Tensor:
     if isinstance(attn.q, ConvProjection):
         with torch.no_grad():
             _mix(attn.q, fmap)
-        # A gradient of zero, not none: weight decay and data parallelism tell them apart.
+        # A gradient of zero, not None: weight decay and data parallelism treat them differently.
         q = q + 0.0 * sum(p.sum() for p in (attn.q.conv.weight, attn.q.bn.weight, attn.q.bn.bias))
     x = x[:, :1] + block.drop_path(_attend(attn, q, cls, fmap))
     return x + block.drop_path(_mlp(block.mlp, block.norm2(x)))
@@ -123,7 +122,7 @@ class _QuickGELU(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:
-        # In place: x is fc1's result, which no backward pass needs.
+        # In place: x is the output of fc1, which no backward pass needs.
         scaled = x.detach().mul_(QUICK)
         ctx.save_for_backward(scaled)
         return F.silu(scaled).mul_(1 / QUICK)

@@ -1,4 +1,4 @@
-"""Is a rewritten network still the same function? Asked of samples, before it is used."""
+"""Verification on sample images that a rewritten network computes the same function."""
 
 from __future__ import annotations
 
@@ -6,30 +6,31 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from cvt.config import CvTConfig
 from cvt.system.errors import InputError
 
 TOLERANCE: Mapping[str, float] = {"fp32": 2e-5, "bf16": 0.1, "int8": 0.5}
-"""The largest difference of a logit that passes, in units of the largest logit."""
+"""Maximum difference of any logit, relative to the largest logit, by precision."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Agreement:
-    """How near two networks' logits are on some images."""
+    """Agreement of the logits of two networks."""
 
     difference: float
-    """The largest difference of any logit, over the largest logit."""
+    """The largest difference of any logit, relative to the largest logit."""
     top1: float
-    """The fraction of images on which both name the same class."""
+    """Fraction of images on which both predict the same class."""
     n: int
-    """The number of images."""
+    """Number of images."""
 
 
 def compare(before: Callable[[Tensor], Tensor], after: Callable[[Tensor], Tensor],
             images: Tensor) -> Agreement:
-    """Both on `images` (B, C, H, W), normalised floats."""
+    """Compare two networks on normalised `images` (B, C, H, W)."""
     with torch.inference_mode():
         expected, logits = before(images).float().cpu(), after(images).float().cpu()
     if not torch.isfinite(logits).all():
@@ -41,28 +42,29 @@ def compare(before: Callable[[Tensor], Tensor], after: Callable[[Tensor], Tensor
 
 def verify(before: Callable[[Tensor], Tensor], after: Callable[[Tensor], Tensor], images: Tensor,
            precision: str = "fp32", tolerance: float | None = None) -> Agreement:
-    """Their agreement; InputError where it is worse than `tolerance`, by default the precision's.
+    """Return the agreement. Raises InputError for a difference above `tolerance`.
 
-    images (B, C, H, W): normalised floats, such as `samples` gives, better the user's own.
+    images (B, C, H, W): normalised; those of `samples`, or better the user's own. tolerance:
+    `TOLERANCE` of the precision by default.
     """
     limit = TOLERANCE[precision] if tolerance is None else tolerance
-    found = compare(before, after, images)
-    if not found.difference <= limit:
-        raise InputError(f"the optimised network in {precision} differs by {found.difference:.2g} "
-                         f"of the largest logit, more than {limit:.2g}; use another backend or "
-                         "precision, or give a larger tolerance")
-    return found
+    agreement = compare(before, after, images)
+    if not agreement.difference <= limit:
+        raise InputError(f"the optimized network in {precision} differs by "
+                         f"{agreement.difference:.2g} of the largest logit, more than {limit:.2g}; "
+                         "use another backend or precision, or a larger tolerance")
+    return agreement
 
 
 def samples(config: CvTConfig, n: int = 2, size: int | None = None) -> Tensor:
-    """Images (n, in_chans, size, size) for `verify`: smooth noise, the same every time.
+    """Return images (n, in_chans, size, size) for `verify`: noise of a fixed seed.
 
-    White noise would have every token see the same; this has shapes of many sizes.
+    White noise would look the same to every token; this has structure at several scales.
     """
     side = size or max(config.image_size, config.min_size())
     generator = torch.Generator().manual_seed(0)
     total = torch.zeros(n, config.in_chans, side, side)
     for grid in (2, 5, 16, side):
         noise = torch.randn(n, config.in_chans, grid, grid, generator=generator)
-        total += torch.nn.functional.interpolate(noise, (side, side), mode="bilinear")
+        total += F.interpolate(noise, (side, side), mode="bilinear")
     return total / 2

@@ -1,1 +1,1 @@
-"""Around the CvT: backbones, replaced modules, cost; beside it: baselines and the supernet."""
+"""Backbones, module surgery and complexity of a CvT; baselines and the supernet."""

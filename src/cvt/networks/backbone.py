@@ -1,4 +1,4 @@
-"""CvT as the trunk of a detector, a segmenter, a tracker: images to maps at three strides."""
+"""CvT as the backbone of a detector, segmenter or tracker: images to maps at three strides."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from cvt.weights.models import create_model
 class Backbone(nn.Module):
     """Images (B, in_chans, H, W) to a dict of maps (B, C, H / stride, W / stride) by name.
 
-    The maps are raw, as one stage hands them to the next: without norm and class token. What no
-    map asked for needs is not computed.
+    The maps are those passed from one stage to the next, without norm and class token. Stages
+    after the last map are not computed.
     """
 
     def __init__(self, model: CvT, out: Sequence[str]) -> None:
@@ -27,14 +27,14 @@ class Backbone(nn.Module):
             if name not in names:
                 raise InputError(f"this network has no map {name!r}; {did_you_mean(name, names)}")
         if not out or len(set(out)) < len(out):
-            raise InputError(f"out={tuple(out)} must name one map or more, each once")
+            raise InputError(f"out={tuple(out)} must have at least one map and no map twice")
         self.model = model
         self.indices = [names.index(name) for name in out]
         self.out = tuple(out)
         model.reset_classifier(0)
         self.channels = {name: model.config.stages[i].dim
                          for name, i in zip(self.out, self.indices, strict=True)}
-        """Channels of each map, as `torchvision.ops.FeaturePyramidNetwork` asks for them."""
+        """Channels of each map, as needed for `torchvision.ops.FeaturePyramidNetwork`."""
 
     def forward(self, x: Tensor) -> dict[str, Tensor]:
         """Images (B, in_chans, H, W) to the maps by name, in the order of `out`."""
@@ -46,11 +46,10 @@ class Backbone(nn.Module):
 def backbone(name: str, out: Sequence[str] = ("stride4", "stride8", "stride16"), *,
              weights: str | Path | None = None, in_chans: int | None = None,
              act: Act | None = None) -> Backbone:
-    """A trunk without a classifier, in evaluation mode; arguments as for `create_model`.
+    """A CvT without classifier in evaluation mode; arguments as in `create_model`.
 
     Images (B, in_chans, H, W) give a dict of maps (B, C, H / stride, W / stride); `channels` has
-    each C. out: which maps, "stride4", "stride8" and "stride16" for the paper's networks.
-    Parameters that no map needs, the last norm's, get no gradient. Raises InputError for a map
-    that the network does not have.
+    each C. out: names of maps; "stride4", "stride8" and "stride16" for the networks of the paper.
+    The final norm is not used and gets no gradient. Raises InputError for an unknown map.
     """
     return Backbone(create_model(name, weights=weights, in_chans=in_chans, act=act), out).eval()

@@ -1,4 +1,4 @@
-"""What may be trained by one recipe: the CvT of a card, or what stands in its place."""
+"""Build the network of a model card: the CvT, a baseline or the supernet."""
 
 from __future__ import annotations
 
@@ -13,8 +13,7 @@ from cvt.model import CvT
 from cvt.networks.baselines import resnet, vit
 from cvt.networks.supernet import Supernet
 from cvt.weights.card import ModelCard, Network
-from cvt.weights.native import BEST
-from cvt.weights.tensors import read_tensors
+from cvt.weights.tensors import BEST, read_tensors
 
 NETWORKS: Mapping[Network, Callable[[CvTConfig], nn.Module]] = {
     "cvt": CvT,
@@ -26,15 +25,15 @@ NETWORKS: Mapping[Network, Callable[[CvTConfig], nn.Module]] = {
 
 
 def build_network(card: ModelCard) -> nn.Module:
-    """What `card` describes, with new weights: images (B, in_chans, H, W) to logits.
+    """The network of `card`, newly initialised: images (B, in_chans, H, W) to logits.
 
-    Raises InputError where there is no such network of the CvT's size.
+    Raises InputError if there is no such network of the size of the CvT.
     """
     return NETWORKS[card.network](card.model)
 
 
 def load_network(directory: Path) -> tuple[nn.Module, ModelCard]:
-    """The network that `cvt train` wrote to `directory`, in evaluation mode, and its card."""
+    """Load a network saved by `cvt train` in evaluation mode, and its card."""
     card = ModelCard.load(directory)
     network = build_network(card)
     network.load_state_dict(read_tensors(directory / BEST))

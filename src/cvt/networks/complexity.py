@@ -1,4 +1,4 @@
-"""What a configuration costs: parameters, multiply-adds, and the shape of every stage."""
+"""Parameters, multiply-adds and the shape of every stage."""
 
 from __future__ import annotations
 
@@ -14,42 +14,42 @@ from cvt.model import CvT
 
 @dataclass(frozen=True, kw_only=True)
 class StageShape:
-    """One stage at one image size."""
+    """Shape of a stage for one image size."""
 
     grid: Grid
     """Tokens (H, W)."""
     keys: tuple[Grid, ...]
-    """Keys and values (H, W), one for each stride that the blocks have."""
+    """Grids (H, W) of keys and values, one for each stride of the blocks."""
     stride: int
-    """Pixels between neighbouring tokens."""
+    """Stride in pixels of the image."""
     dim: int
     """Channels of a token."""
     num_heads: int
-    """Heads of its attention."""
+    """Attention heads."""
     depth: int
-    """Its blocks."""
+    """Blocks."""
     cls_token: bool
-    """Whether a class token stands in front of the tokens and the keys."""
+    """Whether the stage has a class token."""
     parameters: int
-    """Parameters of the stage, token embedding included."""
+    """Parameters of the stage, including its token embedding."""
 
     @property
     def tokens(self) -> int:
-        """Length of the sequence, class token included."""
+        """Length of the sequence, including the class token."""
         return self.grid[0] * self.grid[1] + self.cls_token
 
 
-def parameters(config: CvTConfig) -> int:
-    """Number of learned values; BatchNorm's running statistics are not learned."""
-    return _count(_meta(config))
+def parameters(network: torch.nn.Module | CvTConfig) -> int:
+    """Number of parameters of a network, or of the CvT of a configuration."""
+    module = _meta(network) if isinstance(network, CvTConfig) else network
+    return sum(p.numel() for p in module.parameters())
 
 
 def multiply_adds(config: CvTConfig, size: Grid) -> int:
-    """Multiply-adds of classifying one image of `size` (H, W) pixels.
+    """Multiply-adds for one image of `size` (H, W) pixels; the paper calls them FLOPs.
 
-    Counted while the model runs on the meta device: convolutions, Linears and both products of
-    attention; not norms, activations, biases or softmax. This is what the paper calls FLOPs.
-    Raises InputError for too small a size.
+    Convolutions, Linears and both matrix products of attention are counted; norms, activations,
+    biases and softmax are not. Raises InputError for too small a size.
     """
     config.grids(size)
     return network_multiply_adds(_meta(config), torch.empty(1, config.in_chans, *size,
@@ -57,21 +57,22 @@ def multiply_adds(config: CvTConfig, size: Grid) -> int:
 
 
 def network_multiply_adds(network: torch.nn.Module, image: torch.Tensor) -> int:
-    """The same of any network for `image` (1, C, H, W), on whatever device both are."""
+    """The same for any network and an `image` (1, C, H, W) on the same device."""
     network.eval()
-    # The counter sees attention's two products only where attention is not one fused operator.
+    # The counter misses the products of attention in a fused operator.
     with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
         network(image)
     return counter.get_total_flops() // 2
 
 
 def stage_shapes(config: CvTConfig, size: Grid) -> tuple[StageShape, ...]:
-    """Every stage for an image of `size` (H, W) pixels. Raises InputError for too small a size."""
+    """Shapes of all stages for an image of `size` (H, W) pixels. Raises InputError if it is too
+    small."""
     model = _meta(config)
     return tuple(
         StageShape(grid=grid, keys=stage.grids_kv(grid), stride=stride, dim=stage.dim,
                    num_heads=stage.num_heads, depth=stage.depth, cls_token=stage.cls_token,
-                   parameters=_count(module))
+                   parameters=parameters(module))
         for stage, grid, stride, module
         in zip(config.stages, config.grids(size), config.strides, model.stages, strict=True))
 
@@ -79,7 +80,3 @@ def stage_shapes(config: CvTConfig, size: Grid) -> tuple[StageShape, ...]:
 def _meta(config: CvTConfig) -> CvT:
     with torch.device("meta"):
         return CvT(config)
-
-
-def _count(module: torch.nn.Module) -> int:
-    return sum(p.numel() for p in module.parameters())

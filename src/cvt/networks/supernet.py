@@ -1,8 +1,8 @@
-"""All networks of a search in one set of weights: the space of CvT-13-NAS (Table 3 of the paper).
+"""Supernet of the search space of CvT-13-NAS (Table 3 of the paper): one set of weights for all.
 
-A block has one of two key and value strides and one of two MLP ratios. The paper says no more than
-that; how a supernet is trained and read is from Guo et al., 2020 (Single Path One-Shot,
-arXiv:1904.00420): each step trains one network of the space, drawn uniformly.
+A block has one of two key and value strides and one of two MLP ratios. The paper gives no more
+details; training follows Guo et al., 2020 (Single Path One-Shot, arXiv:1904.00420): each step
+trains one network of the space, sampled uniformly.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ from cvt.networks.surgery import swap
 from cvt.system.errors import InputError
 
 Gene = tuple[int, float]  # a block's key and value stride, and its MLP ratio
-Choice = tuple[Gene, ...]  # a network of the space: the genes of its blocks, from the input on
+Choice = tuple[Gene, ...]  # a network of the space: the gene of each block in order
 
 STRIDES, RATIOS = (1, 2), (2.0, 4.0)
 GENES: tuple[Gene, ...] = tuple((stride, ratio) for stride in STRIDES for ratio in RATIOS)
 
 
 def chosen(config: CvTConfig, choice: Choice) -> CvTConfig:
-    """`config` with the strides and ratios of `choice`."""
+    """`config` with the strides and MLP ratios of `choice`."""
     genes, stages = iter(choice), []
     for stage in config.stages:
         strides, ratios = zip(*(next(genes) for _ in range(stage.depth)), strict=True)
@@ -38,22 +38,22 @@ def chosen(config: CvTConfig, choice: Choice) -> CvTConfig:
 
 
 def choice_of(config: CvTConfig) -> Choice:
-    """The strides and ratios of `config`; the inverse of `chosen`."""
+    """The strides and MLP ratios of `config`; the inverse of `chosen`."""
     blocks = (stage.block(i) for stage in config.stages for i in range(stage.depth))
     return tuple((cast("int", b.stride_kv), float(cast("float", b.mlp_ratio))) for b in blocks)
 
 
 class Supernet(nn.Module):
-    """Images (B, in_chans, H, W) to logits (B, num_classes) by any network of the space.
+    """Images (B, in_chans, H, W) to logits (B, num_classes) with any network of the space.
 
-    `choice` says by which; None for the one that `draw` drew last in training, and for `largest`,
-    the one of the most multiply-adds, in evaluation and before the first draw. So all parts of a
-    batch train one network, which is drawn once a step. The weights have the shapes of the largest:
-    an MLP of ratio 2 is the first half of the hidden units, and both strides share the depthwise
-    kernel, each with a BatchNorm of its own, for their statistics differ (Yu et al., 2019,
-    arXiv:1812.08928). Hidden units that a step's network lacks get a gradient of 0; an optimiser's
-    momentum and weight decay go on for them. `config` gives all but strides and ratios. Raises
-    InputError for a projection that is not "conv".
+    `choice` selects the network. If it is None, training uses the last one sampled by `draw`, so
+    that all parts of a batch train the same network; evaluation, and training before the first
+    draw, use `largest`, the one with the maximum multiply-adds. The weights have the shapes of the
+    largest: an MLP of ratio 2 is the first half of the hidden units, and both strides share the
+    depthwise kernel, but each has its own BatchNorm, as their statistics differ (Yu et al., 2019,
+    arXiv:1812.08928). Unused hidden units get a gradient of 0, but momentum and weight decay still
+    change them. `config` gives everything but strides and ratios. Raises InputError for a
+    projection other than "conv".
     """
 
     choice: Choice | None = None
@@ -74,7 +74,7 @@ class Supernet(nn.Module):
             block.attn.v = SharedProjection(cast("ConvProjection", block.attn.v))
 
     def forward(self, x: Tensor) -> Tensor:
-        """Images (B, in_chans, H, W) to logits (B, K) by `choice`, or by the one drawn last."""
+        """Images (B, in_chans, H, W) to logits (B, num_classes)."""
         choice = self.choice or (self.drawn if self.training else self.largest)
         for block, (stride, ratio) in zip(self._blocks(), choice, strict=True):
             cast("SharedProjection", block.attn.k).stride = stride
@@ -83,29 +83,29 @@ class Supernet(nn.Module):
         return self.model(x)
 
     def draw(self) -> Choice:
-        """Choose what training goes through from here on: any choice as likely as any other, from
-        torch's global random state."""
+        """Sample the network of the next training steps uniformly, with the global random state of
+        PyTorch."""
         self.drawn = tuple(GENES[i] for i in
                            torch.randint(len(GENES), (len(self.largest),)).tolist())
         return self.drawn
 
     @torch.no_grad()
     def extract(self, choice: Choice) -> CvT:
-        """The network of `choice` alone, with a copy of its weights; the same logits."""
-        some = self.model.norm.weight
-        network = CvT(chosen(self.config, choice)).to(device=some.device, dtype=some.dtype)
-        ours = self.model.state_dict()
+        """A CvT of `choice` with a copy of its weights; it has the same logits."""
+        like = self.model.norm.weight
+        network = CvT(chosen(self.config, choice)).to(device=like.device, dtype=like.dtype)
+        weights = self.model.state_dict()
         strides = {f"{name}.bn": module.conv.stride[0] for name, module in network.named_modules()
                    if isinstance(module, ConvProjection) and not name.endswith(".q")}
         for name, tensor in network.state_dict().items():
             module, _, last = name.rpartition(".")
-            shared = ours[f"{module}.{strides[module]}.{last}" if module in strides else name]
-            # The first hidden units, where there are fewer; of everything else all.
+            shared = weights[f"{module}.{strides[module]}.{last}" if module in strides else name]
+            # A smaller MLP has the first hidden units; all other shapes are equal.
             tensor.copy_(shared[tuple(slice(n) for n in tensor.shape)])
         return network.train(self.training)
 
     def no_weight_decay(self) -> set[str]:
-        """Parameters of two or more dimensions that weight decay must leave alone."""
+        """As `CvT.no_weight_decay`."""
         return {f"model.{name}" for name in self.model.no_weight_decay()}
 
     def get_classifier(self) -> nn.Module:
@@ -122,7 +122,7 @@ class Supernet(nn.Module):
 
 
 class SharedProjection(nn.Module):
-    """A key or value projection of any stride: kernel and Linear shared, a BatchNorm for each."""
+    """Key or value projection for every stride: shared kernel and Linear, one BatchNorm each."""
 
     def __init__(self, projection: ConvProjection) -> None:
         super().__init__()
@@ -139,7 +139,7 @@ class SharedProjection(nn.Module):
 
 
 class SharedMLP(nn.Module):
-    """The MLP of any ratio: the first hidden units."""
+    """MLP for every ratio, with the first hidden units."""
 
     def __init__(self, mlp: MLP) -> None:
         super().__init__()

@@ -1,7 +1,7 @@
-"""Classify millions of images into a directory of parts, which a killed job goes on with.
+"""Classify millions of images into a directory of part files; an interrupted job can be resumed.
 
-The images, in their order, are cut into parts of equal length; part N is done by process N mod
-world and appears whole, as part-00000N, or not at all. Processes need not talk to each other.
+The images, in order, are split into parts of equal length. Process N mod world writes part N
+atomically, as part-0000N. Processes do not communicate.
 """
 
 from __future__ import annotations
@@ -12,13 +12,13 @@ import json
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import partial
 from itertools import chain, islice
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from cvt.data.archives import Member
+from cvt.data.sources.archives import Member
 from cvt.data.unreadable import UNREADABLE
 from cvt.predict.predictor import STDIN, Prediction, Predictor
 from cvt.system.errors import InputError, did_you_mean
@@ -30,59 +30,59 @@ TableFormat = Literal["csv", "jsonl", "parquet"]
 FORMATS: tuple[TableFormat, ...] = get_args(TableFormat)
 JOB = "job.json"
 _SCHEMA = 1
-# A spreadsheet takes a cell that begins so for a formula, and runs it.
+# A spreadsheet runs a cell that begins with one of these as a formula.
 _FORMULA = ("=", "+", "-", "@", "\t", "\r")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Progress:
-    """How far this process is, after one of its parts."""
+    """Progress of this process after one of its parts."""
 
     part: int
-    """Its number, from 0."""
+    """Index of the part, from 0."""
     parts: int
-    """How many the whole job has."""
+    """Number of parts in the job."""
     images: int
-    """In this part."""
+    """Images in this part."""
     unreadable: int
-    """Of them."""
+    """Unreadable images in this part."""
     done: int
-    """Images that this process has classified since it began."""
-    left: int
-    """Images of parts that it has still to do."""
+    """Images that this process has classified since its start."""
+    remaining: int
+    """Images in this process's remaining parts."""
     seconds: float
-    """Since it began."""
+    """Time since the start."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Outcome:
-    """What this process did of a job, and whether that was the last of it."""
+    """Result of `classify_into` in this process."""
 
     images: int
-    """Classified by this process, unreadable ones included."""
-    found: int
-    """In parts that were there already."""
+    """Images classified by this process, including unreadable ones."""
+    skipped: int
+    """Images in parts that already existed."""
     unreadable: int | None
-    """In the whole job, listed in unreadable.csv; None while another process has parts to do."""
+    """Unreadable images in the whole job, listed in unreadable.csv; None while parts of other
+    processes are missing."""
 
 
 def classify_into(output: str | Path, predictor: Predictor, images: Sequence[str | Member], *,
                   table: TableFormat = "csv", top_k: int = 5, part_size: int = 10_000,
                   rank: int = 0, world: int = 1,
                   progress: Callable[[Progress], object] | None = None) -> Outcome:
-    """Classify `images` into the directory `output`; parts that it has already are not done again.
+    """Classify `images` into the directory `output`; existing parts are skipped.
 
-    table: what the parts are. CSV has the columns image, class_1, probability_1, ... and error,
-    with names made safe for terminals and spreadsheets: what is not printable is escaped, and what
-    would be a formula begins with an apostrophe. JSONL has the names as they are, and so has
-    Parquet (columns image, class, probability, the lists classes and probabilities, and error),
-    but for bytes that are not UTF-8. rank, world: the number of this process, and how many share
-    the job; another number may go on with it. Once all parts are there, unreadable.csv lists the
-    images that could not be read, and why.
+    table: the file format of the parts. CSV has the columns image, class_1, probability_1, ... and
+    error, with names made safe for terminals and spreadsheets: unprintable characters are escaped,
+    and text that would be a formula gets an apostrophe in front. JSONL keeps names as they are, and
+    so does Parquet (columns image, class, probability, the lists classes and probabilities, and
+    error), except for bytes that are not UTF-8. rank, world: the index of this process and the
+    number of processes that share the job; both may differ when it is resumed. Once all parts
+    exist, unreadable.csv lists the unreadable images and the reasons.
 
-    Raises InputError where `output` holds another job (other images, model or columns) or other
-    files, and for arguments that are not possible; OSError where it cannot be written, with every
-    part so far in place.
+    Raises InputError if `output` holds another job (other images, model or columns) or other files,
+    and for invalid arguments; OSError if it cannot be written, and finished parts stay.
     """
     if table not in FORMATS:
         raise InputError(f"table={table!r}; {did_you_mean(table, FORMATS)}")
@@ -94,64 +94,64 @@ def classify_into(output: str | Path, predictor: Predictor, images: Sequence[str
     if not images:
         raise InputError("there are no images to classify")
     if STDIN in images:
-        raise InputError("- is the standard input, which a job cannot go on with; give files")
+        raise InputError("a job cannot read the standard input (-), because it could not be "
+                         "resumed; give files")
     if table == "parquet":
         require("pyarrow.parquet", "data")
     output = Path(output)
     top_k = min(top_k, len(predictor.card.classes))
-    _begin(output, {
-        "schema": _SCHEMA, "images": len(images), "names": _digest(images),
-        "model": predictor.identity, "table": table, "top_k": top_k, "part_size": part_size})
+    _open_job(output, {
+        "schema": _SCHEMA, "num_images": len(images), "images_sha256": _digest(images),
+        "model_sha256": predictor.identity, "table": table, "top_k": top_k, "part_size": part_size})
     parts = [output / f"part-{i:05}.{table}" for i in range(-(-len(images) // part_size))]
-    of = [images[i * part_size:(i + 1) * part_size] for i in range(len(parts))]
-    mine = range(rank, len(parts), world)
-    missing = [i for i in mine if not parts[i].exists()]
+    chunks = [images[i * part_size:(i + 1) * part_size] for i in range(len(parts))]
+    own = range(rank, len(parts), world)
+    missing = [i for i in own if not parts[i].exists()]
 
-    start, done, left = time.perf_counter(), 0, sum(len(of[i]) for i in missing)
-    # One stream over all parts, so that the network does not wait where one ends.
-    stream = predictor(chain.from_iterable(of[i] for i in missing), top_k)
+    start, done, remaining = time.perf_counter(), 0, sum(len(chunks[i]) for i in missing)
+    # One stream over all parts, so that the network does not wait between them.
+    stream = predictor(chain.from_iterable(chunks[i] for i in missing), top_k)
     for i in missing:
-        rows = list(islice(stream, len(of[i])))
-        replace_file(parts[i], partial(_WRITE[table], rows, top_k))
-        done, left = done + len(rows), left - len(rows)
+        rows = list(islice(stream, len(chunks[i])))
+        replace_file(parts[i], partial(_WRITERS[table], rows, top_k))
+        done, remaining = done + len(rows), remaining - len(rows)
         if progress:
             progress(Progress(
-                part=i, parts=len(parts), images=len(rows), done=done, left=left,
+                part=i, parts=len(parts), images=len(rows), done=done, remaining=remaining,
                 unreadable=sum(row.error is not None for row in rows),
                 seconds=time.perf_counter() - start))
-    found = sum(len(of[i]) for i in mine) - done
-    unreadable = _list_unreadable(output, parts, table) if all(
-        part.exists() for part in parts) else None
-    return Outcome(images=done, found=found, unreadable=unreadable)
+    skipped = sum(len(chunks[i]) for i in own) - done
+    unreadable = _list_unreadable(output, parts) if all(p.exists() for p in parts) else None
+    return Outcome(images=done, skipped=skipped, unreadable=unreadable)
 
 
-def _begin(output: Path, job: dict[str, Any]) -> None:
-    """Make `output` this job's, or see that it is."""
+def _open_job(output: Path, job: dict[str, Any]) -> None:
+    """Create the job in `output`, or check that `output` holds this job."""
     output.mkdir(parents=True, exist_ok=True)
     file = output / JOB
     if not file.exists():
         if any(not path.name.startswith(".") for path in output.iterdir()) and not file.exists():
-            raise InputError(f"{output} has files in it that are not of a job; give a new "
-                             "directory")
-        # Processes that begin together all write the same.
+            raise InputError(f"{output} contains other files than a job's; give a new directory")
+        # Processes that start together all write the same.
         text = json.dumps(job, indent=2) + "\n"
         replace_file(file, lambda path: path.write_text(text, encoding="utf-8"))
     try:
-        kept = json.loads(file.read_text(encoding="utf-8"))
+        existing = json.loads(file.read_text(encoding="utf-8"))
     except ValueError:
-        kept = None
-    if not isinstance(kept, dict):
-        raise InputError(f"{file} is damaged; give a new directory")
-    for name, what in (
+        existing = None
+    if not isinstance(existing, dict):
+        raise InputError(f"{file} is corrupt; give a new directory")
+    for key, message in (
             ("schema", "was written by another version of cvt"),
-            ("model", "has the answers of another model or precision"),
-            ("images", f"is of {kept.get('images')} images, and these are {job['images']}"),
-            ("names", "is of other images, or in another order, or an image has changed its "
-                      "size"),
-            *((name, f"has {name}={kept.get(name)}, not {job[name]}")
-              for name in ("table", "top_k", "part_size"))):
-        if kept.get(name) != job[name]:
-            raise InputError(f"{output} {what}; give a new directory, or what it was begun with")
+            ("model_sha256", "has predictions of another model or precision"),
+            ("num_images", f"has {existing.get('num_images')} images, not {job['num_images']}"),
+            ("images_sha256", "has other images, or in another order, or an image has changed its "
+                              "size"),
+            *((key, f"has {key}={existing.get(key)}, not {job[key]}")
+              for key in ("table", "top_k", "part_size"))):
+        if existing.get(key) != job[key]:
+            raise InputError(f"{output} {message}; give a new directory, or the arguments that the "
+                             "job was started with")
 
 
 def _digest(images: Sequence[str | Member]) -> str:
@@ -162,7 +162,7 @@ def _digest(images: Sequence[str | Member]) -> str:
 
 
 def _size(image: str | Member) -> int:
-    """Bytes; -1 for a file that is not there."""
+    """Size in bytes; -1 for a missing file."""
     if isinstance(image, Member):
         return image.size
     try:
@@ -171,26 +171,27 @@ def _size(image: str | Member) -> int:
         return -1
 
 
-def _list_unreadable(output: Path, parts: Sequence[Path], table: TableFormat) -> int:
-    """Write unreadable.csv; how many it lists. Whichever process comes last does, or several."""
-    number = 0
+def _list_unreadable(output: Path, parts: Sequence[Path]) -> int:
+    """Write unreadable.csv and return the number of its rows. The process that finishes last does
+    it, or several do."""
+    count = 0
 
     def write(path: Path) -> None:
-        nonlocal number
+        nonlocal count
         with path.open("w", encoding="utf-8", newline="") as file:
             writer = csv.writer(file, lineterminator="\n")
             writer.writerow(["image", "reason"])
             for part in parts:
-                for cells in _READ[table](part):
+                for cells in _unreadable_in(part):
                     writer.writerow(cells)
-                    number += 1
+                    count += 1
 
     replace_file(output / UNREADABLE, write)
-    return number
+    return count
 
 
 def _cell(text: str) -> str:
-    """`text` for a table that a spreadsheet or a terminal may show."""
+    """`text` made safe for spreadsheets and terminals."""
     text = printable(text)
     return f"'{text}" if text.startswith(_FORMULA) else text
 
@@ -207,26 +208,9 @@ def _write_csv(rows: Sequence[Prediction], top_k: int, path: Path) -> None:
                              _cell(row.error or "")])
 
 
-def _unread_csv(path: Path) -> Iterator[tuple[str, str]]:
-    """The cells of unreadable.csv, as the other two."""
-    with path.open(encoding="utf-8", newline="") as file:
-        for row in csv.DictReader(file):
-            if row["error"]:
-                yield row["image"], row["error"]
-
-
 def _write_jsonl(rows: Sequence[Prediction], _: int, path: Path) -> None:
     with path.open("w", encoding="ascii") as file:
-        file.writelines(json.dumps({k: v for k, v in asdict(row).items() if v is not None}) + "\n"
-                        for row in rows)
-
-
-def _unread_jsonl(path: Path) -> Iterator[tuple[str, str]]:
-    with path.open(encoding="ascii") as file:
-        for line in file:
-            row = json.loads(line)
-            if "error" in row:
-                yield _cell(row["image"]), _cell(row["error"])
+        file.writelines(json.dumps(row.to_dict()) + "\n" for row in rows)
 
 
 def _write_parquet(rows: Sequence[Prediction], _: int, path: Path) -> None:
@@ -246,19 +230,24 @@ def _write_parquet(rows: Sequence[Prediction], _: int, path: Path) -> None:
                                text)}), path)
 
 
-def _unread_parquet(path: Path) -> Iterator[tuple[str, str]]:
-    parquet = require("pyarrow.parquet", "data")
-    for row in parquet.read_table(path, columns=["image", "error"]).to_pylist():
-        if row["error"] is not None:
-            yield _cell(row["image"]), _cell(row["error"])
+def _unreadable_in(part: Path) -> Iterator[tuple[str, str]]:
+    """Name and error of the unreadable images in a part, safe for CSV."""
+    if part.suffix == ".parquet":
+        parquet = require("pyarrow.parquet", "data")
+        rows = parquet.read_table(part, columns=["image", "error"]).to_pylist()
+    else:
+        with part.open(encoding="utf-8", newline="") as file:
+            rows = list(csv.DictReader(file) if part.suffix == ".csv" else map(json.loads, file))
+    for row in rows:
+        if row.get("error"):
+            image, error = row["image"], row["error"]
+            yield (image, error) if part.suffix == ".csv" else (_cell(image), _cell(error))
 
 
 def _utf8(text: str) -> str:
-    r"""`text` with bytes of a file's name that are no UTF-8 as \xNN."""
+    r"""`text` with bytes of a file name that are not UTF-8 as \xNN."""
     return os.fsencode(text).decode("utf-8", "backslashreplace")
 
 
-_WRITE: dict[TableFormat, Callable[[Sequence[Prediction], int, Path], None]] = {
+_WRITERS: dict[TableFormat, Callable[[Sequence[Prediction], int, Path], None]] = {
     "csv": _write_csv, "jsonl": _write_jsonl, "parquet": _write_parquet}
-_READ: dict[TableFormat, Callable[[Path], Iterator[tuple[str, str]]]] = {
-    "csv": _unread_csv, "jsonl": _unread_jsonl, "parquet": _unread_parquet}

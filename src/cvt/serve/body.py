@@ -1,4 +1,4 @@
-"""The images of a request: its bytes as they are, or the files of a form. All stays in memory."""
+"""Request bodies: the bytes of an image, or the files of a form. Everything stays in memory."""
 
 from __future__ import annotations
 
@@ -9,145 +9,144 @@ from python_multipart.multipart import MultipartParser, parse_options_header
 from starlette.requests import Request
 
 from cvt.serve.config import ServeConfig
-from cvt.serve.refusals import Refusal
+from cvt.serve.errors import RequestError
 
 FORM = "multipart/form-data"
 
 
 @dataclass
 class Upload:
-    """An image's file as it came."""
+    """An uploaded file."""
 
     data: bytearray = field(default_factory=bytearray)
     name: str | None = None
-    """What the sender calls it, which is nothing to trust."""
+    """The file name that the client sent, which is untrusted."""
 
 
-class Memory:
-    """What the bodies of all requests in hand take together."""
+class MemoryBudget:
+    """The memory that the bodies of all requests share."""
 
-    def __init__(self, most: int) -> None:
-        self._most = most
-        self.held = 0
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
+        self.used = 0
         """Bytes."""
 
-    def take(self, size: int) -> None:
-        """Hold `size` bytes more. Raises Refusal where they are too many."""
-        if self.held + size > self._most:
-            raise Refusal("busy", "other requests' images fill the memory that there is for "
-                          "them; ask again", retry_after=1)
-        self.held += size
+    def acquire(self, size: int) -> None:
+        """Add `size` bytes. Raises RequestError if that exceeds the limit."""
+        if self.used + size > self._limit:
+            raise RequestError("overloaded", "the server is overloaded: other requests fill the "
+                               "memory for images; try again later", retry_after=1)
+        self.used += size
 
-    def give(self, size: int) -> None:
-        """Let go of `size` bytes."""
-        self.held -= size
+    def release(self, size: int) -> None:
+        """Give `size` bytes back."""
+        self.used -= size
 
 
-class Body:
-    """One request's body; within the block it is held in `memory`."""
+class RequestBody:
+    """The body of one request; within the block its memory is counted in `memory`."""
 
-    def __init__(self, request: Request, config: ServeConfig, memory: Memory) -> None:
+    def __init__(self, request: Request, config: ServeConfig, memory: MemoryBudget) -> None:
         self._request, self._config, self._memory = request, config, memory
         self.size = 0
-        """Bytes that have come."""
+        """Bytes received."""
 
-    def __enter__(self) -> Body:
+    def __enter__(self) -> RequestBody:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._memory.give(self.size)
+        self._memory.release(self.size)
 
     async def uploads(self) -> list[Upload]:
-        """The images' files, one at least.
+        """Read the uploaded images, at least one.
 
-        Raises Refusal for another content type, a form that is none, too many bytes or images,
-        and for a request without an image; starlette's ClientDisconnect where the sender leaves.
+        Raises RequestError for another content type, a malformed form, too many bytes or images,
+        and a request without an image; starlette's ClientDisconnect if the client disconnects.
         """
         kind, options = parse_options_header(self._request.headers.get("content-type", ""))
-        if self._announced() > self._config.max_body:
+        # The protocol has checked that it is a number.
+        if int(self._request.headers.get("content-length", 0)) > self._config.max_request_bytes:
             raise self._too_large()
         if kind.decode("latin-1") == FORM:
-            uploads = await self._form(options.get(b"boundary", b""))
+            uploads = await self._read_form(options.get(b"boundary", b""))
         elif kind == b"application/octet-stream" or kind.startswith(b"image/"):
             uploads = [Upload()]
             async for chunk in self._request.stream():
-                self._take(chunk)
+                self._count(chunk)
                 uploads[0].data += chunk
         else:
-            raise Refusal("wrong_type", "send an image's bytes as image/jpeg (image/png, ...) or "
-                          f"application/octet-stream, or files as {FORM}")
+            raise RequestError(
+                "unsupported_media_type", "send the bytes of an image as image/jpeg (image/png, "
+                f"...) or application/octet-stream, or files as {FORM}")
         if not any(upload.data for upload in uploads):
-            raise Refusal("invalid", "there is no image in the request: it is empty")
+            raise RequestError("invalid_request", "there is no image in the request: it is empty")
         return uploads
 
-    def _announced(self) -> int:
-        # The protocol has seen to its being a number.
-        return int(self._request.headers.get("content-length", 0))
-
-    def _take(self, chunk: bytes) -> None:
-        if self.size + len(chunk) > self._config.max_body:
+    def _count(self, chunk: bytes) -> None:
+        if self.size + len(chunk) > self._config.max_request_bytes:
             raise self._too_large()
-        self._memory.take(len(chunk))
+        self._memory.acquire(len(chunk))
         self.size += len(chunk)
 
-    def _too_large(self) -> Refusal:
-        return Refusal("too_large", f"the request has more than {self._config.max_body:,} bytes; "
-                       "send fewer or smaller images")
+    def _too_large(self) -> RequestError:
+        return RequestError("request_too_large", "the request has more than "
+                            f"{self._config.max_request_bytes:,} bytes; send fewer or smaller "
+                            "images")
 
-    async def _form(self, boundary: bytes) -> list[Upload]:
+    async def _read_form(self, boundary: bytes) -> list[Upload]:
         form = _Form(self._config.max_images)
         try:
             parser = MultipartParser(boundary, form.callbacks())  # type: ignore[arg-type]
             async for chunk in self._request.stream():
-                self._take(chunk)
+                self._count(chunk)
                 parser.write(chunk)
         except (FormParserError, ValueError) as error:
-            raise Refusal("bad_request", f"the form cannot be read: {error}") from None
+            raise RequestError("bad_request", f"the form cannot be read: {error}") from None
         if not form.ended:
-            raise Refusal("bad_request", "the form is cut off: its last boundary is missing")
+            raise RequestError("bad_request", "the form is truncated: its last boundary is missing")
         return form.uploads
 
 
 class _Form:
-    """What python-multipart finds, file by file."""
+    """Collects the files of a form from python-multipart's callbacks."""
 
-    def __init__(self, most: int) -> None:
-        self._most = most
+    def __init__(self, max_images: int) -> None:
+        self._max_images = max_images
         self._header, self._value, self._disposition = b"", b"", b""
         self.uploads: list[Upload] = []
         self.ended = False
 
     def callbacks(self) -> dict[str, object]:
-        return {"on_part_begin": self._begin, "on_header_field": self._on_header,
-                "on_header_value": self._on_value, "on_header_end": self._end_header,
-                "on_headers_finished": self._end_headers, "on_part_data": self._on_data,
+        return {"on_part_begin": self._part_begin, "on_header_field": self._header_field,
+                "on_header_value": self._header_value, "on_header_end": self._header_end,
+                "on_headers_finished": self._headers_finished, "on_part_data": self._part_data,
                 "on_end": self._end}
 
-    def _begin(self) -> None:
+    def _part_begin(self) -> None:
         self._disposition = b""
 
-    def _on_header(self, data: bytes, start: int, end: int) -> None:
+    def _header_field(self, data: bytes, start: int, end: int) -> None:
         self._header += data[start:end]
 
-    def _on_value(self, data: bytes, start: int, end: int) -> None:
+    def _header_value(self, data: bytes, start: int, end: int) -> None:
         self._value += data[start:end]
 
-    def _end_header(self) -> None:
+    def _header_end(self) -> None:
         if self._header.lower() == b"content-disposition":
             self._disposition = self._value
         self._header, self._value = b"", b""
 
-    def _end_headers(self) -> None:
+    def _headers_finished(self) -> None:
         _, options = parse_options_header(self._disposition)
         if b"filename" not in options:
-            raise Refusal("invalid", "a part of the form is not a file; send images alone, as "
-                          "curl -F images=@image.jpg does")
-        if len(self.uploads) == self._most:
-            raise Refusal("too_many", f"the request has more than {self._most} images; send "
-                          "them in several")
+            raise RequestError("invalid_request", "a part of the form is not a file; send only "
+                               "images, as curl -F images=@image.jpg does")
+        if len(self.uploads) == self._max_images:
+            raise RequestError("too_many_images", f"the request has more than {self._max_images} "
+                               "images; split it into several requests")
         self.uploads.append(Upload(name=options[b"filename"].decode("utf-8", "replace")))
 
-    def _on_data(self, data: bytes, start: int, end: int) -> None:
+    def _part_data(self, data: bytes, start: int, end: int) -> None:
         self.uploads[-1].data += memoryview(data)[start:end]
 
     def _end(self) -> None:

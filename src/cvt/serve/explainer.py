@@ -1,4 +1,4 @@
-"""What `cvt explain` shows, as JSON. Torch is imported here alone."""
+"""Explanations as JSON, as `cvt explain` computes them. The only module here that needs torch."""
 
 from __future__ import annotations
 
@@ -10,44 +10,45 @@ from typing import Any
 from PIL import Image
 
 from cvt.data.images import read_image
-from cvt.explain.colours import Floats, token_colours
+from cvt.explain.colormap import Floats, token_colors
 from cvt.explain.run import explain
 from cvt.model import CvT
 from cvt.serve.app import Explainer
-from cvt.serve.schemas import Explained, Scored
+from cvt.serve.schemas import ClassProbability, ExplainResponse
 from cvt.weights.card import ModelCard
 
 
-def explainer_of(model: CvT, card: ModelCard, name: str, most: int) -> Explainer:
-    """From an image's bytes and a class to look for: the explanation of `model`'s answer.
+def make_explainer(model: CvT, card: ModelCard, name: str, max_pixels: int) -> Explainer:
+    """A function from an image's bytes and a target class to the explanation of `model`.
 
-    most: pixels of an image. What it gives raises InputError for an image that cannot be read and
-    for a class that is not there.
+    max_pixels: limit for one image. The function raises InputError for an unreadable image and for
+    an unknown class.
     """
-    def explained(data: bytes, target: str | None) -> Explained:
+    def explainer(data: bytes, target: str | None) -> ExplainResponse:
         start = time.perf_counter()
-        found = explain(model, card, read_image(data, "the file", most=most), target=target)
-        return Explained(
+        image = read_image(data, "the file", max_pixels=max_pixels)
+        result = explain(model, card, image, target=target)
+        return ExplainResponse(
             model=name,
-            classes=[Scored(index=i, name=label, probability=p)
-                     for i, (label, p) in zip(found.order, found.classes, strict=True)],
-            target=found.target, input=_url(found.seen),
-            attention=[_rounded(heads) for heads in found.attention],
-            rollout=None if found.rollout is None else _rounded(found.rollout),
-            grad_cam={str(stage): _rounded(values) for stage, values in found.grad_cam.items()},
-            tokens=[_url(token_colours(tokens)) for tokens in found.tokens],
-            seconds=round(time.perf_counter() - start, 6))
+            classes=[ClassProbability(index=i, name=label, probability=p)
+                     for i, (label, p) in zip(result.class_indices, result.classes, strict=True)],
+            target=result.target, input=_data_url(result.input),
+            attention=[_rounded(heads) for heads in result.attention],
+            rollout=None if result.rollout is None else _rounded(result.rollout),
+            grad_cam={str(stage): _rounded(values) for stage, values in result.grad_cam.items()},
+            tokens=[_data_url(token_colors(tokens)) for tokens in result.tokens],
+            duration_seconds=round(time.perf_counter() - start, 6))
 
-    return explained
+    return explainer
 
 
 def _rounded(values: Floats) -> Any:
-    """Plain lists; six digits are more than a map can be seen by."""
+    """Nested lists; six digits are more than a map can show."""
     return [float(f"{v:.6g}") for v in values] if values.ndim == 1 else [
         _rounded(row) for row in values]
 
 
-def _url(image: Image.Image) -> str:
+def _data_url(image: Image.Image) -> str:
     file = io.BytesIO()
     image.save(file, "PNG")
     return "data:image/png;base64," + base64.b64encode(file.getvalue()).decode("ascii")

@@ -1,4 +1,4 @@
-"""The JSON of every answer."""
+"""JSON schemas of all responses."""
 
 from __future__ import annotations
 
@@ -7,62 +7,63 @@ from typing import Any
 from pydantic import BaseModel, Field
 
 
-class Scored(BaseModel):
-    """A class and how likely it is."""
+class ClassProbability(BaseModel):
+    """A class and its probability."""
 
-    index: int = Field(description="Which logit, counted from 0.")
+    index: int = Field(description="Index of the logit, from 0.")
     name: str
-    probability: float = Field(description="In [0, 1]; all classes' sum to 1.")
+    probability: float = Field(description="In [0, 1]; all classes sum to 1.")
 
 
 class Error(BaseModel):
-    """Why there is no answer."""
+    """Why a request or an image failed."""
 
     code: str = Field(description="For programs.")
     message: str = Field(description="For people.")
     request_id: str | None = None
 
 
-class ErrorBody(BaseModel):
-    """Every answer but 200."""
+class ErrorResponse(BaseModel):
+    """Every response but 200."""
 
     error: Error
 
 
 class Prediction(BaseModel):
-    """What the model says of one image."""
+    """Prediction for one image."""
 
-    name: str | None = Field(default=None, description="The file's name in the form, as given.")
-    classes: list[Scored] | None = Field(default=None, description="The likeliest first.")
-    error: Error | None = Field(default=None, description="Why it could not be read.")
+    name: str | None = Field(default=None, description="File name in the form, as sent.")
+    classes: list[ClassProbability] | None = Field(default=None, description="Most probable first.")
+    error: Error | None = Field(default=None, description="Why the image could not be read.")
 
 
-class Classified(BaseModel):
-    """The images of a request, in their order."""
+class ClassifyResponse(BaseModel):
+    """Predictions for the images of a request, in order."""
 
     model: str
     predictions: list[Prediction]
-    seconds: float = Field(description="From the request's head to the answer.")
+    duration_seconds: float = Field(description="From the request's headers to the response.")
 
 
-class Explained(BaseModel):
-    """Where the network looks in an image. Maps are rows of values, from the top down."""
+class ExplainResponse(BaseModel):
+    """What the network attends to in an image. Maps are lists of rows, from top to bottom."""
 
     model: str
-    classes: list[Scored] = Field(description="All of them, the likeliest first.")
-    target: str = Field(description="The class that Grad-CAM is of.")
-    input: str = Field(description="The image as the network sees it, a PNG as a data: URL.")
+    classes: list[ClassProbability] = Field(description="All classes, most probable first.")
+    target: str = Field(description="The class that Grad-CAM explains.")
+    input: str = Field(description="The preprocessed image, a PNG as a data: URL.")
     attention: list[list[list[list[float]]]] = Field(
-        description="Of the class token: by block of the last stage, by head, a map of the keys.")
+        description="Attention of the class token: for each block of the last stage and each head, "
+        "a map over the keys.")
     rollout: list[list[float]] | None = Field(default=None, description="Attention rollout.")
-    grad_cam: dict[str, list[list[float]]] = Field(description="By stage, counted from 1.")
-    tokens: list[str] = Field(description="Every stage's tokens in their first three principal "
-                              "components, a PNG as a data: URL.")
-    seconds: float
+    grad_cam: dict[str, list[list[float]]] = Field(description="By stage, from 1.")
+    tokens: list[str] = Field(description="First three principal components of every stage's "
+                              "tokens, a PNG as a data: URL.")
+    duration_seconds: float
 
 
-class Model(BaseModel):
-    """What is served."""
+class ModelResponse(BaseModel):
+    """The model and the limits of the server."""
 
     name: str
     classes: list[str]
@@ -72,11 +73,11 @@ class Model(BaseModel):
     precision: str
     explainable: bool
     limits: dict[str, float]
-    samples: list[str] = Field(description="Names of the page's images to try, by number.")
+    samples: list[str] = Field(description="Names of the sample images at /samples/N, from 0.")
     version: str
 
 
-class Health(BaseModel):
-    """That the server is well."""
+class HealthResponse(BaseModel):
+    """The state of the server."""
 
     status: str

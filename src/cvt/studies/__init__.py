@@ -1,1 +1,1 @@
-"""What compares and searches."""
+"""Ablations and architecture search."""

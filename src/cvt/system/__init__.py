@@ -1,1 +1,1 @@
-"""The machine, files, optional packages and what is read from them."""
+"""Errors, files, the machine and its devices, optional packages, text, typed mappings."""

@@ -1,4 +1,4 @@
-"""The device and the precision that the network is computed in."""
+"""Device and precision of the network."""
 
 from __future__ import annotations
 
@@ -6,15 +6,15 @@ import warnings
 
 import torch
 
-from cvt.system.errors import InputError, one_line
+from cvt.system.errors import InputError, first_line, one_line
 
 ACCELERATORS = ("cuda", "xpu", "mps")
 """The kinds of device that "auto" prefers to the CPU: NVIDIA's and AMD's, Intel's, Apple's."""
 
 
 def pick_device(name: str) -> torch.device:
-    """The device called `name`; "auto" is the accelerator that PyTorch was built for (CUDA, XPU or
-    MPS) if there is one in this machine, else the CPU. Raises InputError."""
+    """The device `name`; "auto" is the accelerator that PyTorch was built for (CUDA, XPU or MPS) if
+    available, else the CPU. Raises InputError if it cannot be used."""
     if name == "auto":
         device = torch.accelerator.current_accelerator(check_available=True)
         return device if device is not None and device.type in ACCELERATORS else torch.device("cpu")
@@ -22,12 +22,12 @@ def pick_device(name: str) -> torch.device:
         torch.empty(0, device=name).cpu()
         return torch.device(name)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise InputError(f"device={name!r} cannot be used ({reason}); try cpu or auto") from None
+        raise InputError(f"device={name!r} cannot be used ({first_line(error)}); try cpu or auto"
+                         ) from None
 
 
 def device_name(device: torch.device) -> str:
-    """The device in words: a GPU's product name where PyTorch has one."""
+    """The device, with the product name of a GPU if PyTorch has one."""
     if device.type in ("cuda", "xpu"):
         return f"{device} ({getattr(torch, device.type).get_device_name(device)})"
     return str(device)

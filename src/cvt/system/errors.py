@@ -1,4 +1,4 @@
-"""The exceptions meant for people, and the nearest-match hint that many messages end with."""
+"""Exceptions for users, and helpers for their messages."""
 
 from __future__ import annotations
 
@@ -7,34 +7,40 @@ from collections.abc import Iterable
 
 
 class InputError(ValueError):
-    """Something the user gave cannot be used; the message says what, what it got and what to do.
+    """Invalid input from the user; the message says what is wrong, the value and what to do.
 
     The command line prints it as one line, without a traceback, and exits with 1.
     """
 
 
 class DivergedError(ArithmeticError):
-    """Training cannot go on, for its loss is not finite; the message says when and what to try."""
+    """The training loss is not finite; the message says when, and what to try."""
 
 
 class StoppedError(Exception):
-    """A run was asked to stop, and can go on later; `code` is the process's exit code."""
+    """A run was stopped on request and can be resumed; `code` is the exit code of the process."""
 
     def __init__(self, message: str, code: int) -> None:
         super().__init__(message)
         self.code = code
 
     def __reduce__(self) -> tuple[type[StoppedError], tuple[str, int]]:
-        return StoppedError, (str(self), self.code)  # it travels between processes
+        return StoppedError, (str(self), self.code)  # raised across processes
 
 
 def one_line(error: BaseException) -> str:
-    """What another library's exception says, in one line of a bearable length."""
+    """The message of another library's exception in one line of at most 300 characters."""
     return " ".join(str(error).split())[:300] or type(error).__name__
 
 
+def first_line(error: BaseException) -> str:
+    """The first line of another library's message, printable, of at most 300 characters."""
+    line = next(filter(str.strip, str(error).splitlines()), type(error).__name__)
+    return "".join(c if c.isprintable() else "?" for c in line.strip()[:300])
+
+
 def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """A clause that names the nearest of `known`, or lists them all where none is near.
+    """A hint with the closest of the `known` names, or all of them if none is close.
 
     >>> did_you_mean("cvt13", ["cvt_13", "cvt_21"])
     'did you mean cvt_13?'

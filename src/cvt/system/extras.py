@@ -1,4 +1,4 @@
-"""Optional packages: the import, or the one line that installs what is missing. No torch."""
+"""Import of optional packages. No torch."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from cvt.system.errors import InputError
 
 
 def require(module: str, extra: str) -> ModuleType:
-    """Import `module`, which the extra `extra` of this package brings.
+    """Import `module`, which the extra `extra` of this package installs.
 
-    Raises InputError with the install line where its package is not installed.
+    Raises InputError with the install command if it is not installed.
     """
     try:
         return import_module(module)
     except ModuleNotFoundError as error:
-        # A package that is there but lacks one of its own is another fault, which keeps its name.
+        # The missing module may be a dependency of `module`.
         missing = error.name or module
         raise InputError(f"{missing} is not installed; pip install 'cvt-torch[{extra}]'") from None

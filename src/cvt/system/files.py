@@ -1,4 +1,4 @@
-"""Files that appear whole or not at all."""
+"""Atomic replacement of files."""
 
 from __future__ import annotations
 
@@ -9,20 +9,20 @@ from pathlib import Path
 
 
 def replace_file(path: str | Path, write: Callable[[Path], object]) -> None:
-    """Call `write` with a temporary path beside `path`, then move the result into its place.
+    """Call `write` with a temporary path in the same directory, then rename it to `path`.
 
-    Whoever reads `path` sees the old file or the new one, never a part; a failure leaves the old.
-    Any number of threads may write, each another file.
+    Readers of `path` see the old file or the new one, never a part of it; after a failure, the old
+    one. Thread-safe for different paths.
     """
     path = Path(path)
     part = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
-    # Opened as any file is, so that the system itself applies the umask: mkstemp would keep the
-    # file to its owner, and a process cannot read its umask without changing it for all threads.
+    # open() applies the umask. mkstemp would make the file private to its owner, and a process
+    # cannot read its umask without changing it for all threads.
     part.open("xb").close()
     mode = part.stat().st_mode
     try:
         write(part)
-        part.chmod(mode)  # safetensors puts a file in its place that is its owner's alone
+        part.chmod(mode)  # safetensors replaces it by a file that is private to its owner
         with part.open("r+b") as file:
             os.fsync(file.fileno())
         part.replace(path)

@@ -1,4 +1,4 @@
-"""The machine that computes: its description, cores, memory and instructions."""
+"""Description, cores, memory and instructions of the machine. No torch."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import psutil
 
 
 def describe_machine() -> dict[str, str]:
-    """Processor, cores, system and versions; no torch is imported for it."""
+    """Processor, cores, operating system and versions of Python and packages."""
     return {
         "processor": f"{_processor()}, {os.cpu_count()} cores",
         "system": f"{platform.system()} {platform.machine()}",
@@ -40,8 +40,8 @@ def _cpuinfo() -> str:
 
 
 def available_cores() -> int:
-    """The cores that this process may use, where the system says; its share where a launcher such
-    as torchrun started several processes here."""
+    """Cores that this process may use, if the system reports them, divided by the number of
+    processes that a launcher such as torchrun started on this machine."""
     cores = (len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity")
              else os.cpu_count() or 1)
     return max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
@@ -75,15 +75,15 @@ def peak_memory() -> int:
 
 
 def native_bf16() -> bool:
-    """Whether the processor has instructions for products in bfloat16, as Linux reports it.
+    """Whether the processor has bfloat16 multiply instructions, as reported by Linux.
 
-    Others emulate them, which is slower than float32.
+    Other processors emulate them, which is slower than float32.
     """
     return not {"avx512_bf16", "amx_bf16", "bf16"}.isdisjoint(_flags())
 
 
 def native_int8() -> bool:
-    """Whether it has instructions for sums of products in 8 bits, as Linux reports it."""
+    """Whether the processor has 8-bit dot product instructions, as reported by Linux."""
     return not {"avx512_vnni", "avx_vnni", "amx_int8", "asimddp", "i8mm"}.isdisjoint(_flags())
 
 

@@ -1,4 +1,4 @@
-"""Frozen dataclasses from plain data and back: strict keys, checked types, JSON and YAML files."""
+"""Frozen dataclasses from and to plain data: strict keys, checked types, JSON and YAML files."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ _T = TypeVar("_T")
 def from_mapping(cls: type[_T], data: Mapping[str, Any], where: str) -> _T:
     """Build the dataclass `cls` from plain data; lists become tuples.
 
-    Raises InputError, naming `where`, for a key that `cls` lacks (with the nearest it has) or that
-    it needs and `data` lacks.
+    Raises InputError, with `where` in its message, for an unknown key (with the closest known one)
+    and for a missing required key.
     """
     if not isinstance(data, Mapping):
         raise InputError(f"{where} is {data!r}, not a mapping")
@@ -39,21 +39,21 @@ def from_mapping(cls: type[_T], data: Mapping[str, Any], where: str) -> _T:
 
 
 def read_mapping(path: Path) -> dict[str, Any]:
-    """A JSON or YAML file that holds one mapping. Raises InputError where it does not."""
+    """Read a JSON or YAML file that contains a mapping. Raises InputError for any other."""
     try:
         text = path.read_text(encoding="utf-8")
-        # JSON is YAML but for corner cases such as 1e-05, so each has its own parser.
+        # YAML reads 1e-05 as a string, so JSON needs its own parser.
         data = json.loads(text) if path.suffix == ".json" else yaml.safe_load(text)
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise InputError(f"{path} cannot be read as {path.suffix or 'YAML'}: {one_line(error)}"
                          ) from None
     if not isinstance(data, dict):
-        raise InputError(f"{path} holds a {type(data).__name__}, not a mapping of keys to values")
+        raise InputError(f"{path} has a {type(data).__name__}, not a mapping of keys to values")
     return data
 
 
 def write_mapping(data: Mapping[str, Any], path: Path) -> None:
-    """Write plain data as JSON or YAML, by the suffix of `path`."""
+    """Write plain data as JSON or YAML, depending on the suffix of `path`."""
     if path.suffix == ".json":
         text = json.dumps(data, indent=2) + "\n"
     elif path.suffix in (".yaml", ".yml"):
@@ -77,22 +77,22 @@ def check(good: bool, message: str) -> None:
 
 
 def check_default(config: Any, name: str, used: bool, why: str) -> None:
-    """Reject a field whose value would be ignored, unless it is the default; `why` it is."""
+    """Raise InputError for a non-default value of a field that is not `used`, and say `why`."""
     value, default = getattr(config, name), getattr(type(config), name)
-    check(used or value == default, f"{name}={value} has no effect, for {why}; leave it out or set "
-          f"it to its default, {default}")
+    check(used or value == default, f"{name}={value} has no effect, because {why}; leave it out or "
+          f"set it to its default, {default}")
 
 
 def check_types(config: Any) -> None:
-    """Refuse a field whose value is not of its annotated type, such as "3" or True for an int."""
+    """Raise InputError for a field that is not of its annotated type: "3" or True for an int."""
     for name, hint in get_type_hints(type(config)).items():
         value = getattr(config, name)
         if get_origin(hint) is Literal:
             known = [str(choice) for choice in get_args(hint)]
             check(value in get_args(hint), f"{name}={value!r}; {did_you_mean(str(value), known)}")
         else:
-            wanted = getattr(hint, "__name__", None) if not get_args(hint) else str(hint)
-            check(_is(value, hint), f"{name}={value!r} must be of type {wanted}")
+            expected = getattr(hint, "__name__", None) if not get_args(hint) else str(hint)
+            check(_is(value, hint), f"{name}={value!r} must be of type {expected}")
 
 
 def _is(value: Any, hint: Any) -> bool:

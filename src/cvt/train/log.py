@@ -1,4 +1,4 @@
-"""What a run says while it trains: a progress bar, CSV, JSONL and TensorBoard."""
+"""The log of a run: progress bar, CSV, JSONL, TensorBoard and trackers."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import io
 import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from types import TracebackType
 
 from rich import progress as bars
 from rich.console import Console
@@ -16,21 +15,22 @@ from torch.utils.tensorboard import SummaryWriter
 from cvt.data.unreadable import UNREADABLE, Row, read_unreadable, write_unreadable
 from cvt.system.errors import one_line
 from cvt.system.files import replace_file
-from cvt.train.state import CSV, JSONL, TENSORBOARD, Progress
+from cvt.train.directory import CSV, JSONL, TENSORBOARD
+from cvt.train.state import Progress
 
-Figures = Mapping[str, float]
+Metrics = Mapping[str, float]
 
 
 class Log:
-    """The log of a run of `epochs` epochs and `total` steps, from where `progress` is.
+    """The log of a run of `epochs` epochs and `steps` steps, starting at `progress`.
 
-    A bar and a line an epoch go to the standard error, unless `quiet`; the files go to `run`, the
-    figures and how many steps were done also to `track`. With
-    no `run`, as in all processes but the main one, it says and writes nothing.
+    A progress bar and a line per epoch go to standard error, unless `quiet`; files go to `run`;
+    `track` is called with metrics and the number of steps done. Without `run`, as in all processes
+    but the main one, nothing is logged.
     """
 
-    def __init__(self, run: Path | None, *, epochs: int, total: int, progress: Progress,
-                 quiet: bool, track: Callable[[Figures, int], None]) -> None:
+    def __init__(self, run: Path | None, *, epochs: int, steps: int, progress: Progress,
+                 quiet: bool, track: Callable[[Metrics, int], None]) -> None:
         self._run, self._epochs, self._track = run, epochs, track
         quiet = quiet or run is None
         self._console = Console(stderr=True, quiet=quiet)
@@ -39,9 +39,9 @@ class Log:
             bars.MofNCompleteColumn(), bars.TextColumn("loss {task.fields[loss]:.3f}"),
             bars.TimeRemainingColumn(), console=self._console, transient=True,
             disable=quiet or not self._console.is_terminal)
-        self._task = self._bar.add_task("", total=total, completed=progress.step, loss=0.0,
+        self._task = self._bar.add_task("", total=steps, completed=progress.step, loss=0.0,
                                         epoch=len(progress.history) + 1)
-        self._done = len(progress.history)
+        self._epochs_done = len(progress.history)
         self._unreadable: dict[tuple[str, str], str] = {}
         self._board = SummaryWriter(run / TENSORBOARD, purge_step=progress.step) if run else None
 
@@ -49,56 +49,29 @@ class Log:
         self._bar.start()
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None,
-                 trace: TracebackType | None) -> None:
+    def __exit__(self, *_: object) -> None:
         self._bar.stop()
         if self._board:
             self._board.close()
 
+    def message(self, text: str) -> None:
+        """Print a message."""
+        self._console.print(text, highlight=False, markup=False, soft_wrap=True)
+
     def step(self, step: int, loss: float, lr: float) -> None:
-        """Step `step` (from 0 over the whole run) had this loss, with this learning rate."""
-        self._bar.update(self._task, advance=1, loss=loss, epoch=self._done + 1)
+        """Log the loss and learning rate of step `step` (from 0, over the whole run)."""
+        self._bar.update(self._task, advance=1, loss=loss, epoch=self._epochs_done + 1)
         if self._board:
             self._board.add_scalar("train/step_loss", loss, step)
             self._board.add_scalar("train/lr", lr, step)
-            self._tell({"train/step_loss": loss, "train/lr": lr}, step + 1)
+            self._log_to_trackers({"train/step_loss": loss, "train/lr": lr}, step + 1)
 
-    def _tell(self, figures: Figures, step: int) -> None:
-        """Tell the trackers; one that fails must not cost the run."""
-        try:
-            self._track(figures, step)
-        except Exception as error:  # whatever their clients raise
-            self._track = lambda _, __: None
-            self.say(f"the trackers failed after step {step}, and the run goes on without them: "
-                     + one_line(error))
+    def epoch(self, history: Sequence[Metrics], step: int) -> None:
+        """Log the last row of `history`, after `step` steps.
 
-    def say(self, what: str) -> None:
-        """Something that whoever watches should know."""
-        self._console.print(what, highlight=False, markup=False, soft_wrap=True)
-
-    def unreadable(self, rows: Sequence[Row]) -> None:
-        """Images that could not be read; the file has all, once."""
-        new = {(split, name): why for split, name, why in rows
-               if (split, name) not in self._unreadable}
-        if not new or not self._run:
-            return
-        path = self._run / UNREADABLE
-        earlier = {(split, name): why for split, name, why in read_unreadable(path)}
-        self._unreadable |= earlier | new  # of the processes before this one, too
-        self.say(f"{len(self._unreadable)} images could not be read, such as "
-                 f"{next(reversed(new.values()))}; {path} lists them")
-        write_unreadable(path, [(*key, why) for key, why in sorted(self._unreadable.items())])
-
-    def back_to(self, progress: Progress) -> None:
-        """The run goes on from an earlier step."""
-        self._done = len(progress.history)
-        self._bar.update(self._task, completed=progress.step)
-
-    def epoch(self, history: Sequence[Figures], step: int) -> None:
-        """The last row of `history` is new, after `step` steps; the files are written anew, so they
-        never differ.
+        CSV and JSONL are replaced as a whole, so that they always agree.
         """
-        self._done = len(history)
+        self._epochs_done = len(history)
         if not self._run or not self._board:
             return
         row = history[-1]
@@ -107,11 +80,11 @@ class Log:
             f"epoch {row['epoch']:{width}.0f}/{self._epochs}  train loss {row['train_loss']:.4f}  "
             f"val loss {row['val_loss']:.4f}  val top-1 {row['val_top1']:.2%}  "
             f"{row['seconds']:.1f} s", highlight=False)
-        figures = {name.replace("_", "/", 1): row[name]
+        metrics = {name.replace("_", "/", 1): row[name]
                    for name in ("train_loss", "val_loss", "val_top1", "val_recall")}
-        for name, value in figures.items():
+        for name, value in metrics.items():
             self._board.add_scalar(name, value, step - 1)
-        self._tell(figures, step)
+        self._log_to_trackers(metrics, step)
         table = io.StringIO()
         writer = csv.DictWriter(table, list(row), lineterminator="\n")
         writer.writeheader()
@@ -120,3 +93,31 @@ class Log:
         replace_file(self._run / CSV,
                      lambda part: part.write_text(table.getvalue(), encoding="utf-8"))
         replace_file(self._run / JSONL, lambda part: part.write_text(lines, encoding="utf-8"))
+
+    def rolled_back(self, progress: Progress) -> None:
+        """Continue at an earlier step."""
+        self._epochs_done = len(progress.history)
+        self._bar.update(self._task, completed=progress.step)
+
+    def unreadable(self, rows: Sequence[Row]) -> None:
+        """List unreadable images, each once, in unreadable.csv."""
+        new = {(split, name): reason for split, name, reason in rows
+               if (split, name) not in self._unreadable}
+        if not new or not self._run:
+            return
+        path = self._run / UNREADABLE
+        earlier = {(split, name): reason for split, name, reason in read_unreadable(path)}
+        self._unreadable |= earlier | new  # also of earlier processes
+        self.message(f"{len(self._unreadable)} images could not be read, such as "
+                     f"{next(reversed(new.values()))}; {path} lists them")
+        write_unreadable(path, [(*key, reason)
+                                for key, reason in sorted(self._unreadable.items())])
+
+    def _log_to_trackers(self, metrics: Metrics, step: int) -> None:
+        """A tracker that fails must not end the run."""
+        try:
+            self._track(metrics, step)
+        except Exception as error:  # whatever their clients raise
+            self._track = lambda _, __: None
+            self.message(f"the trackers failed after step {step}; the run continues without them: "
+                         + one_line(error))

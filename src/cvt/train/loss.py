@@ -1,4 +1,4 @@
-"""What a step minimises: cross entropy, weighted by class, and beside it a teacher's answers."""
+"""The training loss: cross entropy, weighted by class, and distillation from a teacher."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from cvt.config import Preprocess
-from cvt.data.classes import order_of
+from cvt.data.classes import class_order
 from cvt.data.dataset import LabeledImages
 from cvt.system.device import autocast
 from cvt.system.errors import InputError, one_line
@@ -27,23 +27,25 @@ TIMM = "timm:"
 
 
 class Loss(nn.Module):
-    """Images, logits (B, K) and labels (B,) or probabilities (B, K) to the mean loss in nats.
+    """Mean loss in nats of logits (B, K) for labels (B,) or probabilities (B, K).
 
-    Of image i, with weight w_i, label y_i as a distribution, and a teacher that has the share s:
+    For image i with class weight w_i, target distribution y_i and distillation weight alpha (0
+    without a teacher):
 
-        w_i * ((1 - s) * cross_entropy(logits_i, smoothed(y_i)) + s * distance(logits_i, teacher_i))
+        w_i * ((1 - alpha) * cross_entropy(logits_i, smoothed(y_i))
+               + alpha * distillation_loss(logits_i, teacher_i))
 
-    w_i is the weight of its class; of a mixed image, the mean of its classes' weights by their
-    shares. It multiplies the whole, so the best logits for an image depend on its own target alone.
-    The mean is over the images, not over their weights, so that parts of a batch add up. Raises
-    InputError where `recipe` balances classes of which one has no training image.
+    w_i is the weight of the image's class; for a mixed image, the mean of its classes' weights by
+    their proportions. It multiplies the whole, so the optimal logits for an image depend on its own
+    target only. The mean is over the images and not over their weights, so that micro-batches add
+    up. Raises InputError if `recipe` balances the classes and one has no training image.
     """
 
     def __init__(self, recipe: Recipe, card: ModelCard, images: LabeledImages) -> None:
         super().__init__()
         self.smoothing = recipe.augment.label_smoothing
         if recipe.sampling == "balanced":  # it balances the mean of this loss, as weights do
-            _counts(images, "sampling")
+            _class_counts(images, "sampling")
         weight = balanced_weights(images) if recipe.class_weights == "balanced" else None
         self.weight: Tensor | None
         self.register_buffer("weight", weight)
@@ -52,31 +54,34 @@ class Loss(nn.Module):
             recipe.distill.teacher) else None
 
     def forward(self, x: Tensor, logits: Tensor, target: Tensor) -> Tensor:
-        """The loss, a scalar."""
+        """The loss of images x (B, C, H, W), a scalar."""
         logits = logits.float()
-        # Not F.cross_entropy's own weight: it multiplies the entries of the smoothed or mixed
-        # target, so that the best logits for an image of a frequent class would be a rare one's.
+        # Not the `weight` of F.cross_entropy: it multiplies the entries of the smoothed or mixed
+        # target, so that the optimal prediction for an image of a frequent class would be a rare
+        # one.
         loss = F.cross_entropy(logits, target, label_smoothing=self.smoothing,
                                reduction="none")  # (B,)
         if self.teacher is not None:
-            share = self.distill.share
-            loss = (1 - share) * loss + share * distance(logits, self.teacher(x), self.distill)
+            alpha = self.distill.alpha
+            loss = (1 - alpha) * loss + alpha * distillation_loss(logits, self.teacher(x),
+                                                                  self.distill)
         if self.weight is not None:
             loss = loss * (self.weight[target] if target.ndim == 1 else target @ self.weight)
         return loss.mean()
 
 
 def balanced_weights(images: LabeledImages) -> Tensor:
-    """A weight a class, (K,), in inverse proportion to its images; their mean over these is 1.
+    """Class weights (K,), inversely proportional to the number of images; their mean over the
+    images is 1.
 
-    Raises InputError where a class has none.
+    Raises InputError if a class has no image.
     """
-    counts = _counts(images, "class_weights")
+    counts = _class_counts(images, "class_weights")
     return torch.tensor(len(images) / (len(counts) * counts), dtype=torch.float32)
 
 
-def _counts(images: LabeledImages, option: str) -> np.ndarray:
-    """The images of each class, (K,). Raises InputError, naming `option`, where one has none."""
+def _class_counts(images: LabeledImages, option: str) -> np.ndarray:
+    """Images per class (K,). Raises InputError, naming `option`, if a class has none."""
     counts = np.bincount(images.labels, minlength=len(images.classes))
     if not counts.all():
         raise InputError(f"{option}=balanced, and the class "
@@ -84,11 +89,12 @@ def _counts(images: LabeledImages, option: str) -> np.ndarray:
     return counts
 
 
-def distance(logits: Tensor, teacher: Tensor, config: DistillConfig) -> Tensor:
-    """How far each image's logits (B, K) are from the teacher's, (B,) in nats.
+def distillation_loss(logits: Tensor, teacher: Tensor, config: DistillConfig) -> Tensor:
+    """Distance (B,) in nats between logits (B, K) and the teacher's logits (B, K).
 
-    Hard: cross entropy with its most probable class. Soft: Kullback-Leibler divergence at the
-    temperature, times its square, which keeps the gradient's size (Hinton et al., 2015).
+    Hard: cross entropy with the teacher's most probable class. Soft: Kullback-Leibler divergence
+    at the temperature, times its square, which preserves the scale of the gradient (Hinton et al.,
+    2015).
     """
     if config.hard:
         return F.cross_entropy(logits, teacher.argmax(1), reduction="none")
@@ -98,13 +104,13 @@ def distance(logits: Tensor, teacher: Tensor, config: DistillConfig) -> Tensor:
 
 
 class Teacher(nn.Module):
-    """A trained network that sees the student's images, as it was trained to see them."""
+    """A trained network that predicts the student's images, with its own preprocessing."""
 
     def __init__(self, config: DistillConfig, card: ModelCard, precision: str) -> None:
         super().__init__()
         self.precision = precision
         name = str(config.teacher)
-        load = _from_timm if name.startswith(TIMM) else _cvt
+        load = _load_timm if name.startswith(TIMM) else _load_cvt
         self.network, own, order = load(name, card)
         if own.channels != card.preprocess.channels:
             raise InputError(f"the teacher {name} takes {own.channels} channels, the network "
@@ -122,7 +128,7 @@ class Teacher(nn.Module):
         self.size = own.size
 
     def train(self, mode: bool = True) -> Teacher:  # noqa: ARG002
-        """It stays in evaluation."""
+        """Stay in evaluation mode."""
         return self
 
     @torch.no_grad()
@@ -136,39 +142,40 @@ class Teacher(nn.Module):
         return logits if self.order is None else logits[:, self.order]
 
 
-def _cvt(name: str, card: ModelCard) -> tuple[nn.Module, Preprocess, Sequence[int]]:
+def _load_cvt(name: str, card: ModelCard) -> tuple[nn.Module, Preprocess, Sequence[int]]:
     checkpoint = open_checkpoint(name)
     own = checkpoint.card
-    order = _order(name, card, own.classes if checkpoint.named else None)
+    order = _class_order(name, card, own.classes if checkpoint.has_class_names else None)
     return build(checkpoint)[0], own.preprocess, order
 
 
-def _from_timm(name: str, card: ModelCard) -> tuple[nn.Module, Preprocess, Sequence[int]]:
+def _load_timm(name: str, card: ModelCard) -> tuple[nn.Module, Preprocess, Sequence[int]]:
     try:
         model = timm.create_model(name.removeprefix(TIMM), pretrained=True)
-    # Whatever timm, the hub and the file give: there is no exception of its own.
+    # Whatever timm, the hub and the file raise: they share no exception.
     except Exception as error:
-        raise InputError(f"the teacher {name} cannot be had from timm: {one_line(error)}"
+        raise InputError(f"the teacher {name} cannot be loaded from timm: {one_line(error)}"
                          ) from None
     names = model.pretrained_cfg.get("label_names")
     subset = timm.data.infer_imagenet_subset(model)
-    # By their number, which says it of timm's own models alone, not of a directory's or the hub's.
+    # Inferred from their number, which is right for timm's own models only, not for those from a
+    # directory or the hub.
     if not names and subset and ":" not in name.removeprefix(TIMM):
         names = timm.data.ImageNetInfo(subset).label_names()
     known = label_names(names) if names and len(names) == model.num_classes else None
-    found = timm.data.resolve_model_data_config(model)
-    own = dataclasses.replace(card.preprocess, size=found["input_size"][1],
-                              mean=tuple(found["mean"]), std=tuple(found["std"]))
-    return model, own, _order(name, card, known)
+    data = timm.data.resolve_model_data_config(model)
+    own = dataclasses.replace(card.preprocess, size=data["input_size"][1],
+                              mean=tuple(data["mean"]), std=tuple(data["std"]))
+    return model, own, _class_order(name, card, known)
 
 
-def _order(name: str, card: ModelCard, known: Sequence[str] | None) -> list[int]:
-    """The teacher's place of each of the card's classes, matched by name."""
+def _class_order(name: str, card: ModelCard, known: Sequence[str] | None) -> list[int]:
+    """The teacher's index of each of the card's classes, matched by name."""
     if known is None:
         raise InputError(f"the teacher {name} does not name its classes, so they cannot be matched "
-                         "with those of the images; write them into its config.json")
-    order = order_of(card.classes, known)
+                         "with those of the images; add them to its config.json")
+    order = class_order(card.classes, known)
     if isinstance(order, str):
-        raise InputError(f"the teacher {name} and the images have other classes, such as "
-                         f"{order!r}; a teacher knows the same ones")
+        raise InputError(f"the teacher {name} and the images have different classes, such as "
+                         f"{order!r}; use a teacher with the same classes")
     return order

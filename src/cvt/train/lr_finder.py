@@ -1,12 +1,13 @@
-"""Which learning rate? One that rises at every step, and the loss beside it (Smith, 2017)."""
+"""Learning rate range test: increase it at every step and record the loss (Smith, 2017)."""
 
 from __future__ import annotations
 
+import contextlib
 import csv
-import io
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -16,104 +17,100 @@ from cvt.system.errors import InputError
 from cvt.system.files import replace_file
 from cvt.train.engine import Engine
 from cvt.train.recipe import Recipe
-from cvt.train.setting import Setting
+from cvt.train.setup import Setup
 
 PLOT, TABLE = "lr_finder.png", "lr_finder.csv"
-LOW, HIGH = 1e-6, 1.0
-_STEPS = 100  # from one to the other
-_SMOOTH = 0.9  # of the running mean, what is kept at each step
-_BLOWN = 3.0  # times the least loss, at which it ends
+MIN_LR, MAX_LR = 1e-6, 1.0
+_STEPS = 100
+_SMOOTHING = 0.9  # decay of the moving average of the loss
+_DIVERGED = 3.0  # times the minimum loss, at which the test ends
 
 
 @dataclass(frozen=True, kw_only=True)
-class Found:
-    """Learning rates, the loss at each, and what they suggest."""
+class LearningRateResult:
+    """The losses of a range test and the learning rates that they suggest."""
 
     rates: tuple[float, ...]
     losses: tuple[float, ...]
-    """Smoothed, nats."""
+    """Smoothed training loss at each rate, in nats."""
     steepest: float
-    """The rate at which the loss falls fastest; what to try for a run."""
-    least: float
-    """That of the least loss, near which a run is no longer stable."""
+    """Learning rate at which the loss falls fastest: a value to try."""
+    min_loss: float
+    """Learning rate of the minimum loss, near which training becomes unstable."""
 
 
-def find_learning_rate(recipe: Recipe, output: Path) -> Found | None:
-    """Train from the start with a learning rate that rises from 1e-6 to 1, until the loss blows up.
+def find_learning_rate(recipe: Recipe, output: Path) -> LearningRateResult | None:
+    """Train with a learning rate that increases from 1e-6 to 1, until the loss diverges.
 
-    `output` gets lr_finder.png and lr_finder.csv. The steps take the recipe's batches, augmentation
-    and loss. None in all processes but the main one. Raises InputError where the loss never falls.
+    Writes lr_finder.png and lr_finder.csv to `output`. Batches, augmentation and loss are the
+    recipe's. Returns None in all processes but the main one. Raises InputError if the loss never
+    falls.
     """
     with Engine(recipe) as engine:
-        setting = Setting(recipe, engine)
-        setting.build()
-        rates, losses = _ramp(setting)
+        rates, losses = _range_test(Setup(recipe, engine))
         if not engine.main:
             return None
-    found = suggest(rates, losses)
+    result = suggest(rates, losses)
     output.mkdir(parents=True, exist_ok=True)
-    replace_file(output / TABLE, lambda part: part.write_text(_table(found), encoding="utf-8"))
-    replace_file(output / PLOT, lambda part: _plot(found, recipe, part))
-    return found
+    replace_file(output / TABLE, lambda part: _write_table(result, part))
+    replace_file(output / PLOT, lambda part: _plot(result, recipe, part))
+    return result
 
 
-def _ramp(setting: Setting) -> tuple[list[float], list[float]]:
+def _range_test(setup: Setup) -> tuple[list[float], list[float]]:
     rates: list[float] = []
     losses: list[float] = []
-    setting.engine.train_mode()
-    while len(rates) < _STEPS:
-        for batch in setting.loader.epoch(len(rates) // len(setting.loader)):
-            rate = LOW * (HIGH / LOW) ** (len(rates) / (_STEPS - 1))
-            done = setting.engine.step(batch, rate, len(rates))
-            if not done.updated or (losses and done.loss > _BLOWN * min(losses)):
-                return rates, losses
+    setup.engine.train_mode()
+    with contextlib.closing(setup.batches()) as batches:
+        for i, batch in enumerate(islice(batches, _STEPS)):
+            rate = MIN_LR * (MAX_LR / MIN_LR) ** (i / (_STEPS - 1))
+            done = setup.engine.step(batch, rate, i)
+            if not done.updated or (losses and done.loss > _DIVERGED * min(losses)):
+                break
             rates.append(rate)
             losses.append(done.loss)
-            if len(rates) == _STEPS:
-                break
     return rates, losses
 
 
-def suggest(rates: Sequence[float], losses: Sequence[float]) -> Found:
-    """Smooth the losses and find where they fall fastest. Raises InputError where they do not."""
+def suggest(rates: Sequence[float], losses: Sequence[float]) -> LearningRateResult:
+    """Smooth the losses and find where they fall fastest. Raises InputError if they do not fall."""
     mean, smooth = 0.0, []
     for i, loss in enumerate(losses, 1):
-        mean = _SMOOTH * mean + (1 - _SMOOTH) * loss
-        smooth.append(mean / (1 - _SMOOTH**i))
-    if len(smooth) < 10 or (least := int(np.argmin(smooth))) < 5:
-        raise InputError("the loss does not fall at any learning rate from "
-                         f"{LOW:g} on; look at the data, or start from other weights")
+        mean = _SMOOTHING * mean + (1 - _SMOOTHING) * loss
+        smooth.append(mean / (1 - _SMOOTHING**i))
+    if len(smooth) < 10 or (lowest := int(np.argmin(smooth))) < 5:
+        raise InputError(f"the loss does not fall at any learning rate from {MIN_LR:g} on; check "
+                         "the data, or start from other weights")
     slope = np.gradient(np.array(smooth), np.log(rates))
-    steepest = int(slope[:least + 1].argmin())
-    return Found(rates=tuple(rates), losses=tuple(smooth), steepest=_round(rates[steepest]),
-                 least=_round(rates[least]))
+    steepest = int(slope[:lowest + 1].argmin())
+    return LearningRateResult(rates=tuple(rates), losses=tuple(smooth),
+                              steepest=_round(rates[steepest]), min_loss=_round(rates[lowest]))
 
 
 def _round(rate: float) -> float:
-    """To one and a half digits: nobody can tell more."""
+    """To a multiple of half of its leading decimal unit: the test is no more precise."""
     unit = 10.0 ** math.floor(math.log10(rate))
     return float(f"{round(2 * rate / unit) / 2 * unit:.2g}")
 
 
-def _table(found: Found) -> str:
-    text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerows(
-        [("lr", "loss"), *zip(found.rates, found.losses, strict=True)])
-    return text.getvalue()
+def _write_table(result: LearningRateResult, path: Path) -> None:
+    with path.open("w", newline="", encoding="utf-8") as file:
+        csv.writer(file, lineterminator="\n").writerows(
+            [("lr", "loss"), *zip(result.rates, result.losses, strict=True)])
 
 
-def _plot(found: Found, recipe: Recipe, path: Path) -> None:
+def _plot(result: LearningRateResult, recipe: Recipe, path: Path) -> None:
     figure = Figure(figsize=(7, 4), layout="constrained")
     axes = figure.add_subplot()
-    axes.plot(found.rates, found.losses, color="#2f6fb0")
+    axes.plot(result.rates, result.losses, color="#2f6fb0")
     axes.set_xscale("log")
     axes.set_xlabel("learning rate")
     axes.set_ylabel("training loss, smoothed (nats)")
     axes.set_title(f"{recipe.name} on {recipe.data.name}, batch {recipe.batch_size}",
                    loc="left", parse_math=False)
-    for rate, word, colour in ((found.steepest, "steepest", "#2f6fb0"),
-                               (found.least, "least", "#de6830")):
-        axes.axvline(rate, color=colour, linestyle=":", label=f"{word}: {rate:g}")
+    for rate, label, color in ((result.steepest, "steepest", "#2f6fb0"),
+                               (result.min_loss, "minimum loss", "#de6830")):
+        axes.axvline(rate, color=color, linestyle=":", label=f"{label}: {rate:g}")
     axes.legend(frameon=False)
     axes.spines[["top", "right"]].set_visible(False)
     figure.savefig(path, dpi=150, format="png")

@@ -13,15 +13,14 @@ from torch import nn
 from cvt.model import CvT
 from cvt.train.config import OptimConfig
 
-SCALE = "lr_scale"  # of a group: its learning rate as a fraction of the run's
+SCALE = "lr_scale"  # key of a parameter group: its learning rate as a fraction of the run's
 
 
 def build_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.Optimizer:
-    """AdamW, SGD or Muon over what requires a gradient; norms, biases, class token and position
-    embeddings are not decayed.
+    """AdamW, SGD or Muon over all parameters that require a gradient.
 
-    Depthwise kernels are, as in the official code. A group's `lr_scale` is its layer's part in
-    `config.layer_decay`.
+    Norms, biases, class token and position embeddings are not decayed; depthwise kernels are, as in
+    the official code. A group's `lr_scale` follows from its layer and `config.layer_decay`.
     """
     groups = parameter_groups(model, config)
     if config.name == "sgd":
@@ -32,13 +31,13 @@ def build_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.Optimi
 
 
 def parameter_groups(model: nn.Module, config: OptimConfig) -> list[dict[str, Any]]:
-    """Parameters by decay and layer, from the input to the classifier.
+    """Parameter groups by layer, from the input to the classifier, and by weight decay.
 
-    For Muon the matrices of the linear layers but the classifier's are groups of their own, with
-    `use_muon`; all else has `use_fallback`, and so AdamW.
+    For Muon, the matrices of all linear layers except the classifier form their own groups, with
+    `use_muon`; all others have `use_fallback`, and are updated by AdamW.
     """
-    free: set[str] = getattr(model, "no_weight_decay", set)()  # a ResNet names none
-    # Only a CvT's layers are told apart.
+    undecayed: set[str] = getattr(model, "no_weight_decay", set)()  # a ResNet names none
+    # Only a CvT has layers of different depth here.
     layer = _layers(model) if isinstance(model, CvT) else dict.fromkeys(
         (name for name, _ in model.named_parameters()), 0)
     top = max(layer.values())
@@ -49,7 +48,7 @@ def parameter_groups(model: nn.Module, config: OptimConfig) -> list[dict[str, An
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad:
             continue
-        decayed = parameter.ndim > 1 and name not in free
+        decayed = parameter.ndim > 1 and name not in undecayed
         depth = layer[name] if config.layer_decay < 1 else top
         fallback = muon and not (parameter.ndim == 2 and id(parameter) not in outputs)
         group = groups.setdefault((depth, decayed, fallback), {
@@ -64,32 +63,32 @@ def parameter_groups(model: nn.Module, config: OptimConfig) -> list[dict[str, An
 
 
 def _layers(model: CvT) -> dict[str, int]:
-    """The layer of every parameter: 0 the stem, then the blocks, and norm and head at the top.
+    """The layer of every parameter: 0 for the stem, then the blocks, last the norm and the head.
 
-    What leads into a later stage, its embedding and class token, goes with its first block.
+    Embedding and class token of a later stage belong to its first block.
     """
     first = [1 + sum(stage.depth for stage in model.config.stages[:i])
              for i in range(len(model.config.stages))]
     top = first[-1] + model.config.stages[-1].depth
     layers = {}
     for name, _ in model.named_parameters():
-        if found := re.match(r"stages\.(\d+)\.blocks\.(\d+)\.", name):
-            layers[name] = first[int(found[1])] + int(found[2])
-        elif found := re.match(r"stages\.(\d+)\.", name):
-            layers[name] = first[int(found[1])] if int(found[1]) else 0
+        if match := re.match(r"stages\.(\d+)\.blocks\.(\d+)\.", name):
+            layers[name] = first[int(match[1])] + int(match[2])
+        elif match := re.match(r"stages\.(\d+)\.", name):
+            layers[name] = first[int(match[1])] if int(match[1]) else 0
         else:
             layers[name] = top
     return layers
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:
-    """`lr` times each group's own scale."""
+    """Set each group's learning rate to `lr` times its scale."""
     for group in optimizer.param_groups:
         group["lr"] = lr * group[SCALE]
 
 
 def warmup_steps(config: OptimConfig, steps_per_epoch: int) -> int:
-    """Steps in which the learning rate rises."""
+    """Number of warm-up steps."""
     return round(config.warmup_epochs * steps_per_epoch) if config.warmup_steps is None else (
         config.warmup_steps)
 
@@ -97,8 +96,8 @@ def warmup_steps(config: OptimConfig, steps_per_epoch: int) -> int:
 def learning_rate(config: OptimConfig, step: int, steps: int, steps_per_epoch: int) -> float:
     """Learning rate of `step` (from 0) in a run of `steps`.
 
-    Rises linearly from warmup_lr to lr, then falls along half a cosine or a line, which reaches
-    min_lr with the last step, or stays.
+    Linear warm-up from warmup_lr to lr, then cosine or linear decay to min_lr at the last step, or
+    constant.
     """
     warmup = warmup_steps(config, steps_per_epoch)
     if step < warmup:

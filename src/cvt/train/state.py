@@ -1,85 +1,82 @@
-"""A run on disk and in memory: the names of its files, how far it is, what a checkpoint holds."""
+"""The training state that checkpoints save, and the identity of the run that they belong to."""
 
 from __future__ import annotations
 
 import dataclasses
-import shutil
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
-from filelock import FileLock, Timeout
 from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 
-from cvt.data.unreadable import UNREADABLE
-from cvt.evaluate.run import EVALUATION, METRICS, RECIPE, REPORT
+from cvt.data.dataset import Dataset
+from cvt.data.fingerprint import differences, fingerprint, hash_parts
+from cvt.evaluate.run import RECIPE
 from cvt.system.errors import InputError, one_line
-from cvt.train.store import Checkpoint
-from cvt.weights.card import CONFIG
-from cvt.weights.native import BEST
+from cvt.train.checkpoints import TrainingCheckpoint
+from cvt.train.directory import LAST
+from cvt.train.recipe import LENGTH, MACHINE, PLACES, Recipe
+from cvt.weights.card import CONFIG, ModelCard
 
-LAST = "last.safetensors"
-CHECKPOINTS = "checkpoints"
-CSV = "metrics.csv"
-JSONL = "metrics.jsonl"
-TENSORBOARD = "tensorboard"
-DIVERGED = "diverged"
-LOCK = ".lock"
+_DATA = ("data.", "max_train_samples")  # prefixes of the options that select the images
 
 
 @dataclass(kw_only=True)
 class Progress:
-    """How far a run is; plain values, so that JSON keeps them bit for bit."""
+    """Counters and history of a run: plain values, which JSON preserves bit for bit."""
 
     step: int = 0
-    """Optimiser steps that are done, skipped ones included."""
+    """Optimiser steps done, including skipped ones."""
     epoch_step: int = 0
-    """Those of them that belong to the epoch in hand."""
-    redraws: list[int] = field(default_factory=list)
-    """Steps of this epoch to which the run went back, each time with the rest drawn anew."""
+    """Those in the current epoch."""
+    reshuffles: list[int] = field(default_factory=list)
+    """Steps of the current epoch to which the run was rolled back; after each, the rest of the
+    epoch was reshuffled."""
     notes: list[str] = field(default_factory=list)
-    """What a reader of the figures must know: that the run went back, or on with other images."""
+    """Events that matter for the metrics: a rollback, or other images than at the start."""
     history: list[dict[str, float]] = field(default_factory=list)
-    """A row a finished epoch; what the log and the curves show."""
+    """One row of metrics for each finished epoch."""
     loss: float = 0.0
-    """Sum of the losses of this epoch's steps."""
+    """Sum of the step losses of the current epoch."""
     losses: int = 0
-    """How many those are: a skipped batch has none."""
+    """Number of terms in that sum; skipped batches have none."""
     seconds: float = 0.0
-    """Spent on this epoch by earlier processes."""
+    """Time spent on the current epoch."""
     skipped: int = 0
-    """Batches skipped since the last checkpoint, for loss or gradient were not finite."""
-    parts: int = 1
-    """In how many parts a process computes its share of a batch."""
+    """Batches skipped since the last checkpoint because loss or gradient were not finite."""
+    accum_steps: int = 1
+    """Micro-batches in which a process computes its share of a batch."""
     best: dict[str, Any] = field(default_factory=dict)
     """Step and SHA-256 of best.safetensors."""
     scaler: dict[str, float] = field(default_factory=dict)
-    """The gradient scaler's, in fp16."""
+    """State of the fp16 gradient scaler."""
 
     def begin_epoch(self) -> None:
-        """The next step is the first of an epoch."""
-        self.epoch_step, self.redraws = 0, []
+        """Reset what belongs to the current epoch."""
+        self.epoch_step, self.reshuffles = 0, []
         self.loss, self.losses, self.seconds = 0.0, 0, 0.0
 
 
-@dataclass(frozen=True, kw_only=True)
-class Weights:
-    """The tensors that training moves."""
+@dataclass(kw_only=True)
+class TrainingState:
+    """All that training changes: weights, their moving average, the optimiser, the progress."""
 
     model: nn.Module
     ema: ModelEmaV3 | None
     optimizer: torch.optim.Optimizer
+    progress: Progress = field(default_factory=Progress)
 
     @property
-    def kept(self) -> nn.Module:
-        """What is evaluated and written: the moving average, where there is one."""
+    def eval_model(self) -> nn.Module:
+        """The model that is evaluated and saved: the moving average if there is one."""
         return self.model if self.ema is None else self.ema.module
 
-    def checkpoint(self, progress: Progress, identity: Mapping[str, Any]) -> Checkpoint:
-        """All that a run needs to go on from here, and what it was begun with."""
+    def checkpoint(self, identity: Mapping[str, Any]) -> TrainingCheckpoint:
+        """A checkpoint of this state, of the run with this `identity`."""
         saved = self.optimizer.state_dict()
         moments = {f"{index}.{name}": value for index, state in saved["state"].items()
                    for name, value in state.items()}
@@ -89,12 +86,12 @@ class Weights:
             "optimizer": {name: v for name, v in moments.items() if name not in plain}}
         if self.ema is not None:
             tensors["ema"] = self.ema.module.state_dict()
-        return Checkpoint(step=progress.step, tensors=tensors, state={
-            "progress": dataclasses.asdict(progress), "optimizer": plain,
+        return TrainingCheckpoint(step=self.progress.step, tensors=tensors, state={
+            "progress": dataclasses.asdict(self.progress), "optimizer": plain,
             "groups": saved["param_groups"], "identity": identity})
 
-    def restore(self, checkpoint: Checkpoint) -> None:
-        """Put back what `checkpoint` gave. Raises InputError where it is of another network."""
+    def restore(self, checkpoint: TrainingCheckpoint) -> None:
+        """Load what `checkpoint` returned. Raises InputError if it is of another network."""
         state: dict[int, dict[str, Any]] = {}
         try:
             self.model.load_state_dict(checkpoint.tensors["model"])
@@ -107,51 +104,54 @@ class Weights:
             self.optimizer.load_state_dict({"state": state, "param_groups": [
                 {**group, "betas": tuple(group["betas"])} if "betas" in group else group
                 for group in checkpoint.state["groups"]]})
+            self.progress = Progress(**checkpoint.state["progress"])
         except (RuntimeError, LookupError, ValueError, TypeError) as error:
-            raise InputError(f"the checkpoint of step {checkpoint.step} is not of this run: "
-                             f"{one_line(error)}") from None
+            raise InputError(f"the checkpoint of step {checkpoint.step} does not belong to this "
+                             f"run: {one_line(error)}") from None
 
 
-def open_run(run: Path, overwrite: bool) -> FileLock:
-    """Make the directory of a new run; its lock. Raises InputError where one is there already."""
-    if run.exists() and not run.is_dir():
-        raise InputError(f"--output {run} is a file; give a directory")
-    there = _files(run)
-    if there and not overwrite:
-        raise InputError(f"{run} already holds a run ({there[0].name}); continue it with --resume "
-                         f"{run}, replace it with --overwrite, or give another --output")
-    run.mkdir(parents=True, exist_ok=True)
-    lock = lock_run(run)
-    for path in there:
-        _remove(path)
-    _remove(run / DIVERGED)
-    return lock
+def run_identity(recipe: Recipe, card: ModelCard, dataset: Dataset, batches: int,
+                 teacher: nn.Module | None) -> dict[str, Any]:
+    """All that determines the result of a run, as plain data that a checkpoint holds.
+
+    batches: per epoch. teacher: of distillation.
+    """
+    tensors = {} if teacher is None else teacher.state_dict()
+    return json.loads(json.dumps({  # as a checkpoint returns it
+        "recipe": recipe.flat(), "card": card.to_dict(), "data": fingerprint(dataset),
+        "batches": batches, "teacher": hash_parts(
+            tensor.detach().cpu().numpy().tobytes() for tensor in tensors.values())}))
 
 
-def lock_run(run: Path) -> FileLock:
-    """Hold the run for this process, until it ends. Raises InputError where another holds it."""
-    lock = FileLock(run / LOCK, timeout=0)
-    try:
-        lock.acquire()
-    except Timeout:
-        raise InputError(f"another process trains in {run}; wait for it or end it, or give another "
-                         "--output") from None
-    return lock
+def compare_identity(before: Mapping[str, Any], now: Mapping[str, Any], run: Path, *,
+                     accept_data_changes: bool) -> list[str]:
+    """The differences of the data, each in a few words; empty unless they are accepted.
 
-
-def clear_run(run: Path) -> None:
-    """Take away what a run wrote, but for a batch that it failed on, and an empty directory."""
-    for path in (*_files(run), run / LOCK):
-        _remove(path)
-    if run.is_dir() and not any(run.iterdir()):
-        run.rmdir()
-
-
-def _files(run: Path) -> list[Path]:
-    names = (CHECKPOINTS, CONFIG, BEST, LAST, RECIPE, METRICS, REPORT, CSV, JSONL, TENSORBOARD,
-             EVALUATION, UNREADABLE)
-    return [run / name for name in names if (run / name).exists()]
-
-
-def _remove(path: Path) -> None:
-    shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+    Raises InputError for any other difference, except in the length and execution of the run. Of
+    files, the contents are compared and not the paths.
+    """
+    recipe = {name: f"{name}={value!r} in {RECIPE}, was {before['recipe'].get(name)!r}"
+              for name, value in now["recipe"].items()
+              if name not in LENGTH | MACHINE | PLACES and before["recipe"].get(name) != value}
+    other = [words for name, words in recipe.items() if not name.startswith(_DATA)]
+    data = [words for name, words in recipe.items() if name.startswith(_DATA)]
+    if before["data"]["classes"] != now["data"]["classes"]:
+        other += differences(before["data"], now["data"])[:1]
+    elif before["card"] != now["card"] and not other:
+        part = next(key for key in now["card"] if before["card"].get(key) != now["card"][key])
+        other = [f"the {part} in {CONFIG}, or in the file that it comes from, has changed"]
+    if before["teacher"] != now["teacher"] and not other:
+        other = [f"the weights of distill.teacher={now['recipe']['distill.teacher']}"]
+    if other:
+        raise InputError(
+            f"the run in {run} cannot be resumed: {'; '.join(other)}. Undo that, or start another "
+            f"run from its weights: --weights {run / LAST} --output DIR")
+    data += differences(before["data"], now["data"])
+    if before["batches"] != now["batches"] and not data:
+        data = [f"an epoch has {now['batches']} steps, had {before['batches']}"]
+    if data and not accept_data_changes:
+        raise InputError(
+            f"the run in {run} cannot be resumed exactly, the data have changed: "
+            f"{'; '.join(data)}. Restore them, or continue with the changed data by cvt train "
+            f"--resume {run} --accept-data-changes, which restarts the current epoch")
+    return data

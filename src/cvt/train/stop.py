@@ -1,4 +1,4 @@
-"""Signals that ask a run to end: it finishes the step it is in, saves, and leaves."""
+"""Signals that stop a run: it finishes the current step, saves a checkpoint and exits."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import shutil
 import signal
 import subprocess
 import threading
-from types import FrameType, TracebackType
+from types import FrameType
 from typing import Self
 
 _SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1")
@@ -15,39 +15,38 @@ _SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR
 
 
 class Stop:
-    """Within the block SIGINT, SIGTERM and SIGUSR1 set `asked`; a second of a kind acts as ever.
+    """Within the block SIGINT, SIGTERM and SIGUSR1 set `received`; a second one acts as usual.
 
-    Only the main thread can listen; elsewhere nothing is ever asked.
+    Signals are handled in the main thread only; in another thread nothing is ever received.
     """
 
     def __init__(self) -> None:
-        self.asked: signal.Signals | None = None
-        self._before: dict[int, object] = {}
+        self.received: signal.Signals | None = None
+        self._previous: dict[int, object] = {}
 
     def __enter__(self) -> Self:
         if threading.current_thread() is threading.main_thread():
             for number in _SIGNALS:
-                if signal.getsignal(number) is not signal.SIG_IGN:  # as a shell's background has it
-                    self._before[number] = signal.signal(number, self._ask)
+                if signal.getsignal(number) is not signal.SIG_IGN:  # as in a shell's background
+                    self._previous[number] = signal.signal(number, self._receive)
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None,
-                 trace: TracebackType | None) -> None:
-        for number in list(self._before):
-            self._put_back(number)
+    def __exit__(self, *_: object) -> None:
+        for number in list(self._previous):
+            self._restore(number)
 
-    def _ask(self, number: int, _: FrameType | None) -> None:
-        self.asked = signal.Signals(number)
-        self._put_back(number)
+    def _receive(self, number: int, _: FrameType | None) -> None:
+        self.received = signal.Signals(number)
+        self._restore(number)
 
-    def _put_back(self, number: int) -> None:
-        signal.signal(number, self._before.pop(number, signal.SIG_DFL))  # type: ignore[arg-type]
+    def _restore(self, number: int) -> None:
+        signal.signal(number, self._previous.pop(number, signal.SIG_DFL))  # type: ignore[arg-type]
 
 
 def requeue() -> str | None:
-    """Ask SLURM to start this job again, as SIGUSR1 before a time limit is meant; the job's number.
+    """Requeue the SLURM job that this process belongs to; returns its number.
 
-    None where this is no job of SLURM's, or it refuses.
+    SIGUSR1 before a time limit asks for it. None outside of SLURM, and if SLURM rejects it.
     """
     job = os.environ.get("SLURM_JOB_ID")
     if not job or not (scontrol := shutil.which("scontrol")):

@@ -1,1 +1,1 @@
-"""Weights in and out: names, files, strict loading, and the directory of a trained model."""
+"""Load, save, convert and download weights; the directory of a trained model."""

@@ -1,4 +1,4 @@
-"""What goes with a model's weights: `config.json`, which rebuilds the model. No torch."""
+"""The `config.json` of a trained model: network, preprocessing and classes. No torch."""
 
 from __future__ import annotations
 
@@ -18,38 +18,38 @@ Network = Literal["cvt", "vit", "vit_without_position", "resnet", "supernet"]
 
 @dataclass(frozen=True, kw_only=True)
 class ModelCard:
-    """What classifying an image needs beside the weights; the content of config.json."""
+    """Everything but the weights that is needed to classify an image; saved as config.json."""
 
     model: CvTConfig
-    """The network."""
+    """Configuration of the network."""
     preprocess: Preprocess
-    """The way from an image to its input."""
+    """Preprocessing from an image to the input of the network."""
     classes: tuple[str, ...]
-    """The name of each logit."""
+    """Class names, in the order of the logits."""
     network: Network = "cvt"
-    """The CvT of `model`, or what was trained in its place to compare it with."""
+    """The CvT of `model`, or a baseline that was trained instead."""
 
     def __post_init__(self) -> None:
         check_types(self)
         if len(self.classes) != self.model.num_classes:
             raise InputError(f"{len(self.classes)} class names for a classifier of "
-                             f"{self.model.num_classes}; give one name a class")
+                             f"{self.model.num_classes} classes; give one name per class")
         if self.preprocess.channels != self.model.in_chans:
             raise InputError(f"preprocessing gives {self.preprocess.channels} channels, the model "
-                             f"takes in_chans={self.model.in_chans}; give mean and std that many "
-                             "entries")
+                             f"takes in_chans={self.model.in_chans}; mean and std need one value "
+                             "per channel")
         self.model.grids((self.preprocess.size, self.preprocess.size))
 
     def to_dict(self) -> dict[str, Any]:
-        """The content of config.json."""
-        other = {} if self.network == "cvt" else {"network": self.network}
+        """Content of config.json."""
+        network = {} if self.network == "cvt" else {"network": self.network}
         return {"model": self.model.to_dict(), "preprocess": asdict(self.preprocess),
-                "classes": list(self.classes), **other}
+                "classes": list(self.classes), **network}
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> ModelCard:
-        """The card that `data` describes. Raises InputError for a missing or unknown key."""
-        if "preprocess" not in data:  # its fields all have defaults, which may not be this model's
+        """Card from plain data. Raises InputError for a missing or unknown key."""
+        if "preprocess" not in data:  # all its fields have defaults, which may be wrong here
             raise InputError("it lacks the key 'preprocess'")
         return from_mapping(cls, {
             **data,
@@ -58,16 +58,16 @@ class ModelCard:
         }, "it")
 
     def save(self, directory: str | Path) -> None:
-        """Write config.json into `directory`, which exists."""
+        """Write config.json into `directory`, which must exist."""
         write_mapping(self.to_dict(), Path(directory) / CONFIG)
 
     @classmethod
     def load(cls, directory: str | Path) -> ModelCard:
-        """Read config.json. Raises InputError where it is absent or says nonsense."""
+        """Read config.json. Raises InputError if it is missing or invalid."""
         path = Path(directory) / CONFIG
         if not path.is_file():
-            raise InputError(f"{directory} has no {CONFIG}; a model is the directory that "
-                             "`cvt train --output` wrote")
+            raise InputError(f"{directory} has no {CONFIG}; give a directory written by "
+                             "`cvt train --output`")
         try:
             return cls.from_dict(read_mapping(path))
         except InputError as error:
@@ -75,11 +75,8 @@ class ModelCard:
 
 
 def find_config(name: str) -> CvTConfig:
-    """The configuration that `name` stands for.
-
-    A variant, a .json or .yaml file of this package or of microsoft/CvT, or the directory of a
-    trained model. Raises InputError where it is none of these.
-    """
+    """Configuration of a variant, of a .json or .yaml file of this package or of microsoft/CvT, or
+    of the directory of a trained model. Raises InputError for any other name."""
     path = Path(name)
     if name in VARIANTS:
         return VARIANTS[name]
@@ -87,7 +84,7 @@ def find_config(name: str) -> CvTConfig:
         return ModelCard.load(path).model
     if path.suffix in (".json", ".yaml", ".yml"):
         if not path.is_file():
-            raise InputError(f"{name} is not there; give a configuration file or one of "
+            raise InputError(f"{name} does not exist; give a configuration file or one of "
                              f"{', '.join(VARIANTS)}")
         official = "MODEL" in read_mapping(path)
         return CvTConfig.from_official_yaml(path) if official else CvTConfig.load(path)

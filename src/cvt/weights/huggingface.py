@@ -1,7 +1,7 @@
-"""The directories of transformers: config.json of model_type "cvt", preprocessor_config.json.
+"""Directories of transformers: config.json of model_type "cvt" and preprocessor_config.json.
 
-The port's forward pass is not the official one: it computes GELU, whatever the weights were trained
-with. Its config.json has no key for it, so ours adds one, `trained_act`, which the port ignores.
+The port of CvT in transformers always computes GELU, unlike the official code. Its config.json has
+no key for the activation; ours adds one, `trained_act`, which the port ignores.
 Source: transformers 5.23, models/cvt and models/convnext.
 """
 
@@ -11,15 +11,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from cvt.config import MOST, Act, CvTConfig, Preprocess, StageConfig
+from cvt.config import MAX_DIM, VARIANTS, Act, CvTConfig, Preprocess, StageConfig
 from cvt.system.errors import InputError
 from cvt.system.schema import check, from_mapping, read_mapping
 from cvt.weights.card import ModelCard
 
 PREPROCESSOR = "preprocessor_config.json"
-WEIGHTS = "model.safetensors"
 
-# Key of config.json -> our field; a list of one entry a stage.
+# Key of config.json -> our field, a list with one entry per stage.
 _STAGE_KEYS = {
     "patch_sizes": "embed_kernel", "patch_stride": "embed_stride", "patch_padding": "embed_padding",
     "embed_dim": "dim", "num_heads": "num_heads", "depth": "depth", "mlp_ratio": "mlp_ratio",
@@ -27,35 +26,29 @@ _STAGE_KEYS = {
     "drop_path_rate": "drop_path_rate", "qkv_bias": "qkv_bias", "cls_token": "cls_token",
     "kernel_qkv": "kernel", "padding_kv": "padding_kv", "stride_kv": "stride_kv",
 }
-# What the port assumes where config.json leaves a key out: CvT-13.
-_DEFAULTS: Mapping[str, list[Any]] = {
-    "patch_sizes": [7, 3, 3], "patch_stride": [4, 2, 2], "patch_padding": [2, 1, 1],
-    "embed_dim": [64, 192, 384], "num_heads": [1, 3, 6], "depth": [1, 2, 10],
-    "mlp_ratio": [4.0] * 3, "attention_drop_rate": [0.0] * 3, "drop_rate": [0.0] * 3,
-    "drop_path_rate": [0.0, 0.0, 0.1], "qkv_bias": [True] * 3, "cls_token": [False, False, True],
-    "kernel_qkv": [3] * 3, "padding_kv": [1] * 3, "stride_kv": [2] * 3,
-    "qkv_projection_method": ["dw_bn"] * 3,
-}
 _FLOATS = ("mlp_ratio", "attention_drop_rate", "drop_rate", "drop_path_rate")
 _RESAMPLE = {"nearest": 0, "lanczos": 1, "bilinear": 2, "bicubic": 3}  # Pillow's numbers
 
 
 def read_card(directory: Path, data: Mapping[str, Any]) -> tuple[ModelCard, str | None]:
-    """The card of a directory whose config.json holds `data`, and a note on its activation.
+    """The card of a directory with the config.json `data`, and a note on its activation.
 
-    Weights of whom it is not known otherwise were trained with the port, so with GELU. Raises
-    InputError for a value that cannot be read.
+    Weights are assumed to be trained with the port, so with GELU, unless `trained_act` says
+    otherwise. Raises InputError for an invalid value.
     """
     where = directory / "config.json"
-    values = {key: data.get(key, default) for key, default in _DEFAULTS.items()}
+    default = VARIANTS["cvt_13"].stages  # for missing keys, as in transformers
+    values = {key: data.get(key, [getattr(stage, ours) for stage in default])
+              for key, ours in _STAGE_KEYS.items()}
+    values["qkv_projection_method"] = data.get("qkv_projection_method", ["dw_bn"] * 3)
     depth = values["depth"]
     for key, value in (("depth", depth), *values.items()):
         if not isinstance(value, list) or len(value) != len(depth):
-            raise InputError(f"{where} says {key}={value!r}, which is not a list of one entry for "
+            raise InputError(f"{where} has {key}={value!r}, which is not a list of one entry for "
                              "each stage")
     if any(method != "dw_bn" for method in values["qkv_projection_method"]):
-        raise InputError(f"{where} says qkv_projection_method={values['qkv_projection_method']!r}; "
-                         "the port itself can run 'dw_bn' alone")
+        raise InputError(f"{where} has qkv_projection_method={values['qkv_projection_method']!r}; "
+                         "transformers supports only 'dw_bn'")
     stages = []
     for i in range(len(depth)):
         fields = {ours: values[key][i] for key, ours in _STAGE_KEYS.items()}
@@ -63,8 +56,8 @@ def read_card(directory: Path, data: Mapping[str, Any]) -> tuple[ModelCard, str 
     classes = _classes(data, where)
     act, note = _act(data)
     in_chans = data.get("num_channels", 3)
-    check(type(in_chans) is int and 1 <= in_chans <= MOST,
-          f"{where} says num_channels={in_chans!r}, which is not a number of channels")
+    check(type(in_chans) is int and 1 <= in_chans <= MAX_DIM,
+          f"{where} has num_channels={in_chans!r}, which is not a number of channels")
     preprocess = read_preprocess(directory).with_channels(in_chans)
     model = CvTConfig(stages=tuple(stages), in_chans=in_chans,
                       num_classes=len(classes), act=act, image_size=preprocess.size)
@@ -76,9 +69,9 @@ def _act(data: Mapping[str, Any]) -> tuple[Act, str | None]:
     if trained == "quick_gelu" and "transformers_version" not in data:
         return "quick_gelu", None
     if trained == "quick_gelu":
-        return "gelu", ("transformers wrote this directory anew, so its weights may have been "
-                        "trained on with GELU, which is used; act='quick_gelu' if they were not")
-    return "gelu", ("weights of the port in transformers were trained with GELU, which is used; "
+        return "gelu", ("transformers saved this directory again, so its weights may have been "
+                        "fine-tuned with GELU, which is used; act='quick_gelu' if they were not")
+    return "gelu", ("GELU is used, as weights from transformers are usually trained with it; use "
                     "act='quick_gelu' for microsoft's own")
 
 
@@ -86,8 +79,8 @@ def _classes(data: Mapping[str, Any], where: Path) -> tuple[str, ...]:
     names = data.get("id2label")
     if names is None:
         count = data.get("num_labels", 2)
-        check(isinstance(count, int) and 0 <= count <= 10 * MOST,
-              f"{where} says num_labels={count!r}, which is not a number of classes")
+        check(isinstance(count, int) and 0 <= count <= 10 * MAX_DIM,
+              f"{where} has num_labels={count!r}, which is not a number of classes")
         return tuple(f"LABEL_{i}" for i in range(count))
     try:
         return tuple(str(names[str(i)]) for i in range(len(names)))
@@ -96,10 +89,10 @@ def _classes(data: Mapping[str, Any], where: Path) -> tuple[str, ...]:
 
 
 def read_preprocess(directory: Path) -> Preprocess:
-    """What preprocessor_config.json says; the port's own for 224 pixels where it is absent.
+    """Preprocessing of preprocessor_config.json; without one, the defaults for 224 pixels.
 
-    The ConvNext way (below 384 the centre of an image resized to size / crop_pct, else squashed),
-    or the ViT way (squashed), or CLIP's and BiT's (short side resized, centre cut).
+    ConvNext processors crop the centre below 384 pixels and squash from there, ViT's squash, CLIP's
+    and BiT's crop the centre.
     """
     path = directory / PREPROCESSOR
     if not path.is_file():
@@ -125,9 +118,9 @@ def read_preprocess(directory: Path) -> Preprocess:
         else:
             fields |= {"size": _side(data["size"]), "mode": "squash", "crop": 1.0}
     except (KeyError, TypeError, ValueError, ArithmeticError):
-        told = {key: data[key] for key in ("size", "crop_size", "resample", "image_mean",
-                                           "image_std") if key in data}
-        raise InputError(f"{path} says {str(told)[:200]}, which cannot be read; write size as "
+        values = {key: data[key] for key in ("size", "crop_size", "resample", "image_mean",
+                                             "image_std") if key in data}
+        raise InputError(f"{path} has {str(values)[:200]}, which cannot be read; write size as "
                          '{"shortest_edge": 224}, mean and std as lists of numbers, resample as '
                          f"{', '.join(f'{n} ({name})' for n, name in sorted(names.items()))}"
                          ) from None
@@ -141,25 +134,25 @@ def _side(size: Any) -> int:
 
 
 def config_json(card: ModelCard) -> dict[str, Any]:
-    """The content of config.json. Raises InputError for what the port cannot run."""
+    """Content of config.json. Raises InputError for a network that transformers cannot build."""
     stages = card.model.stages
     tokens = [stage.cls_token for stage in stages]
     problems = [
         ("pos_embed", any(stage.pos_embed for stage in stages), "has no position embedding"),
         ("projection", any(stage.projection != "conv" for stage in stages),
-         "runs no projection but 'conv'"),
+         "supports only the projection 'conv'"),
         ("cls_token", tokens != [False] * (len(stages) - 1) + [True],
-         "needs a class token in the last stage and none before"),
+         "needs a class token in the last stage and in no other"),
         ("stride_kv or mlp_ratio", not all(stage.uniform for stage in stages),
-         "has blocks of one kind in a stage"),
-        # It counts stochastic depth's rates of a stage's blocks by the number of the stage.
+         "needs equal blocks in a stage"),
+        # It indexes the stochastic depth rates of a stage's blocks by the number of the stage.
         ("depth", any(stage.depth <= i for i, stage in enumerate(stages)),
          "needs at least one block in the first stage, two in the second, three in the third"),
     ]
     for key, wrong, why in problems:
         if wrong:
-            raise InputError(f"transformers' CvT {why}, which this model's {key} does not fit; "
-                             "choose --to native, which keeps every network")
+            raise InputError(f"the CvT of transformers {why}, which does not fit {key} of this "
+                             "model; use --to native, which supports every network")
     config: dict[str, Any] = {
         "architectures": ["CvtForImageClassification" if card.classes else "CvtModel"],
         "model_type": "cvt", "num_channels": card.model.in_chans,
@@ -175,14 +168,14 @@ def config_json(card: ModelCard) -> dict[str, Any]:
 
 
 def preprocessor_json(preprocess: Preprocess) -> dict[str, Any] | None:
-    """The content of preprocessor_config.json; None for gray, which its processors cannot make."""
+    """Content of preprocessor_config.json; None for gray, which transformers does not support."""
     if preprocess.channels != 3:
         return None
     shared = {"do_resize": True, "do_rescale": True, "do_normalize": True,
               "rescale_factor": 1 / 255, "resample": _RESAMPLE[preprocess.interpolation],
               "image_mean": list(preprocess.mean), "image_std": list(preprocess.std)}
     size = preprocess.size
-    if (preprocess.mode == "squash") == (size >= 384):  # the ConvNext way, the hub's own for CvT
+    if (preprocess.mode == "squash") == (size >= 384):  # as microsoft's on the hub
         return {"image_processor_type": "ConvNextImageProcessor", **shared,
                 "size": {"shortest_edge": size}, "crop_pct": preprocess.crop}
     if preprocess.mode == "squash":

@@ -1,8 +1,7 @@
-"""Names of the same parameter in other people's checkpoints, as data: rename tables.
+"""Parameter names of official and transformers checkpoints, as data, and their translation.
 
-A table is a list of (pattern, replacement) for `re.sub`, applied in order to every name of a state
-dict; the tensors stay as they are. Each format has one table to our names and one from them.
-Sources: microsoft/CvT at f851e68, lib/models/cls_cvt.py; transformers 5.23, models/cvt.
+The tensors are the same in every naming scheme. Sources: microsoft/CvT at f851e68,
+lib/models/cls_cvt.py; transformers 5.23, models/cvt.
 """
 
 from __future__ import annotations
@@ -11,83 +10,65 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import Literal
 
-Names = Literal["native", "official", "huggingface"]
+Naming = Literal["native", "official", "huggingface"]
 Table = list[tuple[str, str]]
-
-_ATTENTION = r"\.attention\.attention\."
-
-TO_NATIVE: Mapping[Names, Table] = {
-    "native": [],
-    "official": [
-        (r"^stage(\d+)\.", r"stages.\1."),
-        (r"\.patch_embed\.proj\.", r".embed.conv."),
-        (r"\.patch_embed\.norm\.", r".embed.norm."),
-        (r"\.conv_proj_([qkv])\.", r".\1."),
-        (r"\.proj_([qkv])\.", r".\1.linear."),
-    ],
-    "huggingface": [
-        (r"^cvt\.", r""),  # CvtModel, the port's backbone, has names without it
-        (r"^encoder\.stages\.", r"stages."),
-        (r"\.embedding\.convolution_embeddings\.projection\.", r".embed.conv."),
-        (r"\.embedding\.convolution_embeddings\.normalization\.", r".embed.norm."),
-        (r"\.layers\.", r".blocks."),
-        (_ATTENTION + r"convolution_projection_([qkv])\w+\.convolution_projection\.convolution\.",
-         r".attn.\1.conv."),
-        (_ATTENTION + r"convolution_projection_([qkv])\w+\.convolution_projection\.normalization\.",
-         r".attn.\1.bn."),
-        (_ATTENTION + r"projection_([qkv])\w+\.", r".attn.\1.linear."),
-        (r"\.attention\.output\.dense\.", r".attn.proj."),
-        (r"\.intermediate\.dense\.", r".mlp.fc1."),
-        (r"\.output\.dense\.", r".mlp.fc2."),
-        (r"\.layernorm_before\.", r".norm1."),
-        (r"\.layernorm_after\.", r".norm2."),
-        (r"^layernorm\.", r"norm."),
-        (r"^classifier\.", r"head."),
-    ],
-}
 
 _WORDS = (("q", "query"), ("k", "key"), ("v", "value"))
 
-FROM_NATIVE: Mapping[Names, Table] = {
+# (native, other) parts of names, in the order of replacement. "#" stands for a number; a part that
+# does not begin with a dot begins the name.
+_PARTS: Mapping[Naming, Table] = {
     "native": [],
     "official": [
-        (r"^stages\.(\d+)\.", r"stage\1."),
-        (r"\.embed\.conv\.", r".patch_embed.proj."),
-        (r"\.embed\.norm\.", r".patch_embed.norm."),
-        (r"\.([qkv])\.linear\.", r".proj_\1."),
-        (r"\.([qkv])\.(conv|bn)\.", r".conv_proj_\1.\2."),
+        ("stages.#.", "stage#."),
+        (".embed.conv.", ".patch_embed.proj."),
+        (".embed.norm.", ".patch_embed.norm."),
+        *((f".{x}.linear.", f".proj_{x}.") for x in "qkv"),
+        *((f".{x}.{part}.", f".conv_proj_{x}.{part}.") for x in "qkv" for part in ("conv", "bn")),
     ],
     "huggingface": [
-        (r"^norm\.", r"cvt.layernorm."),
-        (r"^head\.", r"classifier."),
-        (r"^stages\.", r"cvt.encoder.stages."),
-        (r"\.embed\.conv\.", r".embedding.convolution_embeddings.projection."),
-        (r"\.embed\.norm\.", r".embedding.convolution_embeddings.normalization."),
-        (r"\.blocks\.", r".layers."),
-        (r"\.attn\.proj\.", r".attention.output.dense."),
-        (r"\.mlp\.fc1\.", r".intermediate.dense."),
-        (r"\.mlp\.fc2\.", r".output.dense."),
-        (r"\.norm1\.", r".layernorm_before."),
-        (r"\.norm2\.", r".layernorm_after."),
-        *((rf"\.attn\.{letter}\.linear\.", rf".attention.attention.projection_{word}.")
-          for letter, word in _WORDS),
-        *((rf"\.attn\.{letter}\.{ours}\.",
-           rf".attention.attention.convolution_projection_{word}.convolution_projection.{theirs}.")
-          for letter, word in _WORDS
-          for ours, theirs in (("conv", "convolution"), ("bn", "normalization"))),
+        ("norm.", "cvt.layernorm."),
+        ("head.", "classifier."),
+        ("stages.", "cvt.encoder.stages."),
+        (".embed.conv.", ".embedding.convolution_embeddings.projection."),
+        (".embed.norm.", ".embedding.convolution_embeddings.normalization."),
+        (".blocks.", ".layers."),
+        (".attn.proj.", ".attention.output.dense."),
+        (".mlp.fc1.", ".intermediate.dense."),
+        (".mlp.fc2.", ".output.dense."),
+        (".norm1.", ".layernorm_before."),
+        (".norm2.", ".layernorm_after."),
+        *((f".attn.{x}.linear.", f".attention.attention.projection_{word}.") for x, word in _WORDS),
+        *((f".attn.{x}.{part}.", f".attention.attention.convolution_projection_{word}."
+           f"convolution_projection.{other}.") for x, word in _WORDS
+          for part, other in (("conv", "convolution"), ("bn", "normalization"))),
     ],
 }
 
 
+def _table(parts: Iterable[tuple[str, str]]) -> Table:
+    """Patterns and replacements for `re.sub`."""
+    return [(("" if old.startswith(".") else "^") + re.escape(old).replace(r"\#", r"(\d+)"),
+             new.replace("#", r"\1")) for old, new in parts]
+
+
+FROM_NATIVE: Mapping[Naming, Table] = {naming: _table(parts) for naming, parts in _PARTS.items()}
+# CvtModel, the backbone of transformers, has names without "cvt.".
+TO_NATIVE: Mapping[Naming, Table] = {
+    naming: [(r"^cvt\.", ""), *_table((old.removeprefix("cvt."), new) for new, old in parts)]
+    if naming == "huggingface" else _table((old, new) for new, old in parts)
+    for naming, parts in _PARTS.items()}
+
+
 def rename(name: str, table: Table) -> str:
-    """`name` after every substitution of `table`, in order."""
+    """`name` after the substitutions of `table`, in order."""
     for pattern, replacement in table:
         name = re.sub(pattern, replacement, name)
     return name
 
 
-def whose(names: Iterable[str]) -> Names:
-    """In whose words the names of a state dict are; "native" for all that is not known."""
+def detect_naming(names: Iterable[str]) -> Naming:
+    """Naming scheme of a state dict; "native" if it is neither of the others."""
     names = list(names)
     if any(re.match(r"stage\d+\.", name) for name in names):
         return "official"

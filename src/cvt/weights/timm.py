@@ -1,7 +1,7 @@
-"""The directories of timm's hub: config.json with architecture, model_args and pretrained_cfg.
+"""Directories of timm: config.json with architecture, model_args and pretrained_cfg. No timm.
 
-timm builds the model by the architecture's name, which `import cvt.weights.timm_models` registers,
-with `model_args`; the tensors keep our names. Source: timm 1.0.31, models/_hub.py.
+timm builds the architecture, which `import cvt.weights.timm_models` registers, with `model_args`;
+tensors have native names. Source: timm 1.0.31, models/_hub.py.
 """
 
 from __future__ import annotations
@@ -16,24 +16,21 @@ from cvt.system.errors import InputError, did_you_mean
 from cvt.system.schema import check, from_mapping
 from cvt.weights.card import ModelCard
 
-WEIGHTS = "model.safetensors"
-FIRST_CONV, CLASSIFIER = "stages.0.embed.conv", "head"
-
-_CROP_MODES = {"center": "crop", "squash": "squash"}  # timm's word -> ours
+_CROP_MODES = {"center": "crop", "squash": "squash"}  # timm's crop_mode -> our mode
 
 
 def read_card(directory: Path, data: Mapping[str, Any]) -> ModelCard:
-    """The card of a directory whose config.json holds `data`.
+    """The card of a directory with the config.json `data`.
 
-    Raises InputError for what is not a CvT, or not one of this package: another pooling, cropping
-    or shape of the input than it knows.
+    Raises InputError for another architecture, and for an unsupported pooling, crop mode or input
+    size.
     """
     where = directory / "config.json"
     name = str(data.get("architecture"))
     if name not in VARIANTS:
-        raise InputError(f"{where} says architecture={name!r}, which is not a CvT; "
+        raise InputError(f"{where} has architecture={name!r}, which is not a CvT; "
                          f"{did_you_mean(name, VARIANTS)}")
-    # Older files have no pretrained_cfg: its keys stand beside the architecture.
+    # In older files the keys of pretrained_cfg are at the top level.
     args, cfg = data.get("model_args") or {}, data.get("pretrained_cfg") or data
     if not isinstance(args, Mapping) or not isinstance(cfg, Mapping):
         raise InputError(f"{where} has a model_args or pretrained_cfg that is not a mapping")
@@ -53,12 +50,12 @@ def _card(name: str, data: Mapping[str, Any], args: Mapping[str, Any], cfg: Mapp
               f"{did_you_mean(str(key), known)}")
     size = cfg.get("input_size") or [3, 224, 224]
     check(isinstance(size, Sequence) and len(size) == 3 and size[1] == size[2],
-          f"input_size={size!r} is not a number of channels and a square's two sides")
+          f"input_size={size!r} is not [channels, size, size]")
     model = build_config(name, **{
         "num_classes": data.get("num_classes", cfg.get("num_classes", 1000)),
         "in_chans": size[0], **args})
-    check(pool in (None, global_pool(model)), f"global_pool={pool!r} is another pooling than this "
-          f"network's {global_pool(model)!r}; open it with timm.create_model")
+    check(pool in (None, global_pool(model)), f"global_pool={pool!r} is not the pooling of this "
+          f"network, {global_pool(model)!r}; load it with timm.create_model")
     crop_mode = str(cfg.get("crop_mode") or "center")
     check(crop_mode in _CROP_MODES, f"crop_mode={crop_mode!r} is not known; "
           f"{did_you_mean(crop_mode, _CROP_MODES)}")
@@ -72,15 +69,15 @@ def _card(name: str, data: Mapping[str, Any], args: Mapping[str, Any], cfg: Mapp
 
 
 def label_names(names: Any) -> tuple[str, ...]:
-    """The classes that `label_names` gives: a list, or a mapping from their numbers.
+    """Class names from `label_names`: a list, or a mapping from indices to names.
 
-    Raises InputError where it is neither, or where the numbers are not those from 0.
+    Raises InputError for anything else, and if the indices do not count up from 0.
     """
     if isinstance(names, Mapping):
         named = {str(number): name for number, name in names.items()}
         numbers = [str(i) for i in range(len(named))]
-        check(named.keys() == set(numbers), "label_names has the numbers "
-              f"{', '.join(named)[:200]}, which are not those from 0 to {len(named) - 1}")
+        check(named.keys() == set(numbers), "label_names has the indices "
+              f"{', '.join(named)[:200]}, not 0 to {len(named) - 1}")
         names = [named[number] for number in numbers]
     check(isinstance(names, Sequence) and not isinstance(names, str),
           f"label_names={names!r} is not a list of names")
@@ -88,10 +85,7 @@ def label_names(names: Any) -> tuple[str, ...]:
 
 
 def config_json(card: ModelCard) -> dict[str, Any]:
-    """The content of config.json.
-
-    What only an untrained network needs, the initialisation, is not kept.
-    """
+    """Content of config.json; `init`, which only an untrained network needs, is left out."""
     name, args = _nearest(card.model)
     return {
         "architecture": name, "num_classes": card.model.num_classes,
@@ -102,7 +96,7 @@ def config_json(card: ModelCard) -> dict[str, Any]:
 
 
 def pretrained_cfg(config: CvTConfig, preprocess: Preprocess) -> dict[str, Any]:
-    """What timm calls a pretrained cfg: the weights' input and the ends of their network."""
+    """The pretrained cfg of timm: preprocessing, and the first and last layer."""
     return {
         "input_size": (config.in_chans, preprocess.size, preprocess.size),
         "fixed_input_size": False, "interpolation": preprocess.interpolation,
@@ -110,7 +104,7 @@ def pretrained_cfg(config: CvTConfig, preprocess: Preprocess) -> dict[str, Any]:
         "crop_mode": {ours: theirs for theirs, ours in _CROP_MODES.items()}[preprocess.mode],
         "mean": preprocess.mean, "std": preprocess.std,
         "num_classes": config.num_classes, "pool_size": None,
-        "first_conv": FIRST_CONV, "classifier": CLASSIFIER,
+        "first_conv": "stages.0.embed.conv", "classifier": "head",
     }
 
 
@@ -119,12 +113,13 @@ def build_config(name: str, *, num_classes: int | None = None, in_chans: int = 3
                  attn_drop_rate: float | None = None, drop_path_rate: float | None = None,
                  img_size: int | Sequence[int] | None = None,
                  stages: Sequence[Mapping[str, Any]] | None = None) -> CvTConfig:
-    """The configuration of variant `name` with what timm's callers change; None changes nothing.
+    """The configuration of variant `name` with the arguments of timm; None changes nothing.
 
-    act_layer: "quick_gelu" or "gelu". drop_rate and attn_drop_rate hold for every stage,
-    drop_path_rate for the stages that have some, the last where none has. img_size: the side in
-    pixels, or two equal ones, at which position embeddings are learned. stages: all of them anew,
-    each as `StageConfig`'s fields. Raises InputError for values that cannot be built.
+    act_layer: "quick_gelu" or "gelu". drop_rate and attn_drop_rate apply to every stage,
+    drop_path_rate to the stages with stochastic depth, or the last if there are none. img_size:
+    image side in pixels, or two equal ones, at which position embeddings are learned. stages:
+    replaces all stages, each given by the fields of `StageConfig`. Raises InputError for invalid
+    values.
     """
     if isinstance(img_size, (list, tuple)):
         check(len(img_size) == 2 and img_size[0] == img_size[1],
@@ -139,19 +134,18 @@ def build_config(name: str, *, num_classes: int | None = None, in_chans: int = 3
     built = [dataclasses.replace(stage, **{k: v for k, v in rates.items() if v is not None})
              for stage in config.stages]
     if drop_path_rate is not None:
-        some = [i for i, stage in enumerate(built) if stage.drop_path_rate] or [len(built) - 1]
-        for i in some:
+        for i in [i for i, stage in enumerate(built) if stage.drop_path_rate] or [-1]:
             built[i] = dataclasses.replace(built[i], drop_path_rate=drop_path_rate)
     return dataclasses.replace(config, stages=tuple(built))
 
 
 def global_pool(config: CvTConfig) -> str:
-    """How the network pools, in timm's words: its class token, else the mean over its tokens."""
+    """The pooling of the network in timm's terms: its class token, else the mean of its tokens."""
     return "token" if config.stages[-1].cls_token else "avg"
 
 
 def _nearest(config: CvTConfig) -> tuple[str, dict[str, Any]]:
-    """A variant's name and the arguments that make it `config`."""
+    """A variant, and the arguments of `build_config` that turn it into `config`."""
     dims = [stage.dim for stage in config.stages]
     names = [name for name, variant in VARIANTS.items() if variant.stages == config.stages]
     name = names[0] if names else min(

@@ -1,11 +1,11 @@
-"""CvT in timm: after `import cvt.weights.timm_models` timm's functions know every variant.
+"""Register CvT with timm: after `import cvt.weights.timm_models` timm can create every variant.
 
     timm.create_model("cvt_13.msft_in1k", pretrained=True, num_classes=5, in_chans=1)
     timm.create_model("cvt_13", features_only=True, out_indices=(0, 2))
     timm.list_pretrained("cvt*")
 
-The tags are those of `cvt.zoo`. Arguments beside timm's own are those of `TimmCvT`; any other is a
-TypeError. Source of the contract: timm 1.0.31, tests/test_models.py.
+The tags are those of `cvt.zoo`. Besides the arguments of timm, those of `TimmCvT` are accepted;
+others raise TypeError. Follows timm 1.0.31, tests/test_models.py.
 """
 
 from __future__ import annotations
@@ -15,9 +15,8 @@ import functools
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, TypeVar, cast
+from typing import Any, TypeVar, cast
 
-import torch.nn.functional as F
 from timm.models import (
     build_model_with_cfg,
     generate_default_cfgs,
@@ -31,19 +30,20 @@ from torch import Tensor, nn
 from cvt.config import VARIANTS
 from cvt.model import CvT, DropPath, positions
 from cvt.system.errors import InputError
-from cvt.weights.load import is_finite, to_native
-from cvt.weights.timm import WEIGHTS, build_config, global_pool, pretrained_cfg
+from cvt.weights.load import check_finite, resize_pos_embed, to_native
+from cvt.weights.tensors import SAFETENSORS
+from cvt.weights.timm import build_config, global_pool, pretrained_cfg
 from cvt.zoo import ZOO, shipped
 
 _F = TypeVar("_F", bound=Callable[..., nn.Module])
 
 
 def _source(tag: str) -> dict[str, str]:
-    """Where timm finds the weights of a tag, and where they come from."""
+    """Where the weights of a tag are, and their origin, as entries of a pretrained cfg."""
     row, home = ZOO[tag], shipped(tag)
-    about = {"license": row.licence, "paper_ids": "arXiv:2103.15808"}
+    about = {"license": row.license, "paper_ids": "arXiv:2103.15808"}
     if home is not None:
-        return {**about, "file": str(home / WEIGHTS)}
+        return {**about, "file": str(home / SAFETENSORS)}
     return {**about, "origin_url": "https://github.com/microsoft/CvT",
             "hf_hub_id": f"{row.repo}" if row.revision == "main" else f"{row.repo}@{row.revision}"}
 
@@ -51,18 +51,17 @@ def _source(tag: str) -> dict[str, str]:
 default_cfgs: Any = generate_default_cfgs({
     tag: {**pretrained_cfg(VARIANTS[row.variant], row.preprocess), **_source(tag)}
     for tag, row in ZOO.items()})
-"""timm's pretrained cfgs: every tag of ZOO."""
+"""Pretrained cfgs for timm: every tag of ZOO."""
 
 
 class TimmCvT(CvT):
-    """A CvT with what only timm asks for; its parameters have the names of `CvT`.
+    """A CvT with the interface of timm; its parameters have the names of `CvT`.
 
-    variant: a key of VARIANTS. Rates, act_layer, img_size and stages change it as
-    `cvt.weights.timm.build_config` says. global_pool: how `forward_head` makes one feature of the
-    sequence (B, [1 +] T, C): "token", the class token; "avg", the mean over the T tokens of the
-    grid; "", not at all: the sequence stays, and the classifier is applied to each of its tokens.
-    By default the class token where the last stage has one, else the mean. Raises InputError for
-    values that cannot be built.
+    variant: a key of VARIANTS. Rates, act_layer, img_size and stages change it, see
+    `cvt.weights.timm.build_config`. global_pool: how `forward_head` pools the sequence
+    (B, [1 +] T, C): "token" takes the class token, "avg" the mean over the T tokens of the grid, ""
+    applies the classifier to every token. By default the class token if the last stage has one,
+    else the mean. Raises InputError for invalid values.
     """
 
     def __init__(self, variant: str, *, num_classes: int | None = None, in_chans: int = 3,
@@ -78,7 +77,7 @@ class TimmCvT(CvT):
 
     @property
     def num_classes(self) -> int:
-        """Width of the classifier; 0 for none."""
+        """Number of classes; 0 without a classifier."""
         return self.config.num_classes
 
     @property
@@ -88,14 +87,14 @@ class TimmCvT(CvT):
 
     @property
     def head_hidden_size(self) -> int:
-        """Channels of what the classifier sees."""
+        """Channels of the input of the classifier."""
         return self.num_features
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
-        """What `forward_features` returns to logits (B, num_classes), pooled by `global_pool`.
+        """Output of `forward_features` to logits (B, num_classes), pooled by `global_pool`.
 
-        With global_pool="" the logits are (B, [1 +] T, num_classes). With `pre_logits` returns what
-        the classifier would see: (B, C), or (B, [1 +] T, C).
+        With global_pool="" the logits are (B, [1 +] T, num_classes). With `pre_logits` returns the
+        input of the classifier: (B, C), or (B, [1 +] T, C).
         """
         if self.global_pool == "token":
             x = x[:, 0]
@@ -105,45 +104,14 @@ class TimmCvT(CvT):
         return x if pre_logits else self.head(x)
 
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
-        """Put a freshly initialised classifier of another width in place; 0 takes it away.
+        """Replace the classifier by a newly initialised one; 0 removes it.
 
-        global_pool: another pooling with it; None keeps the present one. Raises InputError for a
-        pooling that this network does not have, and then changes nothing.
+        global_pool: replaces the pooling; None keeps it. Raises InputError for an unsupported
+        pooling, and then changes nothing.
         """
         pool = self.global_pool if global_pool is None else self._pool(global_pool)
         super().reset_classifier(num_classes)
         self.global_pool = pool
-
-    def forward_intermediates(
-        self,
-        x: Tensor,
-        indices: int | Sequence[int] | None = None,
-        norm: bool = False,
-        stop_early: bool = False,
-        output_fmt: Literal["NCHW", "NLC"] = "NCHW",
-        intermediates_only: bool = False,
-        *,
-        level: Literal["stage", "block"] = "stage",
-        return_prefix_tokens: bool = False,
-    ) -> Any:
-        """As `CvT.forward_intermediates`; with `norm` the last stage's maps are normed.
-
-        The norm is as wide as the last stage, so other stages' maps stay raw. Raises InputError for
-        what `CvT` refuses, and for `norm` where the norm was pruned.
-        """
-        if norm and isinstance(self.norm, nn.Identity):
-            raise InputError("norm=True, but the norm was pruned; prune with prune_norm=False, and "
-                             "keep the last stage")
-        out = super().forward_intermediates(
-            x, indices, level=level, output_fmt=output_fmt, stop_early=stop_early,
-            return_prefix_tokens=return_prefix_tokens, intermediates_only=intermediates_only)
-        if not norm:
-            return out
-        maps = out if intermediates_only else out[1]
-        for i, last in enumerate(self._in_last_stage(indices, level)):
-            if last:
-                maps[i] = self._normed(maps[i], output_fmt)
-        return out
 
     def prune_intermediate_layers(
         self,
@@ -151,16 +119,15 @@ class TimmCvT(CvT):
         prune_norm: bool = False,
         prune_head: bool = True,
     ) -> list[int]:
-        """Take away, for good, the stages that no map asked for needs; returns their indices.
+        """Remove the stages after the last of `indices`; returns the indices, from 0.
 
-        indices: as in `forward_intermediates`; returned as positions from the first stage. The norm
-        goes with the last stage, or with `prune_norm`. prune_head: takes the classifier and the
-        pooling away. Raises InputError for an index out of range, and where stages go but the head
-        should stay.
+        indices: as in `forward_intermediates`. The norm is removed with the last stage, or with
+        `prune_norm`. prune_head: removes the classifier and the pooling. Raises InputError for an
+        index out of range, and if stages are removed but not the head.
         """
         kept = positions(indices, len(self.stages))
         if not kept:
-            raise InputError("indices is empty; name one stage or more")
+            raise InputError("indices is empty; give one stage or more")
         end = max(kept) + 1
         if end < len(self.stages) and not prune_head:
             raise InputError(f"prune_head=False keeps a classifier of the last stage's features, "
@@ -176,83 +143,64 @@ class TimmCvT(CvT):
         return kept
 
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
-        """Patterns that sort parameters into layers from the input to the classifier, for timm.
+        """Patterns that group parameters into layers, from the input to the classifier.
 
-        A layer is the stem, a block, or the classifier; a later stage's embedding belongs to its
-        first block and the norm to the last. With `coarse` it is a stage.
+        A layer is the stem, a block or the classifier; the embedding of a later stage belongs to
+        its first block, the norm to the last block. With `coarse` a layer is a stage.
         """
         enter = r"(?:embed|pos_embed|cls_token)"
         return {"stem": rf"^stages\.0\.{enter}", "blocks": r"^stages\.(\d+)" if coarse else [
             (r"^stages\.(\d+)\.blocks\.(\d+)", None),
             (rf"^stages\.(\d+)\.{enter}", (0,)),
-            (r"^norm", (99999,)),  # timm's sign for the group before
+            (r"^norm", (99999,)),  # means the group before, in timm
         ]}
 
     def _pool(self, pool: str | None) -> str:
-        natural = global_pool(self.config)
+        default = global_pool(self.config)
         if pool is None:
-            return natural
-        known = ("token", "avg", "") if natural == "token" else ("avg", "")
+            return default
+        known = ("token", "avg", "") if default == "token" else ("avg", "")
         if pool not in known:
             raise InputError(f"global_pool={pool!r} is not a pooling of this network; "
                              f"choose from {', '.join(map(repr, known))}")
         return pool
 
-    def _in_last_stage(self, indices: int | Sequence[int] | None, level: str) -> list[bool]:
-        depths = [stage.depth for stage in self.config.stages]
-        last = [False] * (sum(depths[:-1]) if level == "block" else len(depths) - 1)
-        last += [True] * (depths[-1] if level == "block" else 1)
-        return [last[i] for i in positions(indices, len(last))]
-
-    def _normed(self, found: Any, output_fmt: str) -> Any:
-        if isinstance(found, tuple):  # a map and the class token
-            fmap, cls = found
-            return self._normed(fmap, output_fmt), cls if cls is None else self.norm(cls)
-        if output_fmt == "NLC":
-            return self.norm(found)
-        return self.norm(found.movedim(1, -1)).movedim(-1, 1)  # (B, C, H, W)
-
 
 def checkpoint_filter_fn(state_dict: Mapping[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
-    """`state_dict` in official, transformers or native names as `model` takes it.
+    """`state_dict` with official, transformers or native names, under native names.
 
-    Position embeddings are resized to the model's; the head and the first convolution are timm's to
-    adapt. Raises InputError for weights of another network, since timm, where it adapts, ignores
-    what is missing, and for values that are not finite.
+    Position embeddings are resized to the model's; timm adapts the head and the first convolution.
+    Raises InputError for weights of another network, since timm ignores missing tensors when it
+    adapts, and for values that are not finite.
     """
     cfg = getattr(model, "pretrained_cfg", {})
     path = Path(next((cfg[key] for key in ("file", "hf_hub_id", "url") if cfg.get(key)), "weights"))
-    found, _, _ = to_native(state_dict, path)
-    needed = model.state_dict()
-    for name in needed:
-        if name.endswith(".pos_embed") and name in found and found[name].ndim == 4:
-            found[name] = F.interpolate(found[name].float(), needed[name].shape[2:],
-                                        mode="bicubic", align_corners=False)
-    odd = {name for name in found.keys() ^ needed.keys() if not name.startswith("head.")}
-    if odd:
-        name = min(odd)
-        raise InputError(f"{path} is not a checkpoint of this architecture: {len(odd)} names are "
-                         f"missing or left over ({name}); create the model that it is of")
-    bad = [name for name, tensor in found.items() if not is_finite(tensor)]
-    if bad:
-        raise InputError(f"{path} holds values that are not finite ({bad[0]}); the training that "
-                         "wrote it diverged, or the file is damaged")
-    return found
+    tensors, _, _ = to_native(state_dict, path)
+    expected = model.state_dict()
+    for name in expected:
+        if name.endswith(".pos_embed") and name in tensors and tensors[name].ndim == 4:
+            tensors[name] = resize_pos_embed(tensors[name], expected[name].shape)
+    wrong = {name for name in tensors.keys() ^ expected.keys() if not name.startswith("head.")}
+    if wrong:
+        raise InputError(f"{path} is not a checkpoint of this architecture: {len(wrong)} names are "
+                         f"missing or unexpected ({min(wrong)}); create the model that it is of")
+    check_finite(tensors, path)
+    return tensors
 
 
 def _create(variant: str, pretrained: bool, arguments: dict[str, Any]) -> nn.Module:
     if arguments.get("feature_cls", "getter") != "getter":
-        raise InputError(f"feature_cls={arguments['feature_cls']!r} would take a stage's sequence "
-                         "for a map; leave it out")
+        raise InputError(f"feature_cls={arguments['feature_cls']!r} is not supported, since a "
+                         "stage returns a sequence and not a map; leave it out")
     return build_model_with_cfg(
         functools.partial(TimmCvT, variant), variant, pretrained,
         pretrained_filter_fn=checkpoint_filter_fn,
-        feature_cfg={"out_indices": None, "feature_cls": "getter"},  # None is every stage
+        feature_cfg={"out_indices": None, "feature_cls": "getter"},  # None: every stage
         **arguments)
 
 
 def _registered(create: _F) -> _F:
-    """Register `create`; again without timm's warning where the module is loaded again."""
+    """Register `create`, without a warning from timm if this module is reloaded."""
     name = create.__name__
     with warnings.catch_warnings():
         if is_model(name) and model_entrypoint(name).__module__ == __name__:
@@ -263,27 +211,27 @@ def _registered(create: _F) -> _F:
 
 @_registered
 def cvt_13(pretrained: bool = False, **kwargs: Any) -> nn.Module:
-    """CvT-13, 20.0 M parameters; keywords are those of `TimmCvT` and of timm.create_model."""
+    """CvT-13, 20.0 M parameters; takes the arguments of `TimmCvT` and timm.create_model."""
     return _create("cvt_13", pretrained, kwargs)
 
 
 @_registered
 def cvt_21(pretrained: bool = False, **kwargs: Any) -> nn.Module:
-    """CvT-21, 31.6 M parameters; keywords are those of `TimmCvT` and of timm.create_model."""
+    """CvT-21, 31.6 M parameters; takes the arguments of `TimmCvT` and timm.create_model."""
     return _create("cvt_21", pretrained, kwargs)
 
 
 @_registered
 def cvt_w24(pretrained: bool = False, **kwargs: Any) -> nn.Module:
-    """CvT-W24, 277 M parameters; keywords are those of `TimmCvT` and of timm.create_model."""
+    """CvT-W24, 277 M parameters; takes the arguments of `TimmCvT` and timm.create_model."""
     return _create("cvt_w24", pretrained, kwargs)
 
 
 @_registered
 def cvt_nano(pretrained: bool = False, **kwargs: Any) -> nn.Module:
-    """Our own for small images; keywords are those of `TimmCvT` and of timm.create_model."""
+    """Our own for small images; takes the arguments of `TimmCvT` and timm.create_model."""
     return _create("cvt_nano", pretrained, kwargs)
 
 
-# A leaf for timm's tracers, so that a network in training and in evaluation has one graph.
+# A leaf for timm's tracers, so that the graphs of training and evaluation are the same.
 register_notrace_module(DropPath)

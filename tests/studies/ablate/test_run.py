@@ -12,9 +12,10 @@ from PIL import Image
 
 from cvt.config import CvTConfig, StageConfig
 from cvt.data.config import AugmentConfig, DataConfig
-from cvt.studies.ablate import plan
-from cvt.studies.ablate.run import Sampling, ablate
-from cvt.studies.ablate.studies import STUDIES, TABLES
+from cvt.studies.ablate import training
+from cvt.studies.ablate.run import ablate
+from cvt.studies.ablate.tables import STUDIES, TABLES
+from cvt.studies.resume import STOPPED
 from cvt.system.errors import DivergedError, InputError
 from cvt.train import loop
 from cvt.train.config import OptimConfig
@@ -42,33 +43,32 @@ def some(recipe, **values):
 
 
 def test_all_tables_share_their_runs_and_leave_no_run_out(recipe, tmp_path):
-    said = []
+    lines = []
     out = tmp_path / "out"
-    found = ablate(TABLES, recipe, out, sampling=Sampling(seeds=(0,)), jobs=1, say=said.append)
-    assert len(said) == 12  # configurations of 16 rows: the published one is in every table
+    results = ablate(TABLES, recipe, out, seeds=(0,), jobs=1, progress=lines.append)
+    assert len(lines) == 12  # configurations of 16 rows: the published one is in every table
     assert len(list((out / "runs").iterdir())) == 12
     for name in TABLES:
-        study = found["studies"][name]
+        study = results["studies"][name]
         assert [row["label"] for row in study["rows"]] == [r.label for r in STUDIES[name].rows]
         for row in study["rows"]:
             (run,) = row["runs"]
             lines = (out / "runs" / run["run"] / "metrics.csv").read_text().splitlines()
             *_, last = csv.DictReader(lines)
             assert run["top1"] == 100 * float(last["val_top1"]) == row["mean"]
-        assert all(c["verdict"] == "cannot be told" for c in study["comparisons"])  # of one seed
+        assert all(c["verdict"] == "inconclusive" for c in study["comparisons"])  # of one seed
         with Image.open(out / f"{name}.png") as chart:
             assert chart.width == 1125
         assert all(row["label"] in (out / f"{name}.md").read_text() for row in study["rows"])
-    assert json.loads((out / "ablation.json").read_text()) == json.loads(json.dumps(found))
+    assert json.loads((out / "ablation.json").read_text()) == json.loads(json.dumps(results))
     assert {path.name for path in next((out / "runs").iterdir()).iterdir()} == {
         ".lock", "config.json", "recipe.yaml", "metrics.csv", "metrics.jsonl", "metrics.json",
         "report.html"}
 
 
 def test_data_trains_each_network_on_each_number_of_images_for_the_same_steps(recipe, tmp_path):
-    sampling = Sampling(seeds=(0, 1), sizes=(10, 40))
-    found = ablate(["data"], some(recipe), tmp_path, sampling=sampling, jobs=1)
-    study = found["studies"]["data"]
+    results = ablate(["data"], some(recipe), tmp_path, seeds=(0, 1), sizes=(10, 40), jobs=1)
+    study = results["studies"]["data"]
     assert [(row["label"], row["images"]) for row in study["rows"]] == [
         (name, n) for name in ("CvT", "ViT", "ResNet") for n in (10, 40)]
     assert len(study["comparisons"]) == 4
@@ -85,27 +85,27 @@ def test_data_trains_each_network_on_each_number_of_images_for_the_same_steps(re
 
 
 def test_given_again_it_trains_only_what_is_missing(recipe, tmp_path, monkeypatch):
-    first = ablate(["stride"], recipe, tmp_path, sampling=Sampling(seeds=(0,)), jobs=1)
+    first = ablate(["stride"], recipe, tmp_path, seeds=(0,), jobs=1)
     trained = []
     real = loop.train
     monkeypatch.setattr(loop, "train", lambda recipe, *args, **kwargs: (
         trained.append((recipe.seed, recipe.model)), real(recipe, *args, **kwargs)))
-    again = ablate(["stride"], recipe, tmp_path, sampling=Sampling(seeds=(0,)), jobs=1)
+    again = ablate(["stride"], recipe, tmp_path, seeds=(0,), jobs=1)
     assert (trained, again["studies"]["stride"]["rows"]) == ([], first["studies"]["stride"]["rows"])
-    ablate(["stride"], recipe, tmp_path, sampling=Sampling(seeds=(0, 3)), jobs=1)
+    ablate(["stride"], recipe, tmp_path, seeds=(0, 3), jobs=1)
     assert [seed for seed, _ in trained] == [3, 3]
-    found = ablate(["projection"], recipe, tmp_path, sampling=Sampling(seeds=(0,)), jobs=1)
+    results = ablate(["projection"], recipe, tmp_path, seeds=(0,), jobs=1)
     assert len(trained) == 5  # all but "in all stages", which is stride 2
-    assert set(found["studies"]) == {"stride", "projection"}
+    assert set(results["studies"]) == {"stride", "projection"}
 
 
 def test_another_recipe_makes_other_runs_but_another_device_or_place_does_not(recipe, tmp_path):
     row = STUDIES["stride"].rows[0]
 
     def name(changed, output=tmp_path, seed=0, data="as it was"):
-        return plan.plan_run(changed, row, seed, output, data).directory.name
+        return training.plan_run(changed, row, seed, output, data).directory.name
 
-    same = [recipe, dataclasses.replace(recipe, device="cpu", keep=5, save_every=3),
+    same = [recipe, dataclasses.replace(recipe, device="cpu", keep_checkpoints=5, save_every=3),
             dataclasses.replace(recipe, data=dataclasses.replace(recipe.data, workers=2))]
     other = [dataclasses.replace(recipe, epochs=2), dataclasses.replace(recipe, batch_size=64)]
     assert len({name(r) for r in same} | {name(recipe, tmp_path / "elsewhere")}) == 1
@@ -115,7 +115,7 @@ def test_another_recipe_makes_other_runs_but_another_device_or_place_does_not(re
 
 def test_an_interrupted_run_goes_on_where_it_stopped(recipe, tmp_path, monkeypatch):
     recipe = dataclasses.replace(recipe, epochs=2)
-    whole = ablate(["stride"], recipe, tmp_path / "whole", sampling=Sampling(seeds=(0,)), jobs=1)
+    whole = ablate(["stride"], recipe, tmp_path / "whole", seeds=(0,), jobs=1)
     step, seen = loop.Engine.step, []
 
     def counting(self, batch, lr, number):
@@ -126,12 +126,12 @@ def test_an_interrupted_run_goes_on_where_it_stopped(recipe, tmp_path, monkeypat
 
     monkeypatch.setattr(loop.Engine, "step", counting)
     with pytest.raises(KeyboardInterrupt):
-        ablate(["stride"], recipe, tmp_path / "cut", sampling=Sampling(seeds=(0,)), jobs=1)
-    cut = ablate(["stride"], recipe, tmp_path / "cut", sampling=Sampling(seeds=(0,)), jobs=1)
+        ablate(["stride"], recipe, tmp_path / "cut", seeds=(0,), jobs=1)
+    cut = ablate(["stride"], recipe, tmp_path / "cut", seeds=(0,), jobs=1)
     assert seen[3:6] == [3, 2, 3]  # from the checkpoint after the first epoch of two steps
 
-    def figures(found):
-        return [run["top1"] for row in found["studies"]["stride"]["rows"] for run in row["runs"]]
+    def figures(results):
+        return [run["top1"] for row in results["studies"]["stride"]["rows"] for run in row["runs"]]
 
     assert figures(cut) == figures(whole)
 
@@ -143,13 +143,12 @@ def test_a_loss_that_diverges_is_a_result_and_stays_one(recipe, tmp_path, monkey
     real = loop.train
     monkeypatch.setattr(loop, "train", lambda recipe, *args, **kwargs: (
         diverge if recipe.seed == 1 else real)(recipe, *args, **kwargs))
-    sampling = Sampling(seeds=(0, 1, 2))
-    ablate(["stride"], recipe, tmp_path, sampling=sampling, jobs=1)
+    ablate(["stride"], recipe, tmp_path, jobs=1)
     monkeypatch.setattr(loop, "train", diverge)
-    found = ablate(["stride"], recipe, tmp_path, sampling=sampling, jobs=1)["studies"]["stride"]
-    for row in found["rows"]:
+    results = ablate(["stride"], recipe, tmp_path, jobs=1)["studies"]["stride"]
+    for row in results["rows"]:
         assert [run["top1"] is None for run in row["runs"]] == [False, True, False]
-    assert len(found["comparisons"][0]["differences"]) == 2
+    assert len(results["comparisons"][0]["differences"]) == 2
     text = (tmp_path / "stride.md").read_text()
     assert "2 of 3, the others diverged" in text
     assert ", diverged, " in text
@@ -183,16 +182,15 @@ def test_a_signal_stops_all_processes_and_the_same_command_ends_as_one_process_d
     assert within(120, lambda: len(list(runs.glob("*/checkpoints/step-*"))) >= 2)
     process.terminate()
     _, error = process.communicate(timeout=60)
-    assert (process.returncode, error) == (128 + signal.SIGTERM, f"cvt ablate: {plan.STOPPED}\n")
+    assert (process.returncode, error) == (128 + signal.SIGTERM, f"cvt ablate: {STOPPED}\n")
     assert within(10, lambda: not alive(process.pid))  # nothing of it is left
     assert not list(runs.glob("*/metrics.json"))
 
-    sampling = Sampling(seeds=(0,))
-    two = ablate(["stride"], recipe, out, sampling=sampling, jobs=2)
-    one = ablate(["stride"], recipe, tmp_path / "one", sampling=sampling, jobs=1)
+    two = ablate(["stride"], recipe, out, seeds=(0,), jobs=2)
+    one = ablate(["stride"], recipe, tmp_path / "one", seeds=(0,), jobs=1)
 
-    def figures(found):
-        return [row["mean"] for row in found["studies"]["stride"]["rows"]]
+    def figures(results):
+        return [row["mean"] for row in results["studies"]["stride"]["rows"]]
 
     # Other threads, other rounding.
     assert figures(two) == pytest.approx(figures(one), abs=2)
@@ -201,16 +199,16 @@ def test_a_signal_stops_all_processes_and_the_same_command_ends_as_one_process_d
 @pytest.mark.parametrize(("values", "sampling", "message"), [
     ({"max_train_samples": 9}, {}, "9 training images are too few for 10 classes"),
     ({"network": "vit"}, {}, "a study trains its own networks"),
-    ({"patience": 2}, {}, "patience=2 would end runs by the very images"),
+    ({"patience": 2}, {}, "patience=2 would stop runs early on the images"),
     ({"weights": "cvt_13.msft_in1k"}, {}, "leave out network and weights"),
-    ({}, {"seeds": (0, 1, 0)}, "--seeds has 0 twice"),
-    ({}, {"seeds": ()}, "--seeds  must be whole numbers from 0"),
-    ({}, {"seeds": (-1,)}, "--seeds -1 must be whole numbers from 0")])
-def test_tables_that_cannot_be_made_are_refused_before_anything_is_written(
+    ({}, {"seeds": (0, 1, 0)}, "--seeds 0 1 0 has a value twice"),
+    ({}, {"seeds": ()}, "--seeds  must be integers of at least 0"),
+    ({}, {"seeds": (-1,)}, "--seeds -1 must be integers of at least 0")])
+def test_tables_that_cannot_be_made_are_rejected_before_anything_is_written(
         recipe, tmp_path, values, sampling, message):
     with pytest.raises(InputError, match=message):
         ablate(["stride"], dataclasses.replace(recipe, **values), tmp_path / "out",
-               sampling=Sampling(**sampling), jobs=1)
+               **sampling, jobs=1)
     assert not (tmp_path / "out").exists()
 
 
@@ -222,51 +220,51 @@ def test_tables_that_cannot_be_made_are_refused_before_anything_is_written(
 def test_data_needs_sizes_that_are_there_and_steps(recipe, tmp_path, values, sizes, message):
     with pytest.raises(InputError, match=message):
         ablate(["data"], dataclasses.replace(some(recipe), **values), tmp_path / "out",
-               sampling=Sampling(seeds=(0,), sizes=sizes), jobs=1)
+               seeds=(0,), sizes=sizes, jobs=1)
     assert not (tmp_path / "out").exists()
 
 
-def test_results_of_another_version_are_refused_and_left_alone(recipe, tmp_path):
+def test_results_of_another_version_are_rejected_and_left_alone(recipe, tmp_path):
     (tmp_path / "ablation.json").write_text('{"version": 7, "studies": {}}')
     with pytest.raises(InputError, match=r"ablation.json has version 7, this package writes 1"):
-        ablate(["stride"], recipe, tmp_path, sampling=Sampling(seeds=(0,)), jobs=1)
+        ablate(["stride"], recipe, tmp_path, seeds=(0,), jobs=1)
     assert (tmp_path / "ablation.json").read_text() == '{"version": 7, "studies": {}}'
 
 
-def test_a_run_killed_while_it_was_tidied_up_is_tidied_up_and_not_trained_again(
+def test_a_run_killed_while_it_was_cleaned_up_is_cleaned_up_and_not_trained_again(
         recipe, tmp_path, monkeypatch):
-    run = plan.plan_run(recipe, STUDIES["stride"].rows[0], 0, tmp_path, "")
+    run = training.plan_run(recipe, STUDIES["stride"].rows[0], 0, tmp_path, "")
 
     def killed(path, **_):
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(plan.shutil, "rmtree", killed)
+        patch.setattr(training.shutil, "rmtree", killed)
         with pytest.raises(KeyboardInterrupt):
-            plan.train_run(run)
+            training.train_run(run)
     assert not run.done
     assert (run.directory / "best.safetensors").is_file()
 
     monkeypatch.setattr(loop, "train", killed)
     monkeypatch.setattr(loop, "resume", killed)
-    plan.train_run(run)
+    training.train_run(run)
     assert run.done
     assert {p.suffix for p in run.directory.iterdir()} == {"", ".json", ".jsonl", ".csv", ".yaml",
                                                             ".html"}
 
 
-def test_a_disk_that_fails_in_one_of_several_runs_is_told_as_itself(recipe, tmp_path):
-    """Not as a want of memory, which is what most often ends a process."""
+def test_a_disk_that_fails_in_one_of_several_runs_is_reported_as_itself(recipe, tmp_path):
+    """Not as out of memory, the usual reason that a process ends."""
     (tmp_path / "runs").write_text("a file where the runs should go")
     with pytest.raises(OSError, match="runs"):
-        ablate(["stride"], recipe, tmp_path, sampling=Sampling(seeds=(0,)), jobs=2)
+        ablate(["stride"], recipe, tmp_path, seeds=(0,), jobs=2)
 
 
-def test_weights_that_an_earlier_call_did_not_keep_are_told(recipe, tmp_path):
-    said = []
+def test_weights_that_an_earlier_call_did_not_keep_are_reported(recipe, tmp_path):
+    lines = []
     for keep_weights in (False, True):
-        ablate(["stride"], recipe, tmp_path, sampling=Sampling(seeds=(0,)), jobs=1,
-               keep_weights=keep_weights, say=said.append)
-    assert [what for what in said if "too late" in what] == [
+        ablate(["stride"], recipe, tmp_path, seeds=(0,), jobs=1,
+               keep_weights=keep_weights, progress=lines.append)
+    assert [line for line in lines if "too late" in line] == [
         f"--keep_weights comes too late for {len(STUDIES['stride'].rows)} of them; to train those "
         f"again, remove their directories in {tmp_path / 'runs'}"]

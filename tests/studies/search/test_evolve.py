@@ -17,7 +17,7 @@ def space():
 
 @pytest.fixture
 def budget(space):
-    return (space.least + space.most) // 2
+    return (space.min_cost + space.max_cost) // 2
 
 
 def score(choice):
@@ -36,11 +36,11 @@ def test_a_search_is_a_function_of_its_seed(space, budget):
 
 @pytest.mark.parametrize("seed", range(3))
 def test_no_network_is_scored_twice_or_above_the_budget(space, budget, seed):
-    for found in (random_search(space, budget, score, evaluations=60, seed=seed),
+    for networks in (random_search(space, budget, score, evaluations=60, seed=seed),
                   evolve(space, budget, score, evaluations=60, population=8, seed=seed)):
-        assert len({scored.choice for scored in found}) == len(found) == 60
-        assert all(s.multiply_adds == space.multiply_adds(s.choice) <= budget for s in found)
-        assert all(s.top1 == score(s.choice) for s in found)
+        assert len({scored.choice for scored in networks}) == len(networks) == 60
+        assert all(s.multiply_adds == space.multiply_adds(s.choice) <= budget for s in networks)
+        assert all(s.top1 == score(s.choice) for s in networks)
 
 
 def test_both_begin_with_the_same_networks(space, budget):
@@ -52,7 +52,7 @@ def test_both_begin_with_the_same_networks(space, budget):
 
 
 def test_evolution_finds_better_networks_where_good_ones_are_alike(space, budget):
-    best = [[ranked(found)[0].top1 for found in (
+    best = [[ranked(networks)[0].top1 for networks in (
                 evolve(space, budget, score, evaluations=60, population=10, seed=seed),
                 random_search(space, budget, score, evaluations=60, seed=seed))]
             for seed in range(6)]
@@ -61,23 +61,23 @@ def test_evolution_finds_better_networks_where_good_ones_are_alike(space, budget
 
 
 def test_a_space_with_fewer_networks_than_evaluations_is_scored_whole(space):
-    budget = space.least + (space.most - space.least) // 40
+    budget = space.min_cost + (space.max_cost - space.min_cost) // 40
     n = space.count(budget)
     assert 1 < n < 200
 
-    found = evolve(space, budget, score, evaluations=500, population=10, seed=0)
+    networks = evolve(space, budget, score, evaluations=500, population=10, seed=0)
 
-    assert len({scored.choice for scored in found}) == n
-    assert ranked(found)[0].top1 == ranked(
+    assert len({scored.choice for scored in networks}) == n
+    assert ranked(networks)[0].top1 == ranked(
         random_search(space, budget, score, evaluations=500, seed=1))[0].top1
 
 
-def test_a_budget_that_nothing_meets_is_refused_before_anything_is_scored(space):
+def test_a_budget_that_nothing_meets_is_rejected_before_anything_is_scored(space):
     with pytest.raises(InputError, match="no network meets a budget of 5 multiply-adds"):
         evolve(space, 5, lambda _: pytest.fail("scored"), evaluations=4, population=2, seed=0)
 
 
 def test_of_equals_the_cheaper_is_better(space, budget):
-    found = random_search(space, budget, lambda _: 0.5, evaluations=20, seed=0)
+    networks = random_search(space, budget, lambda _: 0.5, evaluations=20, seed=0)
 
-    assert ranked(found)[0].multiply_adds == min(s.multiply_adds for s in found)
+    assert ranked(networks)[0].multiply_adds == min(s.multiply_adds for s in networks)

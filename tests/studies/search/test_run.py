@@ -14,7 +14,7 @@ from PIL import Image
 
 from cvt.cli import main
 from cvt.config import CvTConfig, StageConfig
-from cvt.data.datasets import load_dataset
+from cvt.data.load import load_dataset
 from cvt.studies.search import run
 from cvt.studies.search.config import SearchConfig
 from cvt.studies.search.result import Result
@@ -60,10 +60,10 @@ def test_a_search_leaves_every_network_it_scored_and_the_best_of_both(done):
         "supernet", "search.json", "model.yaml", "random.yaml", "search.png"}
     assert len(result.evolution) == len(result.random) == 12
     assert result.evolution[:4] == result.random[:4]
-    assert result.found.top1 == max(scored.top1 for scored in result.evolution)
+    assert result.best.top1 == max(scored.top1 for scored in result.evolution)
     assert all(s.multiply_adds <= 50_000 for s in (*result.evolution, *result.random))
-    assert CvTConfig.load(output / "model.yaml") == result.config(result.found)
-    assert CvTConfig.load(output / "random.yaml") == result.config(result.found_at_random)
+    assert CvTConfig.load(output / "model.yaml") == result.config(result.best)
+    assert CvTConfig.load(output / "random.yaml") == result.config(result.best_random)
     assert (result.trained, result.held_out) == (640, 200)
     with Image.open(output / "search.png") as chart:
         assert chart.size == (1050, 660)
@@ -73,21 +73,21 @@ def test_the_file_comes_back_as_it_was(done):
     output, result = done
     read = Result.load(output / "search.json")
 
-    assert dataclasses.replace(read, settings=result.settings) == result
+    assert dataclasses.replace(read, options=result.options) == result
     assert json.loads((output / "search.json").read_text())["version"] == 1
 
 
 def test_the_images_that_score_are_training_images_the_supernet_never_saw(recipe):
     dataset = load_dataset(recipe.data)
 
-    limited, held_out = run._kept_apart(recipe, SEARCH, dataset)
+    limited, held_out = run._hold_out(recipe, SEARCH, dataset)
     seen = set(run.subset(dataset.train, limited.max_train_samples, 0).names)
 
     assert len(seen) == 640
     assert len(held_out) == 200
     assert seen.isdisjoint(held_out.names)
     assert set(held_out.names) <= set(dataset.train.names)
-    everything, some = run._kept_apart(dataclasses.replace(recipe, max_train_samples=None),
+    everything, some = run._hold_out(dataclasses.replace(recipe, max_train_samples=None),
                                        SearchConfig(budget=1), dataset)
     assert (everything.max_train_samples, len(some)) == (1437 - 287, 287)
 
@@ -104,7 +104,7 @@ def test_a_search_that_was_stopped_goes_on_as_if_it_had_not_been(recipe, done, t
         return step(*args)
 
     monkeypatch.setattr(loop.Engine, "step", stopping)
-    with pytest.raises(StoppedError, match="the same command goes on from there"):
+    with pytest.raises(StoppedError, match="the same command continues from there"):
         run.search(recipe, SEARCH, tmp_path / "cut", quiet=True)
     monkeypatch.undo()
 
@@ -117,24 +117,24 @@ def test_a_search_that_was_stopped_goes_on_as_if_it_had_not_been(recipe, done, t
 
 def test_a_search_that_is_done_is_read(recipe, done, monkeypatch):
     output, result = done
-    monkeypatch.setattr(run, "_trained", lambda *_: pytest.fail("trained again"))
+    monkeypatch.setattr(run, "_train_supernet", lambda *_: pytest.fail("trained again"))
 
-    assert run.search(recipe, SEARCH, output).found == result.found
+    assert run.search(recipe, SEARCH, output).best == result.best
 
 
 @pytest.mark.parametrize(("changes", "message"), [
-    ({"budget": 60_000}, "of a search with other options; repeat those, or give another"),
+    ({"budget": 60_000}, "is a search with other options; repeat those, or give another"),
     ({"budget": 100}, "no network meets a budget of 100 multiply-adds; the cheapest takes"),
-    ({"held_out": 1000}, "max_train_samples=640 and held_out=1000 are more than the 1,437 train"),
+    ({"held_out": 1000}, "max_train_samples=640 and held_out=1000 exceed the 1,437 train"),
 ])
-def test_what_cannot_be_searched_is_refused(recipe, done, changes, message):
+def test_what_cannot_be_searched_is_rejected(recipe, done, changes, message):
     with pytest.raises(InputError, match=message):
         run.search(recipe, dataclasses.replace(SEARCH, **changes), done[0], quiet=True)
 
 
 def test_a_search_of_other_data_is_not_taken_for_this_one(recipe, done, monkeypatch):
     monkeypatch.setattr(run, "digest", lambda _: "another")
-    with pytest.raises(InputError, match="of a search with other data; repeat those"):
+    with pytest.raises(InputError, match="is a search with other data; repeat those"):
         run.search(recipe, SEARCH, done[0], quiet=True)
 
 
@@ -151,10 +151,10 @@ def test_labels_are_those_of_the_classes_that_the_supernet_was_trained_on(recipe
         return batches(images, *rest)
 
     monkeypatch.setattr(run, "_batches", watched)
-    monkeypatch.setattr(run, "Scorer", lambda *_: lambda _: 0.5)
+    monkeypatch.setattr(run, "scorer", lambda *_: lambda _: 0.5)
     run.search(recipe, SEARCH, tmp_path, quiet=True)
 
-    held_out = run._kept_apart(recipe, SEARCH, load_dataset(recipe.data))[1]
+    held_out = run._hold_out(recipe, SEARCH, load_dataset(recipe.data))[1]
     assert seen[-1].names == held_out.names
     assert seen[-1].labels == tuple(9 - label for label in held_out.labels)
 
@@ -166,10 +166,10 @@ def test_another_supernet_is_not_searched(recipe, done, tmp_path):
 
 
 @pytest.mark.parametrize(("content", "message"), [
-    ('{"version": 0}', "is a search of version 0, and this is version 1; give another --output"),
-    ('{"version": 1, "budget": 5}', "is not a whole search"),
+    ('{"version": 0}', "is a search of version 0, this package writes 1; give another --output"),
+    ('{"version": 1, "budget": 5}', "is not a complete search"),
     ("[]", "holds a list, not a mapping"), ("{", "cannot be read")])
-def test_a_file_that_is_no_search_of_this_version_is_refused(recipe, tmp_path, content, message):
+def test_a_file_that_is_no_search_of_this_version_is_rejected(recipe, tmp_path, content, message):
     (tmp_path / "search.json").write_text(content)
 
     with pytest.raises(InputError, match=message):
@@ -177,9 +177,10 @@ def test_a_file_that_is_no_search_of_this_version_is_refused(recipe, tmp_path, c
 
 
 @pytest.mark.parametrize(("changes", "message"), [
-    ({"budget": 0}, "budget=0 must be at least 1"), ({"population": 1}, "has no two parents"),
+    ({"budget": 0}, "budget=0 must be at least 1"),
+    ({"population": 1}, "must be at least 2, for two parents"),
     ({"held_out": 0}, "held_out=0"), ({"calibration": 0}, "calibration=0")])
-def test_a_search_that_cannot_be_is_refused(changes, message):
+def test_a_search_that_cannot_be_is_rejected(changes, message):
     with pytest.raises(InputError, match=message):
         dataclasses.replace(SEARCH, **changes)
 
@@ -190,7 +191,7 @@ def test_another_network_than_a_supernet_is_not_searched(recipe, tmp_path):
 
 
 def test_the_images_for_validation_do_not_end_the_training(recipe, tmp_path):
-    with pytest.raises(InputError, match="patience=2 would end the training by the images for v"):
+    with pytest.raises(InputError, match="patience=2 would stop the training early on the valid"):
         run.search(dataclasses.replace(recipe, patience=2), SEARCH, tmp_path / "x")
 
 
@@ -220,11 +221,11 @@ def test_the_command_finds_a_network_to_train(config, tmp_path, capsys):
 @pytest.mark.parametrize(("options", "code", "message"), [
     (["--budget=10"], 1, "no network meets a budget of 10 multiply-adds"),
     (["--budget=much"], 2, "--budget much is not a number of multiply-adds; write 22M or 4.1G"),
-    (["--population=1"], 2, "population=1 has no two parents"),
+    (["--population=1"], 2, "population=1 must be at least 2, for two parents"),
     (["--network=vit"], 2, "there is no option --network"),
     (["--compile=true"], 2, "leave out compile"),
 ])
-def test_the_command_refuses_in_one_line(config, tmp_path, capsys, options, code, message):
+def test_the_command_rejects_in_one_line(config, tmp_path, capsys, options, code, message):
     assert main(command(config, tmp_path / "run", *options)) == code
     err = capsys.readouterr().err
     assert message in err

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from cvt.networks.supernet import Supernet
-from cvt.studies.search.score import Scorer, renew_statistics
+from cvt.studies.search.run import recompute_statistics, scorer
 
 CHOICE = ((2, 2.0), (1, 4.0), (1, 2.0), (2, 4.0))
 
@@ -26,26 +26,26 @@ def test_statistics_are_the_mean_over_the_batches_without_what_training_draws(su
     seen = []
     first.q.conv.register_forward_hook(lambda _m, _a, out: seen.append(out))
 
-    renew_statistics(network, images)
+    recompute_statistics(network, images)
     means = torch.stack([out.mean((0, 2, 3)) for out in seen]).mean(0)
 
     torch.testing.assert_close(first.q.bn.running_mean, means)
     assert not any(module.training for module in network.modules())
     assert {m.momentum for m in network.modules() if isinstance(m, nn.BatchNorm2d)} == {0.1}
     once = copy.deepcopy(network.state_dict())
-    renew_statistics(network, images)
+    recompute_statistics(network, images)
     assert all(torch.equal(t, once[name]) for name, t in network.state_dict().items())
 
 
-def test_a_score_is_the_share_of_held_out_images_that_are_right(supernet):
+def test_a_score_is_the_fraction_of_held_out_images_that_are_right(supernet):
     calibration, held_out = batches(2), batches(3)
     network = supernet.extract(CHOICE)
-    renew_statistics(network, [x for x, _ in calibration])
+    recompute_statistics(network, [x for x, _ in calibration])
     with torch.no_grad():
         right = sum((network(x).argmax(1) == labels).sum().item() for x, labels in held_out)
     before = copy.deepcopy(supernet.state_dict())
 
-    score = Scorer(supernet, calibration, held_out)
+    score = scorer(supernet, calibration, held_out)
 
     assert score(CHOICE) == right / 18
     assert score(((1, 4.0),) * 4) == score(((1, 4.0),) * 4)

@@ -37,11 +37,11 @@ def test_the_range_and_the_number_within_a_budget_are_those_of_all(space, everyt
     costs = [space.multiply_adds(choice) for choice in everything]
     middle = sorted(costs)[100]
 
-    assert (space.least, space.most) == (min(costs), max(costs))
+    assert (space.min_cost, space.max_cost) == (min(costs), max(costs))
     assert space.count(middle) == sum(cost <= middle for cost in costs)
-    assert space.count(space.least) == 1
-    assert space.count(space.least - 1) == 0
-    assert space.count(10 * space.most) == 4**4
+    assert space.count(space.min_cost) == 1
+    assert space.count(space.min_cost - 1) == 0
+    assert space.count(10 * space.max_cost) == 4**4
 
 
 def test_every_network_within_the_budget_is_drawn_equally_often(space, everything):
@@ -55,9 +55,9 @@ def test_every_network_within_the_budget_is_drawn_equally_often(space, everythin
     assert all(150 < drawn.count(choice) < 250 for choice in allowed)
 
 
-def test_a_budget_that_no_network_meets_is_refused_with_the_least_there_is(space):
-    with pytest.raises(InputError, match=f"the cheapest takes {space.least:,} at 40x56 pixels"):
-        space.draw(Random(0), space.least - 1)
+def test_a_budget_that_no_network_meets_is_rejected_with_the_cheapest_network(space):
+    with pytest.raises(InputError, match=f"the cheapest takes {space.min_cost:,} at 40x56 pixels"):
+        space.draw(Random(0), space.min_cost - 1)
 
 
 def test_a_mutation_changes_at_least_one_block(space):
@@ -71,6 +71,6 @@ def test_a_mutation_changes_at_least_one_block(space):
 
 def test_a_crossover_has_each_gene_from_one_of_its_parents(space):
     rng = Random(0)
-    children = {space.cross((GENES[0],) * 4, (GENES[3],) * 4, rng) for _ in range(200)}
+    children = {space.crossover((GENES[0],) * 4, (GENES[3],) * 4, rng) for _ in range(200)}
 
     assert children == set(itertools.product((GENES[0], GENES[3]), repeat=4))

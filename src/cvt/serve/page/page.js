@@ -2,41 +2,41 @@
 "use strict";
 
 const $ = (id) => document.getElementById(id);
-const HEAT = [[10, 8, 30], [80, 20, 110], [180, 50, 90], [245, 125, 40], [252, 240, 160]];
-const TOP = 5;
+const COLORMAP = [[10, 8, 30], [80, 20, 110], [180, 50, 90], [245, 125, 40], [252, 240, 160]];
+const TOP_K = 5;
 
-let model = null; // what /v1/model tells
-let image = null; // the Blob that is shown
-let explained = null; // what /v1/explain told of it
-let seen = null; // its input, as an image
-let turn = 0; // which image the answers are of: late ones are dropped
-let stream = null; // the camera's
+let model = null; // the response of /v1/model
+let file = null; // the current image, a Blob
+let explanation = null; // the response of /v1/explain
+let input = null; // the preprocessed image of the explanation
+let current = 0; // number of the current image; responses for earlier ones are dropped
+let stream = null; // of the camera
 
-class Refused extends Error {
+class RequestError extends Error {
   constructor(status, message) { super(message); this.status = status; }
 }
 
-async function ask(path, body) {
+async function request(path, body) {
   const headers = {};
   const key = sessionStorage.getItem("key");
-  if (key && !/^[\x20-\x7e]+$/.test(key)) { // which no key is, and fetch would throw
+  if (key && !/^[\x20-\x7e]+$/.test(key)) { // no key has other characters, and fetch would throw
     sessionStorage.removeItem("key");
-    throw new Refused(401, "That is not the key of this server: a key has no such characters.");
+    throw new RequestError(401, "The API key is wrong: it may only have ASCII characters.");
   }
   if (key) headers["X-API-Key"] = key;
   if (body) headers["Content-Type"] = body.type.startsWith("image/") ? body.type : "application/octet-stream";
-  let answer;
+  let response;
   try {
-    answer = await fetch(path, { method: body ? "POST" : "GET", headers, body });
+    response = await fetch(path, { method: body ? "POST" : "GET", headers, body });
   } catch {
-    throw new Refused(0, "The server does not answer. Is it still running?");
+    throw new RequestError(0, "The server does not respond. Is it still running?");
   }
-  if (answer.ok) return answer;
-  const told = await answer.json().catch(() => null);
-  throw new Refused(answer.status, told?.error?.message ?? `The server answered ${answer.status}.`);
+  if (response.ok) return response;
+  const json = await response.json().catch(() => null);
+  throw new RequestError(response.status, json?.error?.message ?? `The server responded with status ${response.status}.`);
 }
 
-function fail(error) {
+function showError(error) {
   $("status").textContent = "";
   $("error").textContent = error.message;
   if (error.status === 401) {
@@ -47,9 +47,9 @@ function fail(error) {
 
 async function start() {
   try {
-    model = await (await ask("/v1/model")).json();
+    model = await (await request("/v1/model")).json();
   } catch (error) {
-    fail(error);
+    showError(error);
     return;
   }
   $("key").hidden = true;
@@ -62,14 +62,13 @@ async function start() {
 }
 
 function sample(name, number) {
-  const image = make("img", { src: `/samples/${number}`, alt: "" });
-  const button = make("button", { type: "button", title: name }, image);
+  const button = make("button", { type: "button", title: name }, make("img", { src: `/samples/${number}`, alt: "" }));
   button.setAttribute("aria-label", `Try ${name}`);
   button.addEventListener("click", async () => {
     try {
-      look(await (await ask(`/samples/${number}`)).blob());
+      classify(await (await request(`/samples/${number}`)).blob());
     } catch (error) {
-      fail(error);
+      showError(error);
     }
   });
   return make("li", {}, button);
@@ -81,41 +80,42 @@ function make(tag, properties = {}, ...children) {
   return element;
 }
 
-// A new image: its classes first, then where the network looks.
-async function look(blob) {
+// Classify a new image, then explain it.
+async function classify(blob) {
   if (!model) return;
-  image = blob;
-  const mine = ++turn;
+  file = blob;
+  const number = ++current;
   $("error").textContent = "";
-  $("result").hidden = $("see").hidden = true;
-  $("status").textContent = "Classifying";
-  $("status").classList.remove("unseen");
+  $("predictions").hidden = $("explanation").hidden = true;
+  $("status").textContent = "Classifying...";
+  $("status").classList.remove("visually-hidden");
   try {
-    if (blob.size > model.limits.max_body) {
-      throw new Refused(413, `This file has ${blob.size.toLocaleString()} bytes, more than the ${model.limits.max_body.toLocaleString()} that the server takes.`);
+    const limit = model.limits.max_request_bytes;
+    if (blob.size > limit) {
+      throw new RequestError(413, `The file has ${blob.size.toLocaleString()} bytes; the server accepts at most ${limit.toLocaleString()}.`);
     }
     const start = performance.now();
-    const answer = await (await ask(`/v1/classify?top_k=${Math.min(TOP, model.classes.length)}`, blob)).json();
-    const whole = performance.now() - start;
-    if (mine !== turn) return;
-    showClasses(answer.predictions[0].classes);
-    $("latency").textContent = `${(1000 * answer.seconds).toFixed(1)} ms in the server, ${whole.toFixed(1)} ms with the way there and back`;
-    $("result").hidden = false;
+    const response = await (await request(`/v1/classify?top_k=${Math.min(TOP_K, model.classes.length)}`, blob)).json();
+    const total = performance.now() - start;
+    if (number !== current) return;
+    const { classes } = response.predictions[0];
+    showClasses(classes);
+    $("latency").textContent = `Latency: ${(1000 * response.duration_seconds).toFixed(1)} ms on the server, ${total.toFixed(1)} ms in total`;
+    $("predictions").hidden = false;
     if (model.explainable) {
-      $("status").textContent = "Looking into it";
-      await explain(mine, null);
+      $("status").textContent = "Explaining...";
+      await explain(number, null);
     }
-    if (mine === turn) {
-      const [best] = answer.predictions[0].classes;
-      $("status").textContent = `${best.name}, ${percent(best.probability)}`; // for who cannot see
-      $("status").classList.add("unseen");
+    if (number === current) { // for screen readers
+      $("status").textContent = `${classes[0].name}, ${percent(classes[0].probability)}`;
+      $("status").classList.add("visually-hidden");
     }
   } catch (error) {
-    if (mine === turn) fail(error);
+    if (number === current) showError(error);
   }
 }
 
-const percent = (p) => `${(100 * p).toFixed(1)} %`;
+const percent = (p) => `${(100 * p).toFixed(1)}%`;
 
 function showClasses(classes) {
   $("classes").replaceChildren(...classes.map(({ name, probability }) => {
@@ -127,30 +127,30 @@ function showClasses(classes) {
   }));
 }
 
-async function explain(mine, target) {
+async function explain(number, target) {
   const query = target === null ? "" : `?target=${encodeURIComponent(target)}`;
-  const told = await (await ask(`/v1/explain${query}`, image)).json();
+  const response = await (await request(`/v1/explain${query}`, file)).json();
   const image = new Image();
-  image.src = told.input;
+  image.src = response.input;
   await image.decode();
-  if (mine !== turn) return;
-  [explained, seen] = [told, image];
-  if (target === null) fill();
-  $("see").hidden = false;
+  if (number !== current) return;
+  [explanation, input] = [response, image];
+  if (target === null) fillControls();
+  $("explanation").hidden = false;
   draw();
 }
 
-// The choices that this model and image have.
-function fill() {
-  const attention = explained.attention.length > 0;
+// Offer the maps, stages, blocks and heads of this explanation.
+function fillControls() {
+  const attention = explanation.attention.length > 0;
   for (const label of document.querySelectorAll("fieldset .attention")) label.hidden = !attention;
   if (!attention && /attention|rollout/.test(shown())) $("controls").elements.show.value = "grad_cam";
-  const stages = Object.keys(explained.grad_cam);
+  const stages = Object.keys(explanation.grad_cam);
   options($("stage"), stages.map((stage) => [stage, stage]), stages.at(-1));
-  options($("target"), explained.classes.map(({ name, probability }) => [name, `${name} (${percent(probability)})`]), explained.target);
-  options($("block"), explained.attention.map((_, i) => [i, i + 1]), explained.attention.length - 1);
-  options($("head"), [["mean", "the mean of all"], ...(explained.attention[0] ?? []).map((_, i) => [i, i + 1])], "mean");
-  $("tokens").replaceChildren(...explained.tokens.map((src, i) => {
+  options($("target"), explanation.classes.map(({ name, probability }) => [name, `${name} (${percent(probability)})`]), explanation.target);
+  options($("block"), explanation.attention.map((_, i) => [i, i + 1]), explanation.attention.length - 1);
+  options($("head"), [["mean", "mean of all"], ...(explanation.attention[0] ?? []).map((_, i) => [i, i + 1])], "mean");
+  $("tokens").replaceChildren(...explanation.tokens.map((src, i) => {
     const image = make("img", { src, alt: `Tokens of stage ${i + 1}` });
     const caption = make("figcaption", { textContent: `Stage ${i + 1}` });
     image.addEventListener("load", () => { caption.textContent += `: ${image.naturalHeight}x${image.naturalWidth}`; });
@@ -158,21 +158,21 @@ function fill() {
   }));
 }
 
-function options(select, pairs, chosen) {
-  const kept = select.value; // a choice stays from image to image, but for the class
+function options(select, pairs, initial) {
+  const kept = select.value; // a choice stays from image to image, except for the class
   select.replaceChildren(...pairs.map(([value, textContent]) => make("option", { value, textContent })));
   const keep = select.id !== "target" && pairs.some(([value]) => String(value) === kept);
-  select.value = keep ? kept : chosen;
+  select.value = keep ? kept : initial;
 }
 
 const shown = () => $("controls").elements.show.value;
 
 function values() {
   switch (shown()) {
-    case "grad_cam": return explained.grad_cam[$("stage").value];
-    case "rollout": return explained.rollout;
+    case "grad_cam": return explanation.grad_cam[$("stage").value];
+    case "rollout": return explanation.rollout;
     case "attention": {
-      const heads = explained.attention[$("block").value];
+      const heads = explanation.attention[$("block").value];
       if ($("head").value !== "mean") return heads[$("head").value];
       return heads[0].map((row, y) => row.map((_, x) => heads.reduce((sum, head) => sum + head[y][x], 0) / heads.length));
     }
@@ -182,10 +182,10 @@ function values() {
 
 function caption() {
   switch (shown()) {
-    case "grad_cam": return `Grad-CAM of ${explained.target} in stage ${$("stage").value}, over the image`;
+    case "grad_cam": return `Grad-CAM of ${explanation.target} in stage ${$("stage").value}, over the image`;
     case "rollout": return "Attention rollout, over the image";
     case "attention": return `Attention of the class token in block ${Number($("block").value) + 1}, head ${$("head").selectedOptions[0].textContent}, over the image`;
-    default: return "The image as the network sees it";
+    default: return "Preprocessed image";
   }
 }
 
@@ -193,67 +193,67 @@ function draw() {
   for (const line of document.querySelectorAll("#controls .of")) line.hidden = !line.classList.contains(shown());
   const canvas = $("overlay");
   const context = canvas.getContext("2d");
-  context.imageSmoothingEnabled = seen.naturalWidth > 64; // small images keep hard edges
-  context.drawImage(seen, 0, 0, canvas.width, canvas.height);
+  context.imageSmoothingEnabled = input.naturalWidth > 64; // small images keep hard edges
+  context.drawImage(input, 0, 0, canvas.width, canvas.height);
   const map = values();
   if (map) {
-    const heat = overlay(map, canvas.width, canvas.height, $("strength").value / 100);
+    const heatmap = overlay(map, canvas.width, canvas.height, $("opacity").value / 100);
     const layer = make("canvas", { width: canvas.width, height: canvas.height });
-    layer.getContext("2d").putImageData(heat, 0, 0);
+    layer.getContext("2d").putImageData(heatmap, 0, 0);
     context.drawImage(layer, 0, 0);
   }
   canvas.setAttribute("aria-label", caption());
 }
 
-// The map from its least to its greatest value as heat, clear where it is least.
-function overlay(map, width, height, strength) {
+// The map as a heatmap, scaled from its minimum (transparent) to its maximum.
+function overlay(map, width, height, opacity) {
   const image = new ImageData(width, height);
   const flat = map.flat();
   const low = Math.min(...flat);
   const range = Math.max(...flat) - low;
   for (let y = 0, i = 0; y < height; y++) {
     for (let x = 0; x < width; x++, i += 4) {
-      const value = range > 0 ? (between(map, (y + .5) / height, (x + .5) / width) - low) / range : 0;
-      image.data.set(colour(value), i);
-      image.data[i + 3] = 255 * strength * value;
+      const value = range > 0 ? (bilinear(map, (y + .5) / height, (x + .5) / width) - low) / range : 0;
+      image.data.set(color(value), i);
+      image.data[i + 3] = 255 * opacity * value;
     }
   }
   return image;
 }
 
-// Bilinear between the centres of the map's squares; y and x in [0, 1].
-function between(map, y, x) {
-  const at = (part, size) => {
-    const place = Math.min(Math.max(part * size - .5, 0), size - 1);
-    const first = Math.min(Math.floor(place), Math.max(size - 2, 0));
-    return [first, Math.min(first + 1, size - 1), place - first];
+// The map at y and x in [0, 1], interpolated between the centers of its cells.
+function bilinear(map, y, x) {
+  const at = (position, size) => {
+    const index = Math.min(Math.max(position * size - .5, 0), size - 1);
+    const first = Math.min(Math.floor(index), Math.max(size - 2, 0));
+    return [first, Math.min(first + 1, size - 1), index - first];
   };
   const [y0, y1, v] = at(y, map.length);
   const [x0, x1, u] = at(x, map[0].length);
   return (map[y0][x0] * (1 - u) + map[y0][x1] * u) * (1 - v) + (map[y1][x0] * (1 - u) + map[y1][x1] * u) * v;
 }
 
-function colour(value) {
-  const place = value * (HEAT.length - 1);
-  const first = Math.min(Math.floor(place), HEAT.length - 2);
-  return HEAT[first].map((c, i) => c + (HEAT[first + 1][i] - c) * (place - first));
+function color(value) {
+  const index = value * (COLORMAP.length - 1);
+  const first = Math.min(Math.floor(index), COLORMAP.length - 2);
+  return COLORMAP[first].map((c, i) => c + (COLORMAP[first + 1][i] - c) * (index - first));
 }
 
 async function openCamera() {
-  if (!$("live").hidden) return; // a second one would never be stopped
+  if (!$("live").hidden) return; // it is open; a second stream would never be stopped
   $("live").hidden = false;
   try {
     stream = await navigator.mediaDevices.getUserMedia({ video: { facingMode: "environment" } });
-    if ($("live").hidden) { // it was closed while the browser asked
+    if ($("live").hidden) { // it was closed while the browser asked for permission
       closeCamera();
       return;
     }
     $("video").srcObject = stream;
     await $("video").play();
-    $("shoot").focus();
+    $("capture").focus();
   } catch (error) {
     closeCamera();
-    fail(new Error(`The camera cannot be used: ${error.message}`));
+    showError(new Error(`The camera cannot be used: ${error.message}`));
   }
 }
 
@@ -264,23 +264,23 @@ function closeCamera() {
   $("camera").focus();
 }
 
-function shoot() {
+function capture() {
   const { videoWidth: width, videoHeight: height } = $("video");
-  if (!width) return; // before its first frame
+  if (!width) return; // before the first frame
   const canvas = make("canvas", { width, height });
   canvas.getContext("2d").drawImage($("video"), 0, 0);
   closeCamera();
-  canvas.toBlob(look, "image/png");
+  canvas.toBlob(classify, "image/png");
 }
 
-function take(files) {
-  const file = [...files].find((f) => f.type.startsWith("image/")) ?? files[0];
-  if (file) look(file);
-  else fail(new Error("That is not a file. Drop or paste an image itself, not its address."));
+function classifyFirst(files) {
+  const first = [...files].find((f) => f.type.startsWith("image/")) ?? files[0];
+  if (first) classify(first);
+  else showError(new Error("This is not a file. Drop or paste an image, not its address."));
 }
 
 $("file").addEventListener("change", ({ target }) => {
-  if (target.files.length) take(target.files);
+  if (target.files.length) classifyFirst(target.files);
   target.value = ""; // the same file may be chosen again
 });
 document.addEventListener("dragover", (event) => { event.preventDefault(); $("drop").classList.add("over"); });
@@ -288,15 +288,15 @@ document.addEventListener("dragleave", () => $("drop").classList.remove("over"))
 document.addEventListener("drop", (event) => {
   event.preventDefault();
   $("drop").classList.remove("over");
-  take(event.dataTransfer.files);
+  classifyFirst(event.dataTransfer.files);
 });
 document.addEventListener("paste", (event) => {
-  if (event.target.id !== "key-value") take(event.clipboardData.files);
+  if (event.target.id !== "key-value") classifyFirst(event.clipboardData.files);
 });
 $("camera").addEventListener("click", openCamera);
-$("shoot").addEventListener("click", shoot);
+$("capture").addEventListener("click", capture);
 $("stop").addEventListener("click", closeCamera);
-$("strength").addEventListener("input", draw);
+$("opacity").addEventListener("input", draw);
 $("controls").addEventListener("change", async ({ target }) => {
   if (target.id !== "target") {
     draw();
@@ -304,9 +304,9 @@ $("controls").addEventListener("change", async ({ target }) => {
   }
   $("error").textContent = "";
   try {
-    await explain(turn, target.value);
+    await explain(current, target.value);
   } catch (error) {
-    fail(error);
+    showError(error);
   }
 });
 $("controls").addEventListener("submit", (event) => event.preventDefault());
@@ -319,7 +319,7 @@ $("key").addEventListener("submit", (event) => {
 {
   const context = $("scale").getContext("2d");
   for (let x = 0; x < 160; x++) {
-    context.fillStyle = `rgb(${colour(x / 159).join(" ")})`;
+    context.fillStyle = `rgb(${color(x / 159).join(" ")})`;
     context.fillRect(x, 0, 1, 12);
   }
 }

@@ -1,1 +1,1 @@
-"""The paper's claims as studies that anyone can run: configurations, seeds, intervals, verdicts."""
+"""Ablations: the claims of the paper, tested on several seeds, with intervals and verdicts."""

@@ -1,13 +1,14 @@
-"""A study as a page of Markdown."""
+"""The page of a study, as Markdown."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from statistics import fmean
 from typing import Any
 
 
 def to_markdown(name: str, study: Mapping[str, Any]) -> str:
-    """The study `name` of ablation.json: its table, its claims, every run, how it was trained."""
+    """The study `name` of ablation.json: its table, claims, runs and environment."""
     data, seeds = study["data"], study["seeds"]
     by_images = any(row["images"] for row in study["rows"])
     trained = "as many images as the table says" if by_images else f"{data['train']:,} images"
@@ -33,7 +34,7 @@ def to_markdown(name: str, study: Mapping[str, Any]) -> str:
 
 
 def table_of(study: Mapping[str, Any]) -> str:
-    """The table beside the paper's."""
+    """The results beside those of the paper."""
     rows = study["rows"]
     if any(row["images"] for row in rows):
         return _by_images(rows)
@@ -44,7 +45,7 @@ def table_of(study: Mapping[str, Any]) -> str:
 
 
 def claims_of(study: Mapping[str, Any]) -> str:
-    """Each claim with its differences and verdict."""
+    """Every claim with its differences and verdict."""
     by_images = any(c["images"] for c in study["comparisons"])
     head = ["claim", *(["images"] if by_images else []), "difference", "95 % interval", "runs",
             "verdict"]
@@ -58,14 +59,13 @@ def claims_of(study: Mapping[str, Any]) -> str:
 
 
 def verdict_of(comparison: Mapping[str, Any]) -> str:
-    """In words that say on how much it rests."""
-    n = len(comparison["differences"])
-    return comparison["verdict"] + (f" with n = {n}" if comparison["verdict"] == "cannot be told"
-                                    else "")
+    """The verdict; an inconclusive one with the number of pairs."""
+    n, verdict = len(comparison["differences"]), comparison["verdict"]
+    return f"inconclusive with n = {n}" if verdict == "inconclusive" else verdict
 
 
 def _by_images(rows: Sequence[Mapping[str, Any]]) -> str:
-    """A line a number of images, a column a network."""
+    """One line per number of images, one column per network."""
     labels = list(dict.fromkeys(row["label"] for row in rows))
     cells = {(row["label"], row["images"]): row for row in rows}
     first = {label: next(row for row in rows if row["label"] == label) for label in labels}
@@ -88,14 +88,14 @@ def _runs(rows: Sequence[Mapping[str, Any]]) -> str:
 
 
 def _seconds(runs: Sequence[Mapping[str, Any]]) -> str:
-    found = [run["seconds"] for run in runs if run["seconds"] is not None]
-    return f"{sum(found) / len(found):.0f}" if found else "none"
+    seconds = [run["seconds"] for run in runs if run["seconds"] is not None]
+    return f"{fmean(seconds):.0f}" if seconds else "none"
 
 
 def _accuracy(row: Mapping[str, Any]) -> str:
     if row["mean"] is None:
         return "none"
-    return f"{row['mean']:.2f}" + ("" if row["sd"] is None else f" &plusmn; {row['sd']:.2f}")
+    return f"{row['mean']:.2f}" + ("" if row["std"] is None else f" &plusmn; {row['std']:.2f}")
 
 
 def _finished(row: Mapping[str, Any]) -> str:

@@ -1,4 +1,4 @@
-"""What runs say: means, paired differences with intervals, and a verdict on each claim."""
+"""Statistics of runs: means, paired differences with intervals, and a verdict on each claim."""
 
 from __future__ import annotations
 
@@ -12,30 +12,30 @@ from typing import Literal
 from scipy.stats import t
 
 from cvt.evaluate.run import METRICS
-from cvt.studies.ablate.plan import FAILURE, Run
-from cvt.studies.ablate.studies import MARGIN, Claim
+from cvt.studies.ablate.tables import MARGIN, Claim
+from cvt.studies.ablate.training import FAILURE, Run
 from cvt.system.schema import read_mapping
-from cvt.train.state import JSONL
+from cvt.train.directory import JSONL
 
-Verdict = Literal["holds", "does not hold", "cannot be told"]
+Verdict = Literal["holds", "does not hold", "inconclusive"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Outcome:
-    """What became of one run."""
+    """The result of one run."""
 
     seed: int
     top1: float | None
-    """Percent of the validation images, at the last epoch: no epoch is chosen by them. None
-    where the loss diverged."""
+    """Validation top-1 in percent at the last epoch, so that no epoch is selected on those images.
+    None if the loss diverged."""
     seconds: float | None
-    """Of training."""
+    """Training time."""
     error: str | None = None
-    """Why there is no accuracy."""
+    """Why `top1` is None."""
 
 
-def outcome(run: Run) -> Outcome:
-    """What a run that is done says."""
+def read_outcome(run: Run) -> Outcome:
+    """Read the result of a run that is done."""
     home, seed = run.directory, run.recipe.seed
     if (home / FAILURE).is_file():
         return Outcome(seed=seed, top1=None, seconds=None,
@@ -47,47 +47,47 @@ def outcome(run: Run) -> Outcome:
 
 @dataclass(frozen=True, kw_only=True)
 class Comparison:
-    """One configuration less another, over the seeds that both finished."""
+    """The difference of two configurations, over the seeds that both completed."""
 
     claim: str
     one: str
     other: str
     kind: Literal["ahead", "not behind"]
     images: int | None
-    """How many both were trained on, where the study varies it."""
+    """Number of training images, in a study that varies it."""
     differences: tuple[float, ...]
-    """Points of top-1, a seed each, in the order of the seeds."""
+    """`one` minus `other` in points of top-1, by seed."""
     mean: float | None
     low: float | None
     high: float | None
-    """Student's 95 % interval of the mean difference; None with fewer than two seeds."""
+    """Student's 95 % confidence interval of the mean; None with fewer than two seeds."""
     verdict: Verdict
 
 
-def mean_of(outcomes: Sequence[Outcome]) -> tuple[float | None, float | None]:
-    """Mean and standard deviation (n - 1) of the accuracies; None where there are too few."""
-    found = [o.top1 for o in outcomes if o.top1 is not None]
-    return (fmean(found) if found else None, stdev(found) if len(found) > 1 else None)
+def mean_and_std(outcomes: Sequence[Outcome]) -> tuple[float | None, float | None]:
+    """Mean and standard deviation (n - 1) of the accuracies; None if there are too few."""
+    top1 = [o.top1 for o in outcomes if o.top1 is not None]
+    return (fmean(top1) if top1 else None, stdev(top1) if len(top1) > 1 else None)
 
 
 def compare(claim: Claim, one: Sequence[Outcome], other: Sequence[Outcome],
             images: int | None = None) -> Comparison:
-    """Judge `claim` by runs of the same seeds, paired."""
-    there = {o.seed: o.top1 for o in other}
+    """Test `claim` on pairs of runs with the same seed."""
+    others = {o.seed: o.top1 for o in other}
     differences = tuple(a.top1 - b for a in one
-                        if a.top1 is not None and (b := there.get(a.seed)) is not None)
+                        if a.top1 is not None and (b := others.get(a.seed)) is not None)
     low, high = interval(differences)
     return Comparison(
         claim=claim.text, one=claim.one, other=claim.other, kind=claim.kind, images=images,
         differences=differences, mean=fmean(differences) if differences else None,
-        low=low, high=high, verdict=judge(claim.kind, low, high))
+        low=low, high=high, verdict=verdict_on(claim.kind, low, high))
 
 
 def interval(values: Sequence[float]) -> tuple[float | None, float | None]:
-    """Student's 95 % interval of the mean; (None, None) for fewer than two values.
+    """Student's 95 % confidence interval of the mean; (None, None) for fewer than two values.
 
-    It assumes that runs of different seeds differ as a normal distribution does, and knows nothing
-    of other datasets or other splits.
+    It assumes that runs with different seeds are normally distributed, and covers neither other
+    datasets nor other splits.
     """
     n = len(values)
     if n < 2:
@@ -96,9 +96,10 @@ def interval(values: Sequence[float]) -> tuple[float | None, float | None]:
     return fmean(values) - half, fmean(values) + half
 
 
-def judge(kind: Literal["ahead", "not behind"], low: float | None, high: float | None) -> Verdict:
-    """Whether an interval of differences, in points, settles a claim of this kind."""
+def verdict_on(kind: Literal["ahead", "not behind"], low: float | None, high: float | None
+               ) -> Verdict:
+    """The verdict on a claim of this kind from the interval of the differences, in points."""
     if low is None or high is None:
-        return "cannot be told"
+        return "inconclusive"
     bound = 0.0 if kind == "ahead" else -MARGIN
-    return "holds" if low > bound else "does not hold" if high < bound else "cannot be told"
+    return "holds" if low > bound else "does not hold" if high < bound else "inconclusive"

@@ -1,8 +1,7 @@
-"""What a search found, and its file."""
+"""The result of a search, and its file."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -12,68 +11,65 @@ from cvt.config import CvTConfig
 from cvt.networks.supernet import Choice, chosen
 from cvt.studies.search.evolve import Scored, ranked
 from cvt.system.errors import InputError
-from cvt.system.files import replace_file
-from cvt.system.schema import read_mapping
+from cvt.system.schema import read_mapping, write_mapping
 
 VERSION = 1
 
 
 @dataclass(frozen=True, kw_only=True)
 class Result:
-    """A search, with every network that was scored."""
+    """The result of a search, with every network that was scored."""
 
-    settings: Mapping[str, Any]
-    """The search's and the recipe's options, as plain data."""
+    options: Mapping[str, Any]
+    """The options of search and recipe and the digest of the data, as plain data."""
     model: CvTConfig
-    """What all networks have in common."""
+    """The configuration that all networks share."""
     budget: int
-    """Multiply-adds, at most."""
+    """Maximum number of multiply-adds."""
     size: tuple[int, int]
-    """(H, W) in pixels, for which they are counted."""
-    least: int
-    """The fewest multiply-adds of any network of the space."""
-    most: int
-    """The most."""
+    """Image size (H, W) in pixels that multiply-adds are counted for."""
+    min_multiply_adds: int
+    """The cheapest network of the space."""
+    max_multiply_adds: int
+    """The most expensive one."""
     networks: int
-    """How many networks of the space meet the budget."""
+    """Number of networks within the budget."""
     trained: int
-    """Images that the supernet was trained on."""
+    """Number of images that the supernet was trained on."""
     held_out: int
-    """Other training images, that networks were scored on."""
+    """Number of other training images, which networks are scored on."""
     base: Scored | None
-    """The network that the recipe names, which may be above the budget; None where it is not of the
-    space."""
+    """The recipe's network, which may exceed the budget; None if it is not in the space."""
     evolution: tuple[Scored, ...]
-    """In the order they were scored."""
+    """Networks scored by evolution, in order."""
     random: tuple[Scored, ...]
-    """Of random search with as many evaluations."""
+    """Networks scored by random search, in order."""
 
     @property
-    def found(self) -> Scored:
-        """The best of evolution."""
+    def best(self) -> Scored:
+        """The best network of evolution."""
         return ranked(self.evolution)[0]
 
     @property
-    def found_at_random(self) -> Scored:
-        """The best of random search."""
+    def best_random(self) -> Scored:
+        """The best network of random search."""
         return ranked(self.random)[0]
 
     def config(self, scored: Scored) -> CvTConfig:
-        """The network of `scored`."""
+        """The configuration of a scored network."""
         return chosen(self.model, scored.choice)
 
     def save(self, path: Path) -> None:
-        """Write all of it as JSON."""
-        text = json.dumps({"version": VERSION, **asdict(self), "model": self.model.to_dict()})
-        replace_file(path, lambda part: part.write_text(text + "\n", encoding="utf-8"))
+        """Write it as JSON."""
+        write_mapping({"version": VERSION, **asdict(self), "model": self.model.to_dict()}, path)
 
     @classmethod
     def load(cls, path: Path) -> Result:
-        """Read what `save` wrote. Raises InputError for a file of another version or content."""
+        """Read what `save` wrote. Raises InputError for another version or a corrupt file."""
         data = read_mapping(path)
         version = data.pop("version", None)
         if version != VERSION:
-            raise InputError(f"{path} is a search of version {version}, and this is version "
+            raise InputError(f"{path} is a search of version {version}, this package writes "
                              f"{VERSION}; give another --output")
         try:
             return cls(**{
@@ -81,7 +77,7 @@ class Result:
                 "base": _scored(data["base"]) if data["base"] else None,
                 **{key: tuple(map(_scored, data[key])) for key in ("evolution", "random")}})
         except (KeyError, TypeError, ValueError) as error:
-            raise InputError(f"{path} is not a whole search ({error}); give another --output"
+            raise InputError(f"{path} is not a complete search ({error}); give another --output"
                              ) from None
 
 

@@ -1,0 +1,1 @@
+"""Check a dataset before training: unreadable images, duplicates, leaks."""

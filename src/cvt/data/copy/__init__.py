@@ -1,0 +1,1 @@
+"""Copy a dataset with smaller images, which later epochs and runs read faster."""

@@ -1,0 +1,41 @@
+"""Load the dataset that a `DataConfig` names."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from cvt.data.config import DataConfig
+from cvt.data.dataset import Dataset
+from cvt.data.sources.builtin import digits, fashion_mnist
+from cvt.data.sources.folder import folder
+from cvt.data.sources.huggingface import huggingface
+from cvt.data.sources.manifest import manifest
+from cvt.data.sources.shards import shards
+from cvt.system.errors import InputError
+
+
+def load_dataset(config: DataConfig) -> Dataset:
+    """The dataset that `config` names, split into training and validation images.
+
+    Raises InputError if it is missing or corrupt, has fewer than two classes, or has no training
+    or no validation images.
+    """
+    dataset = _load(config)
+    for purpose, images in (("train on", dataset.train), ("validate with", dataset.val)):
+        if not len(images):
+            raise InputError(f"{config.root or config.name} has no images to {purpose}")
+    return dataset
+
+
+def _load(config: DataConfig) -> Dataset:
+    if config.name == "digits":
+        return digits(config.val_fraction, config.split_seed)
+    if config.name == "fashion_mnist":
+        return fashion_mnist(config.path)
+    assert config.root is not None  # DataConfig requires it
+    if config.name == "huggingface":
+        return huggingface(config.root, subset=config.subset, image_column=config.image_column,
+                           label_column=config.label_column, val_split=config.val_split,
+                           val_fraction=config.val_fraction, seed=config.split_seed)
+    source = {"folder": folder, "manifest": manifest, "shards": shards}[config.name]
+    return source(Path(config.root), config.val_fraction, config.split_seed)
