@@ -173,7 +173,8 @@ class Parser(ArgumentParser):
             rest = [a for a in own._group_actions if a.option_strings and a not in grouped
                     and not a.dest.endswith(".help")]
             if rest:
-                yield group(own.title, rest)
+                # A dataclass's heading is its docstring's first sentence; its first clause will do.
+                yield group((own.title or "").partition(";")[0], rest)
         for title, names in self._help_groups.items():
             ordered = dict.fromkeys(a for name in names for a in self._actions
                                     if _in(a.dest, (name,)))
