@@ -22,7 +22,7 @@ import numpy as np
 with atheris.instrument_imports(include=["PIL", "python_multipart", "cvt", "h11", "uvicorn"]):
     from cvt.config import Preprocess
     from cvt.data.images import read_image
-    from cvt.data.prepare import prepare
+    from cvt.data.preprocess import prepare
     from cvt.predict.predictor import Predictor
     from cvt.serve.app import Server
     from cvt.serve.body import MemoryBudget, RequestBody

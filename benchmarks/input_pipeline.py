@@ -43,7 +43,7 @@ from cvt.data.augment import (
 from cvt.data.config import AugmentConfig
 from cvt.data.loader import TrainLoader
 from cvt.data.pipeline import Sample, pack
-from cvt.data.prepare import to_array
+from cvt.data.preprocess import to_array
 from cvt.data.randomness import seed_all
 from cvt.data.sources.folder import folder
 from streaming import photo

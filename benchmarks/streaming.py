@@ -25,7 +25,7 @@ from PIL import Image
 
 from cvt import Preprocess, create_model, save_model
 from cvt.data.images import read_image
-from cvt.data.prepare import prepare
+from cvt.data.preprocess import prepare
 from cvt.deploy.export import export
 from cvt.deploy.manifest import Format, Precision
 from cvt.predict.predictor import Predictor

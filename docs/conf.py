@@ -1,10 +1,10 @@
-"""The site that `make docs` builds from these pages. Warnings are errors there."""
+"""Sphinx configuration. `make docs` builds the site; warnings are errors."""
 
 import os
 import sys
 from pathlib import Path
 
-# Colours in help texts would be control characters on a page.
+# Without this, help texts contain control characters for colours.
 os.environ["NO_COLOR"] = "1"
 sys.path[:0] = [str(Path(__file__).parent / "_extension"), str(Path(__file__).parents[1] / "src")]
 
@@ -17,14 +17,14 @@ release = version = cvt.__version__
 extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx_copybutton",
               "commands", "docstrings", "figures", "names"]
 exclude_patterns = ["_build", "_extension"]
-smartquotes = False  # it would make a dash of the -- before an option
+smartquotes = False  # it would turn the -- of an option into a dash
 
 myst_heading_anchors = 3
 myst_enable_extensions = ["deflist"]
-nb_execution_mode = "off"  # the stored results are shown; tests/contracts computes them again
-suppress_warnings = ["myst.header"]  # a page of `cvt ablate` begins where it likes
+nb_execution_mode = "off"  # stored outputs are shown; tests/contracts executes the notebook
+suppress_warnings = ["myst.header"]  # pages written by `cvt ablate` skip heading levels
 
-autodoc_inherit_docstrings = False  # torch says nothing about our forward()
+autodoc_inherit_docstrings = False  # nn.Module's docstrings do not describe our methods
 autodoc_member_order = "bysource"
 autodoc_typehints = "signature"
 default_role = "code"

@@ -1,4 +1,4 @@
-"""The reference of the command line, from the parsers that the commands themselves use."""
+"""Generates the command-line reference from the parsers of the commands."""
 
 import argparse
 import re
@@ -13,49 +13,49 @@ from cvt.cli import COMMANDS
 from cvt.cli.parser import Parser
 
 MARK = "<!-- commands -->"
-ACTIONS = {"data": ("check", "copy")}  # commands that have commands
-Option = tuple[str, str]  # how it is written, what it does
+ACTIONS = {"data": ("check", "copy")}  # subcommands
+Option = tuple[str, str]  # invocation, help
 
 
-class _Found(Exception):  # noqa: N818
-    """Carries a parser out of the command that made it, before it parses."""
+class _Parser(Exception):  # noqa: N818
+    """Carries a parser out of its command before it parses."""
 
 
 def parser_of(command: str, *args: str) -> Parser:
-    """The parser of `cvt COMMAND`."""
+    """Return the parser of `cvt COMMAND`."""
     def stop(parser: Parser, *_: Any, **__: Any) -> None:
-        raise _Found(parser)
+        raise _Parser(parser)
 
     with patch.object(Parser, "parse_args", stop):
         try:
             import_module(f"cvt.cli.{command}").main([*args])
-        except _Found as found:
-            return found.args[0]
-    raise AssertionError(f"cvt {command} makes no parser")
+        except _Parser as stopped:
+            return stopped.args[0]
+    raise AssertionError(f"cvt {command} creates no parser")
 
 
 def options_of(parser: Parser) -> dict[str, list[Option]]:
-    """What --help all prints, by its headings."""
-    found: dict[str, list[Option]] = {}
+    """Return the options that --help all prints, by heading."""
+    options: dict[str, list[Option]] = {}
 
     class Listener(parser.formatter_class):  # type: ignore[name-defined]
         def start_section(self, heading: str | None) -> None:
-            found[heading or ""] = []
+            options[heading or ""] = []
             super().start_section(heading)
 
         def add_argument(self, action: argparse.Action) -> None:
             if action.help != argparse.SUPPRESS:
                 text = self._expand_help(action) if action.help else ""
-                found[list(found)[-1]].append((self._format_action_invocation(action), text))
+                options[list(options)[-1]].append((self._format_action_invocation(action), text))
             super().add_argument(action)
 
     with patch.multiple(parser, formatter_class=Listener, full_help=True):
         parser.format_help()
-    return {heading: rows for heading, rows in found.items() if rows}
+    return {heading: rows for heading, rows in options.items() if rows}
 
 
 def to_markdown() -> str:
-    """A section for each command."""
+    """Return one section for each command."""
     train = {row for rows in options_of(parser_of("train")).values() for row in rows}
     parts = []
     for command, summary in COMMANDS.items():
@@ -70,8 +70,8 @@ def to_markdown() -> str:
             if shared:
                 options = {heading: [row for row in rows if row not in train]
                            for heading, rows in options.items()}
-                lines += ["And the options of [cvt train](#cvt-train) that say what is trained, on "
-                          "what and how.", ""]
+                lines += ["All options of [cvt train](#cvt-train) for model, data and training "
+                          "apply too.", ""]
             for heading, rows in options.items():
                 lines += _section(heading, rows)
             parts.append("\n".join(lines))
@@ -89,7 +89,7 @@ def _section(heading: str, rows: Sequence[Option]) -> list[str]:
 
 
 def _plain(text: str) -> str:
-    """One line of Markdown in which nothing but `code` is markup."""
+    """One line of Markdown in which only `code` is markup."""
     parts = re.split(r"(`[^`]+`)", " ".join(text.split()))
     return "".join(part if part.startswith("`") else re.sub(r"([\\*_<>\[\]|#])", r"\\\1", part)
                    for part in parts)
@@ -97,11 +97,11 @@ def _plain(text: str) -> str:
 
 def _fill(app: Sphinx, docname: str, source: list[str]) -> None:
     if MARK in source[0] and docname == "reference/cli":
-        app.env.note_reread()  # parsers may change while the page's file does not
+        app.env.note_reread()  # parsers can change without the page's file
         source[0] = source[0].replace(MARK, to_markdown())
 
 
 def setup(app: Sphinx) -> dict[str, Any]:
-    """Sphinx's entry."""
+    """Register the extension."""
     app.connect("source-read", _fill)
     return {"parallel_read_safe": True}

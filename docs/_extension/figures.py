@@ -1,4 +1,4 @@
-"""Our drawings stand in the page itself, so that they take the colours of its theme."""
+"""Inlines SVG drawings into the page, so that they use the colours of its theme."""
 
 from pathlib import Path
 from typing import Any
@@ -8,7 +8,7 @@ from sphinx.application import Sphinx
 
 
 def _inline(app: Sphinx, doctree: nodes.document, docname: str) -> None:  # noqa: ARG001
-    """An SVG of figures/ as HTML. An <img> would follow the system's theme, not the page's."""
+    """Replace images of figures/ by their SVG. An <img> would follow the system's theme."""
     if app.builder.format != "html":
         return
     for image in list(doctree.findall(nodes.image)):
@@ -20,6 +20,6 @@ def _inline(app: Sphinx, doctree: nodes.document, docname: str) -> None:  # noqa
 
 
 def setup(app: Sphinx) -> dict[str, Any]:
-    """Sphinx's entry."""
+    """Register the extension."""
     app.connect("doctree-resolved", _inline)
     return {"parallel_read_safe": True}

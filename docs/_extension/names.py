@@ -1,4 +1,4 @@
-"""Links that pages need no markup for: names of the package, and files outside docs/."""
+"""Automatic links: names of the package in literals, and files outside docs/."""
 
 import os
 import re
@@ -16,18 +16,18 @@ _NAME = re.compile(r"cvt(?:\.\w+)+")
 
 
 def public(name: str) -> str:
-    """The name under which the reference has it: `cvt.model.CvT` is there as `cvt.CvT`."""
+    """The name in the reference: `cvt.CvT` for `cvt.model.CvT`."""
     module, _, last = name.rpartition(".")
     return f"cvt.{last}" if cvt._MODULES.get(last) == module else name
 
 
 class _Names(SphinxTransform):
-    """`cvt.CvT` in a page or a docstring becomes a link where the reference has that name."""
+    """Link literals such as `cvt.CvT` to the reference, in pages and docstrings."""
 
     default_priority = 5  # before Sphinx resolves references
 
     def apply(self, **_: Any) -> None:
-        """Wrap each literal that is a name in a reference, which may lead nowhere."""
+        """Wrap each literal that is a name in a reference, which may stay unresolved."""
         for literal in list(self.document.findall(nodes.literal)):
             text = literal.astext()
             if _NAME.fullmatch(text) and not isinstance(literal.parent, nodes.reference):
@@ -38,12 +38,12 @@ class _Names(SphinxTransform):
 
 
 class _Files(SphinxTransform):
-    """A page outside docs/, such as a model card, is handed over as the file that it is."""
+    """Link Markdown files outside docs/, such as model cards, as downloads."""
 
     default_priority = 5
 
     def apply(self, **_: Any) -> None:
-        """MyST has left out the suffix and made the path absolute."""
+        """MyST has removed the suffix and made the path absolute."""
         here = Path(self.env.doc2path(self.env.docname)).parent
         for link in list(self.document.findall(pending_xref)):
             if link.get("refdomain") == "doc" and os.path.isabs(link["reftarget"]):
@@ -54,13 +54,13 @@ class _Files(SphinxTransform):
 
 
 def _orphan(app: Sphinx, doctree: nodes.document) -> None:  # noqa: ARG001
-    """The studies' own pages are reached from claims.md; they need no place in the contents."""
+    """Pages of single studies are linked from claims.md and are not in the table of contents."""
     if app.env.docname.startswith("ablations/"):
         app.env.metadata[app.env.docname]["orphan"] = "1"
 
 
 def setup(app: Sphinx) -> dict[str, Any]:
-    """Sphinx's entry."""
+    """Register the extension."""
     app.add_transform(_Names)
     app.add_transform(_Files)
     app.connect("doctree-read", _orphan)

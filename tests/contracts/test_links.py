@@ -69,6 +69,19 @@ def test_every_public_name_tells_what_it_is():
         assert all(part.__doc__ for part in [found, *parts]), name
 
 
+def test_the_core_can_be_read_in_an_hour():
+    page = DOCS / "explanation/reading_order.md"
+    core, _, _ = page.read_text().partition("\n## Where to go")
+    lines = 0
+    for part in core.split("\n## ")[1:]:
+        paths = re.findall(r"\]\(([^)]+\.py)\)", part)
+        files = [(page.parent / path).read_text() for path in paths]
+        lines += sum(len(file.splitlines()) for file in files)
+        for name in re.findall(r"`(?:\w+\.)?(\w+)`", part.replace(".py`", "")):
+            assert any(re.search(rf"\b{name}\b", file) for file in files), name
+    assert 2000 < lines <= 4000
+
+
 def test_drawings_are_shapes_and_letters_alone():
     for path in DOCS.glob("figures/*.svg"):
         drawing = path.read_text()

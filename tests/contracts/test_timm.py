@@ -26,7 +26,7 @@ from timm.optim import create_optimizer_v2, param_groups_layer_decay
 
 import cvt.weights.timm_models
 from cvt.config import VARIANTS, Preprocess
-from cvt.data.prepare import prepare
+from cvt.data.preprocess import prepare
 from cvt.model import CvT, QuickGELU
 from cvt.system.errors import InputError
 from cvt.weights.card import ModelCard

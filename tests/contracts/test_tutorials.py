@@ -110,8 +110,9 @@ def test_own_images_become_a_running_page(clone, capsys):
             assert main([*shlex.split(text)[1:], *" ".join(extra).split()]) == 0, text
 
     assert re.search(r"^\{.*'name': 'digit \d'", capsys.readouterr().out, re.MULTILINE)
-    for written in ("check/contact_sheet.png", "runs/photos/report.html", "answers/part-00000.csv",
-                    "explained/three/sheet.png", "exported/manifest.json"):
+    for written in ("check/contact_sheet.png", "runs/photos/report.html",
+                    "predictions/part-00000.csv", "explained/three/sheet.png",
+                    "exported/manifest.json"):
         assert Path(written).is_file()
 
 

@@ -11,7 +11,7 @@ from cvt.config import Preprocess
 from cvt.data.augment import RandomErasing, training_transform
 from cvt.data.config import AugmentConfig
 from cvt.data.pipeline import pack
-from cvt.data.prepare import prepare
+from cvt.data.preprocess import prepare
 from cvt.data.randomness import seed_all
 from cvt.system.errors import InputError
 

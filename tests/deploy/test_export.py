@@ -5,7 +5,7 @@ from PIL import Image
 
 from cvt.config import CvTConfig, Preprocess, StageConfig
 from cvt.data.config import DataConfig
-from cvt.data.prepare import prepare
+from cvt.data.preprocess import prepare
 from cvt.deploy.export import export
 from cvt.deploy.graphs import open_graph
 from cvt.deploy.manifest import Manifest

@@ -19,7 +19,7 @@ from transformers.utils import logging
 
 from cvt.config import CvTConfig, Preprocess, StageConfig
 from cvt.data.images import read_image
-from cvt.data.prepare import prepare
+from cvt.data.preprocess import prepare
 from cvt.model import CvT, QuickGELU
 from cvt.weights.convert import convert
 from cvt.weights.models import load_model, save_model

@@ -19,7 +19,7 @@ from PIL import Image
 from cvt.cli import main
 from cvt.config import CvTConfig, Preprocess, StageConfig
 from cvt.data.images import read_image
-from cvt.data.prepare import prepare
+from cvt.data.preprocess import prepare
 from cvt.deploy.export import export
 from cvt.deploy.manifest import Manifest, hash_files
 from cvt.model import CvT

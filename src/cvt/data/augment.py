@@ -23,7 +23,7 @@ from cvt.config import Preprocess
 from cvt.data.config import AugmentConfig
 from cvt.data.images import decode, open_image, to_rgb
 from cvt.data.pipeline import Patch, Pipeline
-from cvt.data.prepare import FILTERS, check_channels, resize_and_crop
+from cvt.data.preprocess import FILTERS, check_channels, resize_and_crop
 from cvt.system.errors import InputError
 
 Size = tuple[int, int]  # width, height
@@ -37,7 +37,7 @@ _ERASED_LOG_ASPECT = (math.log(0.3), math.log(1 / 0.3))
 
 
 def training_transform(preprocess: Preprocess, augment: AugmentConfig) -> Pipeline:
-    """`cvt.data.prepare.prepare` with the augmentation of `augment`, except for what mixes batches.
+    """`cvt.data.preprocess.prepare` with the augmentation of `augment`, but for mixing of batches.
 
     Draws from the global random states of torch, numpy and random. Raises InputError for a
     RandAugment that timm does not know.

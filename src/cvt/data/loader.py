@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from cvt.config import Preprocess
 from cvt.data.dataset import LabeledImages
 from cvt.data.pipeline import PackedBatch, Pipeline, Sample, pack
-from cvt.data.prepare import check_channels, resize_and_crop
+from cvt.data.preprocess import check_channels, resize_and_crop
 from cvt.data.randomness import randomness_restored, seed_all
 from cvt.data.unreadable import UnreadableImages, unreadable_reason
 from cvt.system.errors import InputError

@@ -19,7 +19,7 @@ from torch.utils.data import default_collate
 
 from cvt.config import Preprocess
 from cvt.data.images import decode
-from cvt.data.prepare import normalize_into, to_array
+from cvt.data.preprocess import normalize_into, to_array
 
 
 class Patch(NamedTuple):

@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from cvt.data.prepare import check_channels, normalize, resize_and_crop
+from cvt.data.preprocess import check_channels, normalize, resize_and_crop
 from cvt.explain.attention import forward_attention, rollout
 from cvt.explain.colormap import Floats, overlay, token_colors
 from cvt.explain.gradcam import grad_cam

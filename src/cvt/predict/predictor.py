@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from cvt.data.images import list_images, read_image, to_rgb
-from cvt.data.prepare import check_channels, prepare
+from cvt.data.preprocess import check_channels, prepare
 from cvt.data.sources.archives import Member, archive_images
 from cvt.data.unreadable import unreadable_reason
 from cvt.deploy.manifest import MANIFEST, Format, Manifest, Precision

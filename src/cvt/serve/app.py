@@ -25,7 +25,7 @@ from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp
 
 from cvt.data.images import read_image
-from cvt.data.prepare import prepare
+from cvt.data.preprocess import prepare
 from cvt.predict.predictor import Predictor, top_classes
 from cvt.serve.batcher import Batcher, Input, Logits
 from cvt.serve.body import FORM, MemoryBudget, RequestBody, Upload

@@ -33,7 +33,7 @@ from cvt.data.check.report import (
 from cvt.data.dataset import Dataset, LabeledImages
 from cvt.data.images import Header, decode, read_header
 from cvt.data.parallel import in_threads
-from cvt.data.prepare import check_aspect_ratio
+from cvt.data.preprocess import check_aspect_ratio
 from cvt.data.sources.manifest import save_manifest
 from cvt.data.unreadable import unreadable_reason
 from cvt.system.errors import InputError

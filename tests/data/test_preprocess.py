@@ -15,7 +15,7 @@ from cvt.data.augment import training_transform
 from cvt.data.config import AugmentConfig
 from cvt.data.images import read_image
 from cvt.data.pipeline import pack
-from cvt.data.prepare import prepare
+from cvt.data.preprocess import prepare
 from cvt.system.errors import InputError
 from cvt.zoo import ZOO
 
