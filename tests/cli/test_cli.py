@@ -164,6 +164,7 @@ def test_every_option_of_a_recipe_has_a_heading():
     (["train", "--warmup_epoch", "1"], "--optim.warmup_epochs"),
     (["train", "--name", "folder"], "--data.name or --optim.name"),
     (["train", "--dry"], "--dry_run"),
+    (["train", "--keep", "1"], "--keep_checkpoints"),
     (["search", "--lr", "1"], "--optim.lr"),
     (["evaluate", "x", "--root", "y"], "--data.root"),
     (["predict", "a.png", "--topk", "3"], "--top_k")])

@@ -30,15 +30,16 @@ def test_commands_run_without_what_only_linux_has(tmp_path):
             Image.fromarray(rng.integers(0, 256, (16, 16, 3), dtype=np.uint8)).save(
                 tmp_path / "photos" / name / f"{i}.png")
     train = ["train", "photos", "--image_size", "16", "--batch_size", "4", "--epochs", "2",
-             "--optim.warmup_steps", "0", "--steps", "2", "--save_every", "1", "--keep", "1",
-             "--data.val_fraction", "0.5", "--data.workers", "1", "--output", "run", "--quiet"]
+             "--optim.warmup_steps", "0", "--steps", "2", "--save_every", "1",
+             "--keep_checkpoints", "1", "--data.val_fraction", "0.5", "--data.workers", "1",
+             "--output", "run", "--quiet"]
     commands = [
         train,
         ["train", "--resume", "run", "--steps", "3", "--data.workers", "0", "--quiet"],
         ["evaluate", "run", "photos", "--data.val_fraction", "0.5"],
         ["predict", "run", "photos"], ["predict", "run", "photos", "--output", "out"],
         ["explain", "run", "photos/katze/0.png"],
-        ["data", "copy", "photos", "small", "--short", "8", "--quiet"], ["info"]]
+        ["data", "copy", "photos", "small", "--short_side", "8", "--quiet"], ["info"]]
     environment = {**os.environ, "PYTHONIOENCODING": "cp1252", "PYTHONUTF8": "0",
                    "PYTHONWARNDEFAULTENCODING": "1", "OMP_NUM_THREADS": "1"}
 

@@ -240,6 +240,8 @@ class Parser(ArgumentParser):
             last.setdefault(_last(known), []).append(known)
         synonym = _SYNONYMS.get(name.lower())
         near = [synonym] if synonym in names else last.get(_last(name), [])
+        if not near and len(begun := [n for n in names if _last(n).startswith(name)]) == 1:
+            near = begun
         if not near:
             close = difflib.get_close_matches(name, [*names, *last], n=1, cutoff=0.6)
             near = [close[0]] if close and close[0] in names else last[close[0]] if close else []
