@@ -30,6 +30,10 @@ def helps():
             "        assert main([args[0], '--help', *args[1:]]) == 0\n"
             "    assert 'torch' not in sys.modules, args\n"
             "    texts[' '.join(args)] = text.getvalue()\n"
+            "for action in ('check', 'copy'):\n"
+            "    with contextlib.redirect_stdout(io.StringIO()) as text:\n"
+            "        assert main(['data', action, '--help']) == 0\n"
+            "    texts[f'data {action}'] = text.getvalue()\n"
             "print(json.dumps(texts))")
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True,
                           env={**os.environ, "COLUMNS": "80", "NO_COLOR": "1"})
@@ -123,9 +127,9 @@ def test_without_pytorch_a_trained_model_prints_the_install_line(tmp_path):
     assert done.stderr.count("\n") == 1
 
 
-@pytest.mark.parametrize("args", [*([command] for command in COMMANDS if command != "data"),
-                                  ["train", "all"], ["ablate", "all"], ["search", "all"]],
-                         ids=" ".join)
+@pytest.mark.parametrize("args", [*([command] for command in COMMANDS), ["train", "all"],
+                                  ["ablate", "all"], ["search", "all"], ["data check"],
+                                  ["data copy"]], ids=" ".join)
 def test_help_fits_80_columns_without_noise(helps, args):
     text = helps[" ".join(args)]
     assert max(map(len, text.splitlines())) <= 80
