@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -47,7 +48,8 @@ def main(args: Sequence[str]) -> int:
 
     manifest = export(chosen.source, chosen.destination, chosen.to, chosen.precision,
                       act=chosen.act, images=chosen.images, data=chosen.data, split=chosen.split,
-                      max_drop=chosen.max_drop, overwrite=chosen.overwrite)
+                      max_drop=chosen.max_drop, overwrite=chosen.overwrite,
+                      report=lambda text: print(f"cvt export: {text}", file=sys.stderr))
     print(_parity(manifest.parity))
     size = sum((Path(chosen.destination) / name).stat().st_size for name in manifest.hashes)
     print(f"graph: {Path(chosen.destination) / manifest.graph} ({size / 1e6:.1f} MB)")
