@@ -138,7 +138,16 @@ def test_links_are_followed_and_loops_are_not(tmp_path):
     names, left_out = listed(home)
 
     assert names == ["a.png", "file.png", "other/b.png", "other/sub/c.png"]
-    assert str(left_out) == "2 links to a directory that is listed already"
+    assert str(left_out) == "2 links to directories that are listed already or lie above"
+
+
+def test_a_link_to_a_directory_above_is_not_followed(tmp_path):
+    touch(tmp_path, "photos/cat/1.png", "photos/dog/2.png")
+    (tmp_path / "photos/cat/up").symlink_to("..")
+    (tmp_path / "photos/cat/top").symlink_to(tmp_path)
+    names, left_out = listed(tmp_path / "photos/cat")
+    assert names == ["1.png"]
+    assert left_out == {(listing.AGAIN, ""): 2}
 
 
 def test_links_to_one_directory_do_not_multiply(tmp_path):

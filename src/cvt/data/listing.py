@@ -21,7 +21,7 @@ NOT_IMAGES = "not images"
 OTHER_FORMATS = "formats that are not read: convert them to JPEG or PNG"
 NEED_HEIF = "read after pip install pillow-heif"
 NOWHERE = "links that lead nowhere"
-AGAIN = "links to a directory that is listed already"
+AGAIN = "links to directories that are listed already or lie above"
 CLOSED = "directories that cannot be opened"
 NOT_FILES = "pipes, sockets and devices"
 BESIDE = "images beside the class directories"
@@ -142,22 +142,23 @@ def list_images(directory: Path, left_out: LeftOut | None = None) -> list[str]:
     """The paths of all images below `directory`, sorted. Other files are counted in `left_out`.
 
     Images are known by their suffix; files without one by their first bytes. Links are followed,
-    but each directory is listed once. Links of an image's name that lead nowhere are included, so
-    that they are reported as unreadable. Raises OSError if `directory` cannot be opened.
+    but each directory is listed once, and those above `directory` are not. Links of an image's name
+    that lead nowhere are included, so that they are reported as unreadable. Raises OSError if
+    `directory` cannot be opened.
     """
     left_out = LeftOut() if left_out is None else left_out
     paths: list[str] = []
     seen: set[tuple[int, int]] = set()
+    above: set[tuple[int, int]] = set()
     directories, links = [str(directory)], list[str]()
     while directories or links:
         # Links come last, so that a directory is listed by its own name if it has one here.
         here = directories.pop() if directories else links.pop(0)
         try:
-            info = os.stat(here)
-            if (info.st_dev, info.st_ino) in seen:
+            if (identity := _identity(here)) in seen:
                 left_out.add(AGAIN)
                 continue
-            seen.add((info.st_dev, info.st_ino))
+            seen.add(identity)
             with os.scandir(here) as entries:
                 for entry in entries:
                     name = entry.name
@@ -174,11 +175,19 @@ def list_images(directory: Path, left_out: LeftOut | None = None) -> list[str]:
             if here == str(directory):
                 raise
             left_out.add(CLOSED)
-        if not directories:
+        if links and not directories:
             links.sort()
+            if not above:
+                above = {_identity(parent) for parent in Path(directory).resolve().parents}
+                seen |= above
     # Sorted by the names on the way, as paths are: a/b.png before a-b.png.
     paths.sort(key=None if len(seen) < 2 else lambda path: path.split(os.sep))
     return paths  # not Path, which takes three times as long to make as the file to find
+
+
+def _identity(directory: str | Path) -> tuple[int, int]:
+    info = os.stat(directory)
+    return info.st_dev, info.st_ino
 
 
 def list_directories(directory: Path, left_out: LeftOut) -> list[str]:
