@@ -9,8 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageOps
 
-from cvt.data import images
-from cvt.data.images import list_images, read_file, read_image
+from cvt.data.images import read_file, read_image
 from cvt.system.errors import InputError
 
 
@@ -148,35 +147,6 @@ def test_a_decompression_bomb_is_rejected_before_it_unpacks():
             + chunk(b"IDAT", zlib.compress(bytes(1000))) + chunk(b"IEND", b""))
     with pytest.raises(InputError, match="bomb"):
         read_image(bomb)
-
-
-def test_a_folder_lists_its_images_and_nothing_else(tmp_path):
-    for name in ("b.png", "a.JPG", "sub/c.webp", "notes.txt", ".hidden/d.png", ".e.png"):
-        path = tmp_path / name
-        path.parent.mkdir(exist_ok=True)
-        path.touch()
-    names = [str(p.relative_to(tmp_path)) for p in list_images(tmp_path)]
-    assert names == ["a.JPG", "b.png", "sub/c.webp"]
-
-
-@pytest.mark.parametrize("kind", images._FORMATS)
-def test_every_readable_format_is_listed_by_its_suffixes(tmp_path, kind):
-    Image.init()
-    known = {suffix for suffix, form in Image.registered_extensions().items() if form == kind}
-    suffixes = known & images.SUFFIXES
-    assert suffixes
-    for suffix in suffixes:
-        Image.new("RGB", (9, 9), "red").save(tmp_path / f"x{suffix}")
-    paths = list_images(tmp_path)
-    assert {path.suffix for path in paths} == suffixes
-    assert {read_image(path).size for path in paths} == {(9, 9)}
-
-
-def test_a_link_that_leads_nowhere_is_listed_and_a_pipe_is_not(tmp_path):
-    (tmp_path / "gone.png").symlink_to(tmp_path / "moved.png")
-    (tmp_path / "loop.png").symlink_to(tmp_path / "loop.png")
-    os.mkfifo(tmp_path / "pipe.png")
-    assert [p.name for p in list_images(tmp_path)] == ["gone.png", "loop.png"]
 
 
 def test_a_pipe_or_a_directory_is_an_error_that_does_not_wait(tmp_path):

@@ -9,6 +9,7 @@ from rich.table import Column, Table
 from rich.text import Text
 
 from cvt.data.check.report import ClassCount, DatasetReport, DuplicateGroup, ImageSource, Range
+from cvt.data.listing import LeftOut
 from cvt.system.text import printable
 
 # Longer lists are truncated, --json has all entries; unreadable images are all printed.
@@ -67,6 +68,9 @@ def _statistics(report: DatasetReport) -> Iterable[str]:
 
 
 def _lists(report: DatasetReport) -> Iterable[str]:
+    if left_out := LeftOut({(reason, suffix): count for reason, counts in report.left_out.items()
+                            for suffix, count in counts.items()}):
+        yield f"left out: {left_out}"
     yield f"unreadable: {len(report.unreadable):,}"
     for u in report.unreadable:
         yield f"  {u.split}: {printable(u.reason)}"

@@ -67,11 +67,15 @@ def main(args: Sequence[str]) -> int:
         parser.error(f"{world} processes would all print the same; to share the work they need "
                      "--output DIR")
 
+    from cvt.data.listing import LeftOut
     from cvt.predict.predictor import Predictor, find_images, read_list
     from cvt.system.machine import available_cores
 
-    sources = find_images(chosen.images, strict=chosen.output is not None)
-    sources += find_images(read_list(chosen.list)) if chosen.list else []
+    left_out = LeftOut()
+    sources = find_images(chosen.images, strict=chosen.output is not None, left_out=left_out)
+    sources += find_images(read_list(chosen.list), left_out=left_out) if chosen.list else []
+    if left_out and os.environ.get("RANK", "0") == "0":
+        print(f"cvt predict: left out: {left_out}", file=sys.stderr)
     predictor = Predictor(model_of(chosen, parser), backend=chosen.backend,
                           precision=chosen.precision, device=chosen.device, act=chosen.act,
                           trusted=chosen.trusted,

@@ -145,8 +145,21 @@ def guess_source(root: str) -> str:
     path = Path(root)
     if path.suffix in (".csv", ".tsv", ".parquet") and not path.is_dir():
         return "manifest"
-    if any(path.glob("*.tar")) or any(path.glob("train/*.tar")):
+    if path.is_dir() and _has_archives(path):
         return "shards"
     if (path / "dataset_dict.json").is_file() or (path / "state.json").is_file():
         return "huggingface"
     return "folder"
+
+
+def _has_archives(root: Path) -> bool:
+    """Whether there are tar archives in it, without the images that were unpacked from them, or in
+    a directory in it."""
+    from cvt.data.listing import LeftOut, is_hidden, list_directories, list_images  # slow to import
+
+    def archives(home: Path) -> bool:
+        return any(not is_hidden(path.name) for path in home.glob("*.tar"))
+
+    directories = [root / name for name in list_directories(root, LeftOut())]
+    return any(map(archives, directories)) or (
+        archives(root) and not any(d.is_dir() and list_images(d) for d in directories))

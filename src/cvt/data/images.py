@@ -191,14 +191,3 @@ def read_file(path: Path) -> bytes:
     if not stat.S_ISREG(path.stat().st_mode):
         raise OSError(errno.EINVAL, "is not a file, but a directory, a pipe or a device", str(path))
     return path.read_bytes()
-
-
-def list_images(directory: Path) -> list[Path]:
-    """All image files below `directory`, by suffix and without hidden ones, sorted.
-
-    Broken links are included, so that no image goes missing silently.
-    """
-    return sorted(path for path in directory.rglob("*")
-                  if path.suffix.lower() in SUFFIXES
-                  and (path.is_file() or (path.is_symlink() and not path.exists()))
-                  and not any(p.startswith(".") for p in path.relative_to(directory).parts))

@@ -21,7 +21,7 @@ COLUMNS = ("path", "label", "split", "unreadable")
 _EMPTY = frozenset(("nan", "NaN", "NaT", "<NA>"))
 
 
-def manifest(path: Path, val_fraction: float = 0.2, seed: int = 0) -> Dataset:
+def manifest(path: Path, val_fraction: float | None = 0.2, seed: int = 0) -> Dataset:
     """Images listed in the table `path`, one per row; paths are relative to its directory.
 
     The column split has train, val or test; test images are left out. Without it a `val_fraction`
@@ -44,7 +44,7 @@ def manifest(path: Path, val_fraction: float = 0.2, seed: int = 0) -> Dataset:
     rows = [row for row, half in zip(rows, splits, strict=True) if half != "test"]
     splits = [half for half in splits if half != "test"]
     classes = natural_order((row["label"] for row in rows), str(path))
-    if len(classes) < 2:
+    if len(classes) < (1 if val_fraction is None else 2):
         raise InputError(f"{path} has {len(rows)} images of {len(classes)} classes; classification "
                          "needs at least two classes")
     labels = {name: i for i, name in enumerate(classes)}
