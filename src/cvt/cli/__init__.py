@@ -9,6 +9,7 @@ from importlib import import_module
 
 from cvt import __version__
 from cvt.system.errors import DivergedError, InputError, StoppedError, did_you_mean
+from cvt.system.text import printable
 
 COMMANDS = {
     "train": "train or fine-tune a CvT on digits, Fashion-MNIST or your own images",
@@ -33,6 +34,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     0 done, 1 failed, 2 a wrong call, 5 a loss that is not finite, 128 + N stopped by signal N.
     """
+    _escape_unencodable()
     args = list(sys.argv[1:] if argv is None else argv)
     if not args or args[0] in ("-h", "--help"):
         print(_help(), file=sys.stdout if args else sys.stderr)
@@ -50,7 +52,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except SystemExit as stop:  # the parser's: 0 after --help, 2 for a wrong call
         return int(stop.code or 0)
     except (InputError, DivergedError, StoppedError) as error:
-        print(f"cvt {name}: {error}", file=sys.stderr)
+        print(f"cvt {name}: {printable(str(error))}", file=sys.stderr)
         if isinstance(error, StoppedError):
             return error.code
         return 5 if isinstance(error, DivergedError) else 1
@@ -66,11 +68,18 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 1
     except OSError as error:
         what = f"{error.filename}: {error.strerror}" if error.filename else str(error)
-        print(f"cvt {name}: {what}", file=sys.stderr)
+        print(f"cvt {name}: {printable(what)}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print(f"cvt {name}: interrupted", file=sys.stderr)
         return 130
+
+
+def _escape_unencodable() -> None:
+    r"""Write characters that the encoding of the standard streams lacks as \xNN or \uNNNN."""
+    for stream in (sys.stdout, sys.stderr):
+        if reconfigure := getattr(stream, "reconfigure", None):
+            reconfigure(errors="backslashreplace")
 
 
 def _help() -> str:

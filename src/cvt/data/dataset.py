@@ -95,6 +95,8 @@ class Dataset:
     train: LabeledImages
     val: LabeledImages
     preprocess: Preprocess = IMAGENET_PREPROCESS
+    notes: tuple[str, ...] = ()
+    """What to know about how the source was read, each in one line."""
 
     def __post_init__(self) -> None:
         if self.train.classes != self.val.classes:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import io
+import os
 import re
 import stat
 import struct
@@ -63,7 +64,8 @@ def read_image(source: str | Path | bytes, name: str | None = None, *,
     read.
     """
     if isinstance(source, (str, Path)):
-        name, data = name or str(source), Path(source).read_bytes()
+        name = name or str(source)
+        data = _possible(Path(source)).read_bytes()
     else:
         name, data = name or "the given bytes", source
     with open_image(data, name) as file:
@@ -278,9 +280,20 @@ def read_header(image: bytes | Image.Image) -> Header:
                       exif_rotated=exif_rotated, transparent=file.has_transparency_data)
 
 
+def _possible(path: Path) -> Path:
+    """`path`. Raises OSError if no file can have that name, where opening it is a ValueError."""
+    try:
+        if b"\0" not in os.fsencode(path):
+            return path
+        problem = "contains a NUL, as text in UTF-16 does"
+    except UnicodeEncodeError:
+        problem = "cannot be written in the encoding of this system's file names"
+    raise OSError(errno.EINVAL, problem, str(path))
+
+
 def read_file(path: Path) -> bytes:
     """The bytes of a regular file. Raises OSError for anything else: reading a pipe would hang."""
-    if not stat.S_ISREG(path.stat().st_mode):
+    if not stat.S_ISREG(_possible(path).stat().st_mode):
         raise OSError(errno.EINVAL, "is not a file, but a directory, a pipe or a device", str(path))
     return path.read_bytes()
 
