@@ -66,7 +66,9 @@ def test_predictions_are_printed_in_any_encoding(home, run):
 
 
 def test_a_dataset_is_checked_in_any_encoding(home, run):
-    code, out = run("data", "check", home / "images", "--output", home / "check")
+    images = home / "\udcff\u732b"
+    (home / "images").rename(images)
+    code, out = run("data", "check", images, "--output", home / "check")
     assert code == 1
     assert r"caf\xe9" in out
     report = json.loads((home / "check/check.json").read_text(encoding="ascii"))
@@ -98,12 +100,15 @@ def test_a_model_is_evaluated_and_explained_in_any_encoding(home, run):
 
 @pytest.mark.slow
 def test_a_model_is_trained_and_converted_in_any_encoding(home, run):
-    assert run("train", "--data.name", "folder", "--data.root", home / "images", "--model",
+    images = home / "\udcff"  # the place has such a name, too
+    (home / "images").rename(images)
+    assert run("train", "--data.name", "folder", "--data.root", images, "--model",
                "cvt_nano", "--image_size", "32", "--epochs", "1", "--optim.warmup_epochs", "0",
                "--batch_size", "4", "--data.max_unreadable", "1", "--output", home / "run")[0] == 0
+    assert run("evaluate", "--model", home / "run")[0] == 0  # on the data in recipe.yaml
     for to in ("huggingface", "timm"):
         assert run("convert", home / "run", home / to, "--to", to)[0] == 0
-        code, out = run("predict", home / "images", "--model", home / to, "--json")
+        code, out = run("predict", images, "--model", home / to, "--json")
         assert code == 1
         assert json.loads(out.splitlines()[-1])["classes"][0]["name"] in CLASSES
 

@@ -5,15 +5,28 @@ from __future__ import annotations
 import dataclasses
 import re
 from collections.abc import Callable, Sequence
-from typing import NoReturn, TypeVar
+from typing import Any, NoReturn, TypeVar
 
-from jsonargparse import ArgumentParser, Namespace, set_parsing_settings
+import yaml
+from jsonargparse import ArgumentParser, Namespace, get_loader, set_loader, set_parsing_settings
 
 from cvt.system.errors import InputError, did_you_mean
 
 _T = TypeVar("_T")
 
 set_parsing_settings(docstring_parse_attribute_docstrings=True)
+_read_yaml: Callable[[str], Any] = get_loader("yaml")
+
+
+def _read_value(text: str) -> Any:
+    """`text` read as YAML; itself if it is not UTF-8, as the name of a file may be."""
+    try:
+        return _read_yaml(text)
+    except UnicodeEncodeError:
+        return text
+
+
+set_loader("yaml", _read_value, (yaml.YAMLError,))
 
 
 class Parser(ArgumentParser):
