@@ -18,6 +18,7 @@ from cvt.config import CvTConfig, StageConfig
 from cvt.model import CvT
 from cvt.weights.load import load_weights
 from cvt.weights.names import TO_NATIVE, detect_naming, rename
+from cvt.weights.official import from_official_yaml
 
 GOLDEN = Path(__file__).parent.parent / "golden"
 CASES = json.loads((GOLDEN / "cases.json").read_text())
@@ -46,7 +47,7 @@ def official_config(name, directory):
     """The case's configuration, read from an official experiment file."""
     path = directory / "experiment.yaml"
     path.write_text(yaml.safe_dump({"MODEL": {"SPEC": CASES[name]["spec"], "NUM_CLASSES": 10}}))
-    return CvTConfig.from_official_yaml(path)
+    return from_official_yaml(path)
 
 
 def official_model(config, weights, directory, suffix=".safetensors"):

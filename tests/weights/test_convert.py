@@ -6,12 +6,13 @@ import yaml
 from timm.models import load_state_dict
 
 from cvt.cli import main
-from cvt.config import VARIANTS, CvTConfig, Preprocess
+from cvt.config import VARIANTS, Preprocess
 from cvt.model import CvT
 from cvt.system.errors import InputError
 from cvt.weights.card import ModelCard
 from cvt.weights.convert import convert
 from cvt.weights.models import load_model, save_model
+from cvt.weights.official import from_official_yaml
 from cvt.weights.tensors import read_tensors
 
 pytestmark = pytest.mark.slow
@@ -59,7 +60,7 @@ def test_an_official_file_has_the_names_and_the_experiment_of_the_official_code(
             "stage2.blocks.0.attn.conv_proj_q.bn.running_var", "head.bias"} <= names
     spec = yaml.safe_load((tmp_path / "x.yaml").read_text())["MODEL"]["SPEC"]
     assert spec["QKV_PROJ_METHOD"] == ["dw_bn"] * 3
-    assert CvTConfig.from_official_yaml(tmp_path / "x.yaml") == load_model(source)[0].config
+    assert from_official_yaml(tmp_path / "x.yaml") == load_model(source)[0].config
 
 
 def test_classes_without_names_are_reported(tmp_path, source):

@@ -10,6 +10,7 @@ from typing import Any, Literal
 from cvt.config import VARIANTS, CvTConfig, Preprocess
 from cvt.system.errors import InputError, did_you_mean
 from cvt.system.schema import check_types, from_mapping, read_mapping, write_mapping
+from cvt.weights.official import from_official_yaml
 
 CONFIG = "config.json"
 
@@ -87,6 +88,6 @@ def find_config(name: str) -> CvTConfig:
             raise InputError(f"{name} does not exist; give a configuration file or one of "
                              f"{', '.join(VARIANTS)}")
         official = "MODEL" in read_mapping(path)
-        return CvTConfig.from_official_yaml(path) if official else CvTConfig.load(path)
+        return from_official_yaml(path) if official else CvTConfig.load(path)
     raise InputError(f"{name!r} is neither a variant nor a configuration file; "
                      f"{did_you_mean(name, VARIANTS)}")

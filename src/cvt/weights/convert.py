@@ -25,6 +25,7 @@ from cvt.weights.checkpoint import build
 from cvt.weights.load import LoadReport, is_finite
 from cvt.weights.models import open_checkpoint
 from cvt.weights.names import FROM_NATIVE, Naming, rename
+from cvt.weights.official import to_official_yaml
 from cvt.weights.tensors import BEST, SAFETENSORS, SUFFIXES, WEIGHT_FILES, write_tensors
 from cvt.zoo import ZOO
 
@@ -111,7 +112,7 @@ def _contents(card: ModelCard, place: Path, to: Format, *, tag: str | None
         if place.suffix not in SUFFIXES or place.is_dir():
             raise InputError(f"{place} cannot be an official checkpoint, which is one file; use a "
                              f"name ending in {', '.join(SUFFIXES)}")
-        spec = card.model.to_official_yaml(card.preprocess.size)
+        spec = to_official_yaml(card.model, card.preprocess.size)
         return place.parent, {place.with_suffix(".yaml"): spec, place: None}
     if place.exists() and not place.is_dir():
         raise InputError(f"{place} is a file; --to {to} writes a directory")
