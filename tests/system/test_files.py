@@ -1,5 +1,6 @@
 import os
 import stat
+import subprocess
 import sys
 import unicodedata
 from concurrent.futures import ThreadPoolExecutor
@@ -113,3 +114,12 @@ def test_a_path_that_is_found_in_no_spelling_stays(tmp_path):
     (tmp_path / "a").mkdir()
     (tmp_path / "a/b.png").touch()
     assert find_file(tmp_path / "a\\b.png").name == "a\\b.png"
+
+
+def test_a_file_is_found_where_names_are_bytes_to_python(tmp_path):
+    (tmp_path / "caf\u00e9.png").touch()
+    code = "from cvt.system.files import find_file; print(find_file('caf\\u00e9.png').is_file())"
+    env = {**os.environ, "LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=env, check=True,
+                          capture_output=True, text=True)
+    assert done.stdout == "True\n"

@@ -58,8 +58,12 @@ def find_file(path: str | Path) -> Path:
     A backslash separates directories, as on Windows, unless there is a file with one in its name. A
     path that is not found either way is returned as it is.
     """
-    path = Path(path)
     text = str(path)
+    try:
+        os.fsencode(text)
+    except UnicodeEncodeError:  # in the locale C, where names of files are bytes to Python
+        text = os.fsdecode(text.encode("utf-8", "surrogateescape"))
+    path = Path(text)
     if (text.isascii() and "\\" not in text) or os.path.lexists(path) or "\0" in text:
         return path
     for spelling in (path, Path(text.replace("\\", "/"))):
@@ -76,7 +80,7 @@ def _entries(directory: Path) -> Mapping[str, str]:
     """The names in a directory, by their NFC; empty if it cannot be read."""
     try:
         return _listed(str(directory), directory.stat().st_mtime_ns)
-    except OSError:
+    except (OSError, ValueError):  # ValueError for a name that no directory can have
         return {}
 
 
