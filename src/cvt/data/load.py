@@ -38,5 +38,8 @@ def _load(config: DataConfig, val_fraction: float | None) -> Dataset:
         return huggingface(config.root, subset=config.subset, image_column=config.image_column,
                            label_column=config.label_column, val_split=config.val_split,
                            val_fraction=val_fraction, seed=config.split_seed)
-    source = {"folder": folder, "manifest": manifest, "shards": shards}[config.name]
+    if config.name == "manifest":
+        return manifest(Path(config.root), val_fraction, config.split_seed,
+                        path_column=config.path_column, label_column=config.label_column)
+    source = {"folder": folder, "shards": shards}[config.name]
     return source(Path(config.root), val_fraction, config.split_seed)

@@ -29,6 +29,7 @@ from cvt.data.unreadable import unreadable_reason
 from cvt.deploy.manifest import MANIFEST, Format, Manifest, Precision
 from cvt.deploy.sessions import Backend, Session, onnx_session, openvino_session
 from cvt.system.errors import InputError, did_you_mean
+from cvt.system.files import find_file, read_text
 from cvt.system.machine import available_cores
 from cvt.weights.card import ModelCard
 
@@ -371,13 +372,13 @@ def _in_folder(folder: Path, left_out: LeftOut, may_be_empty: bool = False
 
 
 def read_list(path: str | Path) -> list[str]:
-    """The paths in a text file, one on each line; empty lines are skipped.
+    """The paths in a text file, one on each line, as `find_file` finds them; empty lines are
+    skipped.
 
     Raises OSError if the file cannot be read, InputError if it lists nothing.
     """
-    # A file name may be any bytes; surrogateescape keeps them.
-    text = Path(path).read_text(encoding="utf-8", errors="surrogateescape")
-    names = [line for line in text.split("\n") if line.strip()]
+    lines = read_text(path).replace("\r\n", "\n").replace("\r", "\n").split("\n")
+    names = [line if line == STDIN else str(find_file(line)) for line in lines if line.strip()]
     if not names:
         raise InputError(f"{path} lists no images; give one path on each line")
     return names
