@@ -6,7 +6,7 @@ import pytest
 from PIL import Image
 
 from cvt.data import images, listing
-from cvt.data.images import read_image
+from cvt.data.images import HEIC_SUFFIXES, SUFFIXES, read_image
 from cvt.data.listing import LeftOut, list_images
 from cvt.data.sources.archives import archive_images
 from cvt.system.errors import InputError
@@ -109,9 +109,9 @@ def test_a_file_without_a_suffix_is_known_by_its_content(tmp_path, kind):
 def test_heic_is_listed_where_it_can_be_read(tmp_path, monkeypatch):
     touch(tmp_path, "a.HEIC", "b.heif")
     touch(tmp_path, "c", content=b"\0\0\0\x18ftypheic" + bytes(20))
-    monkeypatch.setattr(listing, "_reads_heif", lambda: False)
-    assert str(listed(tmp_path)[1]) == "2 .heic, 1 .heif (read after pip install pillow-heif)"
-    monkeypatch.setattr(listing, "_reads_heif", lambda: True)
+    monkeypatch.setattr(listing, "_readable", lambda: SUFFIXES - HEIC_SUFFIXES)
+    assert str(listed(tmp_path)[1]) == "2 .heic, 1 .heif (read after pip install 'cvt-torch[heic]')"
+    monkeypatch.setattr(listing, "_readable", lambda: SUFFIXES)
     assert listed(tmp_path) == (["a.HEIC", "b.heif", "c"], LeftOut())
 
 

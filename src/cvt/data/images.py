@@ -22,9 +22,10 @@ from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 from cvt.system.errors import InputError, one_line
 from cvt.system.extras import require
 
-SUFFIXES = frozenset((".apng", ".avif", ".bmp", ".gif", ".heic", ".heif", ".hif", ".j2c", ".j2k",
-                      ".jfif", ".jp2", ".jpc", ".jpe", ".jpeg", ".jpf", ".jpg", ".jpx", ".pbm",
-                      ".pgm", ".png", ".pnm", ".ppm", ".qoi", ".tga", ".tif", ".tiff", ".webp"))
+HEIC_SUFFIXES = frozenset((".heic", ".heif", ".hif"))  # read with the extra heic
+SUFFIXES = HEIC_SUFFIXES | {".apng", ".avif", ".bmp", ".gif", ".j2c", ".j2k", ".jfif", ".jp2",
+                            ".jpc", ".jpe", ".jpeg", ".jpf", ".jpg", ".jpx", ".pbm", ".pgm",
+                            ".png", ".pnm", ".ppm", ".qoi", ".tga", ".tif", ".tiff", ".webp"}
 
 # Pillow's formats that hold nothing but pixels: some of the others start a program to be rendered,
 # and icons are unpacked before their size can be checked. Common formats first: Pillow tries them

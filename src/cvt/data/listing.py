@@ -13,13 +13,13 @@ from collections import Counter
 from importlib.util import find_spec
 from pathlib import Path
 
-from cvt.data.images import SUFFIXES
+from cvt.data.images import HEIC_SUFFIXES, SUFFIXES
 from cvt.system.text import printable
 
 HIDDEN = "hidden or system files"
 NOT_IMAGES = "not images"
 OTHER_FORMATS = "formats that are not read: convert them to JPEG or PNG"
-NEED_HEIF = "read after pip install pillow-heif"
+NEED_HEIC = "read after pip install 'cvt-torch[heic]'"
 NOWHERE = "links that lead nowhere"
 AGAIN = "links to directories that are listed already or lie above"
 CLOSED = "directories that cannot be opened"
@@ -28,15 +28,13 @@ BESIDE = "images beside the class directories"
 EMPTY = "class directories without images"
 """Reasons why something is left out. The last seven are complete descriptions."""
 
-_REASONS = (OTHER_FORMATS, NEED_HEIF, NOT_IMAGES, BESIDE, EMPTY, NOWHERE, AGAIN, CLOSED, NOT_FILES,
+_REASONS = (OTHER_FORMATS, NEED_HEIC, NOT_IMAGES, BESIDE, EMPTY, NOWHERE, AGAIN, CLOSED, NOT_FILES,
             HIDDEN)
-_BY_SUFFIX = frozenset((OTHER_FORMATS, NEED_HEIF, NOT_IMAGES))
+_BY_SUFFIX = frozenset((OTHER_FORMATS, NEED_HEIC, NOT_IMAGES))
 _MAX_SUFFIXES = 5  # per reason in a line; check.json has all
 
 COMPRESSED = (".zip", ".gz", ".tgz", ".bz2", ".xz", ".zst", ".7z", ".rar")
 """Suffixes of archives that are unpacked before their images can be read."""
-
-HEIF_SUFFIXES = frozenset((".heic", ".heif", ".hif"))
 
 # What cameras, annotation tools and file managers write beside images. Everything else with an
 # unknown suffix is taken for an image in a format that is not read.
@@ -123,9 +121,9 @@ def suffix_of(name: str) -> str:
 
 def is_image(suffix: str, left_out: LeftOut) -> bool:
     """Whether a file of this suffix is read as an image; it is counted if not."""
-    if suffix in HEIF_SUFFIXES and not _reads_heif():
-        left_out.add(NEED_HEIF, suffix)
-    elif suffix in SUFFIXES or suffix in HEIF_SUFFIXES:
+    if suffix in SUFFIXES - _readable():
+        left_out.add(NEED_HEIC, suffix)
+    elif suffix in SUFFIXES:
         return True
     else:
         left_out.add(NOT_IMAGES if not suffix or suffix in _NOT_IMAGE_SUFFIXES else OTHER_FORMATS,
@@ -134,8 +132,9 @@ def is_image(suffix: str, left_out: LeftOut) -> bool:
 
 
 @functools.cache
-def _reads_heif() -> bool:
-    return find_spec("pillow_heif") is not None
+def _readable() -> frozenset[str]:
+    """Suffixes of the images that the installed packages read."""
+    return SUFFIXES if find_spec("pillow_heif") else SUFFIXES - HEIC_SUFFIXES
 
 
 def list_images(directory: Path, left_out: LeftOut | None = None) -> list[str]:
@@ -147,6 +146,7 @@ def list_images(directory: Path, left_out: LeftOut | None = None) -> list[str]:
     `directory` cannot be opened.
     """
     left_out = LeftOut() if left_out is None else left_out
+    readable = _readable()
     paths: list[str] = []
     seen: set[tuple[int, int]] = set()
     above: set[tuple[int, int]] = set()
@@ -162,7 +162,7 @@ def list_images(directory: Path, left_out: LeftOut | None = None) -> list[str]:
             with os.scandir(here) as entries:
                 for entry in entries:
                     name = entry.name
-                    if (name[name.rfind("."):].lower() in SUFFIXES and not name.startswith(".")
+                    if (name[name.rfind("."):].lower() in readable and not name.startswith(".")
                             and entry.is_file(follow_symlinks=False)):
                         paths.append(entry.path)  # nearly all, so without the steps of _kind
                         continue

@@ -24,7 +24,7 @@ from cvt.data.classes import canonical_name, check_names, natural_order
 from cvt.data.dataset import Dataset, LabeledImages, check_trained, find_splits, split
 from cvt.data.listing import (
     HIDDEN,
-    NEED_HEIF,
+    NEED_HEIC,
     OTHER_FORMATS,
     LeftOut,
     is_hidden,
@@ -139,7 +139,7 @@ def _read_or_build_index(root: Path, archives: Sequence[Path]) -> _Index:
                          "file of the same name that ends in .cls or .json"
                          + (f"; left out: {left_out}" if left_out else ""))
     if (lost := without_image - {(row[4], row[5]) for row in rows}) and any(
-            reason in (OTHER_FORMATS, NEED_HEIF) for reason, _ in left_out):
+            reason in (OTHER_FORMATS, NEED_HEIC) for reason, _ in left_out):
         raise InputError(f"{root}: the class {min(lost)[0]!r} has no image that can be read; left "
                          f"out: {left_out}")
     counts = json.dumps([[*key, count] for key, count in left_out.items()])
