@@ -52,3 +52,23 @@ def test_evaluate_scores_a_half_or_all(model, split, n, capsys):
     told = json.loads(capsys.readouterr().out)
     assert told["n"] == n
     assert sum(map(sum, told["confusion_matrix"])) == n
+
+
+def test_evaluate_scores_all_of_a_folder_without_splits(model, capsys):
+    args = ["evaluate", "--model", str(model), "--data.name", "folder", "--json", "--data.root"]
+    (model.parent / "images/ant/x.svg").touch()
+    assert main([*args, str(model.parent / "images")]) == 0
+    out, err = capsys.readouterr()
+    assert json.loads(out)["n"] == 12
+    assert "left out: 1 .svg" in err
+    assert "scores all 12 images" in err
+
+
+def test_evaluate_scores_a_single_class(model, capsys):
+    (model.parent / "one").mkdir()
+    (model.parent / "images/cat").rename(model.parent / "one/cat")
+    assert main(["evaluate", "--model", str(model), "--data.name", "folder", "--json",
+                 "--data.root", str(model.parent / "one")]) == 0
+    metrics = json.loads(capsys.readouterr().out)
+    assert metrics["n"] == 4
+    assert [sum(row) for row in metrics["confusion_matrix"]].count(4) == 1

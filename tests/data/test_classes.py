@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 import tarfile
+import unicodedata
 
 import pytest
 from hypothesis import given
@@ -13,7 +14,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from timm.data import ImageNetInfo
 
-from cvt.data.classes import check_names, class_order, match_classes, natural_order
+from cvt.data.classes import check_names, class_order, find_class, match_classes, natural_order
 from cvt.data.sources.folder import folder
 from cvt.data.sources.manifest import manifest
 from cvt.data.sources.shards import shards
@@ -60,8 +61,28 @@ def test_names_that_could_be_one_class_are_rejected_by_both_names(one, other):
         natural_order({one, other, "x"}, "photos")
     message = str(caught.value)
     assert all(repr(name) in message or ascii(name) in message for name in (one, other))
-    with pytest.raises(InputError, match=r"which it lacks; it is spelled .* there"):
-        match_classes([one], [other, "x"], "mine have", "it lacks", "-")
+    if unicodedata.normalize("NFC", one) != unicodedata.normalize("NFC", other):
+        with pytest.raises(InputError, match=r"which it lacks; it is spelled .* there"):
+            match_classes([one], [other, "x"], "mine have", "it lacks", "-")
+
+
+COMPOSED, DECOMPOSED = ("caf\u00e9", "b", "z"), ("cafe\u0301", "z", "b")
+
+
+def test_classes_that_differ_in_unicode_normalization_alone_are_one():
+    assert match_classes(COMPOSED, DECOMPOSED, "mine have", "it lacks", "-") == [0, 2, 1]
+    assert match_classes(DECOMPOSED, COMPOSED, "mine have", "it lacks", "-") == [0, 2, 1]
+    assert class_order(DECOMPOSED, COMPOSED) == [0, 2, 1]
+    assert [natural_order([name, "cafz", "cafa"], "it").index(name)
+            for name in (COMPOSED[0], DECOMPOSED[0])] == [2, 2]
+
+
+def test_a_class_is_found_by_the_name_that_is_shown():
+    classes = ("cafe\u0301", "b\udcff", "\x1b", "b\udcff")
+    assert [find_class(name, classes) for name in (
+        "caf\u00e9", "b\udcff", r"b\xff", r"\x1b")] == [0, 1, 1, 2]
+    with pytest.raises(InputError, match=r"there is no class 'bb'; choose from .*, b\\xff"):
+        find_class("bb", classes)
 
 
 @pytest.mark.parametrize("blank", ["", " ", "\t\n", "\u00a0", "\ufeff"])
@@ -81,7 +102,7 @@ def test_what_distinguishes_classes_is_kept():
 
 
 RUN = """
-from cvt.data.classes import natural_order
+from cvt.data.classes import check_names, class_order, find_class, match_classes, natural_order
 print(natural_order({"10", "2", "1", "b", "a10", "a2", "a02", "2.5", "-3"}, "it"))
 try:
     natural_order({"3", "1", "01", "1.0", "Cat", "cat", "cat "}, "it")

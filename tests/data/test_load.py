@@ -144,8 +144,8 @@ def test_a_folder_of_classes_is_split_by_the_seed(tmp_path):
     (["cat/1.png", "cat/2.png", "Cat/1.png", "Cat/2.png"], "the classes 'Cat' and 'cat' are"),
     (["train/cat/1.png", "train/b/1.png", "val/cat /1.png"], "'cat ', .*; it is spelled 'cat'"),
     (["train/1/1.png", "train/b/1.png", "val/01/1.png"], "'01', which .* it is spelled '1' there"),
-    (["Train/a/1.png", "VAL/a/1.png"], "Train, VAL, which are names of splits"),
-    (["train/a/1.png", "train/b/1.png"], "train/ but no val/"),
+    (["Train/a/1.png", "VAL/a/1.png"], "Train has the single class 'a'"),
+    (["train/1.png", "val/1.png"], "train has 1 images, but not in sub-directories"),
     (["val/a/1.png", "val/b/1.png"], "val/ but no train/"),
 ])
 def test_a_folder_that_cannot_be_trained_on_says_why(tmp_path, names, message):

@@ -258,8 +258,8 @@ def test_wrong_arguments_of_the_command_are_explained(tmp_path, capsys):
     assert "lists no images" in capsys.readouterr().err
     assert main(["predict", "--list", str(tmp_path / "none.txt")]) == 1
     assert "No such file" in capsys.readouterr().err
-    assert main(["predict", "typo", "--output", str(tmp_path / "out")]) == 1
-    assert "typo: no such file" in capsys.readouterr().err
+    assert main(["predict", "typo", "--output", str(tmp_path / "out")]) == 2
+    assert "nothing at typo, neither a model nor an image" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
     assert main(["predict"]) == 2
     assert "--list FILE" in capsys.readouterr().err

@@ -19,6 +19,7 @@ from PIL import Image
 from cvt.cli import main
 from cvt.config import CvTConfig, Preprocess, StageConfig
 from cvt.data.images import read_image
+from cvt.data.listing import LeftOut
 from cvt.data.preprocess import prepare
 from cvt.deploy.export import export
 from cvt.deploy.manifest import Manifest, hash_files
@@ -426,7 +427,7 @@ def test_ctrl_c_ends_a_long_run_quickly(home, images):
     # What runs in the background of a shell inherits that SIGINT is ignored.
     code = ("import itertools, signal, sys, cvt.cli, cvt.predict.predictor\n"
             "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
-            "cvt.predict.predictor.find_images = lambda names, strict: names * 1_000_000\n"
+            "cvt.predict.predictor.find_images = lambda names, **_: names * 1_000_000\n"
             "sys.exit(cvt.cli.main(sys.argv[1:]))")
     process = subprocess.Popen(
         [sys.executable, "-c", code, "predict", str(images[0]), "--model", str(home / "onnx"),
@@ -449,6 +450,25 @@ def test_names_are_files_folders_and_patterns(home, images, tmp_path):
         find_images([str(tmp_path)])
     with pytest.raises(InputError, match="no file matches"):
         find_images([str(folder / "*.gif")])
+
+
+def test_what_is_no_image_is_left_out_and_counted(images, tmp_path):
+    for name in ("day/1.png", "day/1.svg", "day/.DS_Store", "day/sub/2.png", "a.png", "Thumbs.db"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(images[0].read_bytes())
+    expected = [str(tmp_path / name) for name in ("a.png", "day/1.png", "day/sub/2.png")]
+    for pattern in ("", "*"):
+        left_out = LeftOut()
+        assert find_images([str(tmp_path / pattern)], left_out=left_out) == expected
+        assert ".svg" in str(left_out)
+        assert "hidden or system files" in str(left_out)
+    (tmp_path / "a.zip").touch()
+    with pytest.raises(InputError, match=r"a\.zip is a compressed archive; unpack it"):
+        find_images([str(tmp_path / "a.zip")])
+    (tmp_path / "only").mkdir()
+    (tmp_path / "only/1.svg").touch()
+    with pytest.raises(InputError, match=r"has no images or \.tar archives .* left out: 1 \.svg"):
+        find_images([str(tmp_path / "only")])
 
 
 def test_an_export_in_the_format_torch_is_opened_only_if_trusted(

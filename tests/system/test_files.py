@@ -1,12 +1,15 @@
 import os
 import stat
+import subprocess
 import sys
+import unicodedata
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
 
-from cvt.system.files import replace_file
+from cvt.system.errors import InputError
+from cvt.system.files import find_file, read_text, replace_file
 from cvt.weights.tensors import write_tensors
 
 
@@ -77,3 +80,46 @@ def test_threads_that_write_at_once_leave_the_umask_alone(tmp_path):
         after = os.umask(before)
         sys.setswitchinterval(interval)
     assert after == 0o027
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
+def test_text_is_read_with_and_without_a_byte_order_mark(tmp_path, encoding):
+    (tmp_path / "a.txt").write_bytes("caf\u00e9\r\n\u732b".encode(encoding))
+    assert read_text(tmp_path / "a.txt") == "caf\u00e9\r\n\u732b"
+
+
+def test_bytes_that_are_not_utf8_stay_in_text(tmp_path):
+    (tmp_path / "a.txt").write_bytes(b"caf\xe9")
+    assert os.fsencode(read_text(tmp_path / "a.txt")) == b"caf\xe9"
+    (tmp_path / "a.txt").write_bytes(b"\xff\xfea")
+    with pytest.raises(InputError, match="is not text in UTF-16"):
+        read_text(tmp_path / "a.txt")
+
+
+@pytest.mark.parametrize(("asked", "stored"), [("NFC", "NFD"), ("NFD", "NFC")])
+def test_a_file_is_found_in_another_unicode_normalization(tmp_path, asked, stored):
+    path = tmp_path / unicodedata.normalize(stored, "\u00e9t\u00e9/\u00e0.png")
+    path.parent.mkdir()
+    asked_path = tmp_path / unicodedata.normalize(asked, "\u00e9t\u00e9/\u00e0.png")
+    path.touch()
+    assert find_file(asked_path) == path
+    assert find_file(str(asked_path).replace("/", "\\")) == path
+    assert find_file(path) == path
+
+
+def test_a_path_that_is_found_in_no_spelling_stays(tmp_path):
+    for name in ("\u00e9.png", "a\\b.png", "\udcff", "a\0\u00e9", "C:\\x.png", "b.png"):
+        assert find_file(tmp_path / name) == tmp_path / name
+    (tmp_path / "a\\b.png").symlink_to(tmp_path / "gone")
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a/b.png").touch()
+    assert find_file(tmp_path / "a\\b.png").name == "a\\b.png"
+
+
+def test_a_file_is_found_where_names_are_bytes_to_python(tmp_path):
+    (tmp_path / "caf\u00e9.png").touch()
+    code = "from cvt.system.files import find_file; print(find_file('caf\\u00e9.png').is_file())"
+    env = {**os.environ, "LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=env, check=True,
+                          capture_output=True, text=True)
+    assert done.stdout == "True\n"

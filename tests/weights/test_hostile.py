@@ -21,6 +21,7 @@ from cvt import create_model, load_model, load_weights, save_model
 from cvt.config import Preprocess
 from cvt.model import CvT
 from cvt.system.errors import InputError
+from cvt.weights.tensors import read_tensors
 
 pytestmark = pytest.mark.slow
 
@@ -153,6 +154,22 @@ def test_the_archives_made_by_hand_are_what_torch_save_writes(tmp_path):
         load_weights(model, tmp_path / "w.bin")
         assert torch.equal(model.weight, values[:40].reshape(10, 4))
         assert torch.equal(model.bias, values[40:])
+
+
+NAMES = b"(" + b"".join(text(f"n{i:08}") for i in range(5000)) + b"t"
+
+
+@pytest.mark.parametrize("write", [write_archive, write_older])
+def test_a_long_tuple_of_names_is_harmless_unless_it_is_used_again(tmp_path, write):
+    path, weight = tmp_path / "w.bin", tensor((4, 4), (4, 1))
+    model = b"}" + text("state_dict") + mapping(weight=weight) + b"s"
+    write(path, model + text("classes") + NAMES + b"s")
+    assert list(read_tensors(path)) == ["weight"]
+    for again in (NAMES + b"q\1s" + text("k") + b"h\1s", NAMES + b"2\x86s", NAMES + b"\x85s",
+                  b"(" + b"K\1K\2\x86" * 500 + b"ts"):
+        write(path, model + text("classes") + again)
+        with pytest.raises(InputError, match="a tuple of more than 1000 objects"):
+            read_tensors(path)
 
 
 GIANT = number(10**12)

@@ -11,6 +11,7 @@ from importlib import import_module
 
 from cvt import __version__
 from cvt.system.errors import DivergedError, InputError, StoppedError, did_you_mean
+from cvt.system.text import printable
 
 COMMANDS = {
     "train": "train or fine-tune a CvT on your images, digits or Fashion-MNIST",
@@ -53,7 +54,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except SystemExit as stop:  # the parser's: 0 after --help, 2 for a wrong call
         return int(stop.code or 0)
     except (InputError, DivergedError, StoppedError) as error:
-        print(f"cvt {name}: {error}", file=sys.stderr)
+        print(f"cvt {name}: {printable(str(error))}", file=sys.stderr)
         if isinstance(error, StoppedError):
             return error.code
         return 5 if isinstance(error, DivergedError) else 1
@@ -69,7 +70,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 1
     except OSError as error:
         what = f"{error.filename}: {error.strerror}" if error.filename else str(error)
-        print(f"cvt {name}: {what}", file=sys.stderr)
+        print(f"cvt {name}: {printable(what)}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print(f"cvt {name}: interrupted", file=sys.stderr)
@@ -79,8 +80,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _prepare() -> None:
     """Settings of the process that PyTorch and the console need on some machines."""
     for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper) and stream.errors == "strict":
-            # A class may have a name that the console cannot show, such as one of Windows.
+        if isinstance(stream, io.TextIOWrapper) and stream.errors in ("strict", "surrogateescape"):
+            # A class or a file may have a name that the console cannot show.
             stream.reconfigure(errors="backslashreplace")
     if sys.platform == "darwin":
         # PyTorch reads it when it is imported, and then warns of each operation that MPS lacks.

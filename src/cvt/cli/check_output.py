@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 
-from rich.console import Console
 from rich.table import Column, Table
 from rich.text import Text
 
+from cvt.cli.console import console
 from cvt.data.check.report import ClassCount, DatasetReport, DuplicateGroup, ImageSource, Range
+from cvt.data.listing import LeftOut
 from cvt.system.text import printable
 
 # Longer lists are truncated, --json has all entries; unreadable images are all printed.
@@ -19,11 +20,11 @@ _KIND = {"file": "same file", "pixels": "same pixels", "near": "look alike"}
 
 def print_report(report: DatasetReport) -> None:
     """Print a table of the classes, statistics, and lists of what is wrong."""
-    console = Console()
-    console.print(_table(report))
+    out = console()
+    out.print(_table(report))
     for line in (*_statistics(report), *_lists(report)):
         # Names may look like the console's markup, and a path is copied whole.
-        console.print(line, markup=False, highlight=False, soft_wrap=True)
+        out.print(line, markup=False, highlight=False, soft_wrap=True)
 
 
 def _table(report: DatasetReport) -> Table:
@@ -67,6 +68,9 @@ def _statistics(report: DatasetReport) -> Iterable[str]:
 
 
 def _lists(report: DatasetReport) -> Iterable[str]:
+    if left_out := LeftOut({(reason, suffix): count for reason, counts in report.left_out.items()
+                            for suffix, count in counts.items()}):
+        yield f"left out: {left_out}"
     yield f"unreadable: {len(report.unreadable):,}"
     for u in report.unreadable:
         yield f"  {u.split}: {printable(u.reason)}"

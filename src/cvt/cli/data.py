@@ -65,6 +65,8 @@ def _check(args: Sequence[str]) -> int:
     if output:
         check_output(output, data.path)
     dataset = load_dataset(data)
+    for note in dataset.notes:
+        print(f"cvt data: {note}", file=sys.stderr)
     preprocess = dataset.preprocess
     if options.image_size:
         preprocess = replace(preprocess, size=options.image_size)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -50,7 +51,8 @@ def main(args: Sequence[str]) -> int:
         (Path(chosen.source).resolve().name, chosen.to, chosen.precision)))
     manifest = export(chosen.source, destination, chosen.to, chosen.precision,
                       act=chosen.act, images=chosen.images, data=chosen.data, split=chosen.split,
-                      max_drop=chosen.max_drop, overwrite=chosen.overwrite)
+                      max_drop=chosen.max_drop, overwrite=chosen.overwrite,
+                      report=lambda text: print(f"cvt export: {text}", file=sys.stderr))
     print(_parity(manifest.parity))
     size = sum((destination / name).stat().st_size for name in manifest.hashes)
     print(f"graph: {destination / manifest.graph} ({size / 1e6:.1f} MB)")

@@ -10,13 +10,34 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, S
 from dataclasses import dataclass
 from typing import Any, NoReturn, TypeVar, get_args
 
-from jsonargparse import ArgumentParser, DefaultHelpFormatter, Namespace, set_parsing_settings
+import yaml
+from jsonargparse import (
+    ArgumentParser,
+    DefaultHelpFormatter,
+    Namespace,
+    get_loader,
+    set_loader,
+    set_parsing_settings,
+)
 
 from cvt.system.errors import InputError, did_you_mean
+from cvt.system.text import printable
 
 _T = TypeVar("_T")
 
 set_parsing_settings(docstring_parse_attribute_docstrings=True)
+_read_yaml: Callable[[str], Any] = get_loader("yaml")
+
+
+def _read_value(text: str) -> Any:
+    """`text` read as YAML; itself if it is not UTF-8, as the name of a file may be."""
+    try:
+        return _read_yaml(text)
+    except UnicodeEncodeError:
+        return text
+
+
+set_loader("yaml", _read_value, (yaml.YAMLError,))
 
 _SYNONYMS = {
     "accum": "optim.grad_accum_steps", "arch": "model", "checkpoint": "weights", "cuda": "device",
@@ -135,6 +156,10 @@ class Parser(ArgumentParser):
         for name in names:
             if getattr(chosen, name) < 1:
                 self.error(f"--{name} {getattr(chosen, name)} must be at least 1")
+
+    def exit(self, status: int = 0, message: str | None = None) -> NoReturn:
+        """Exit with `message`, whose arguments may have any characters."""
+        super().exit(status, message and printable(message.rstrip("\n")) + "\n")
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:  # noqa: ARG002
         """Exit with code 2 and one line."""

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from jsonargparse import Namespace
 
+from cvt.cli.console import PathCell, console
 from cvt.cli.options import RULE, add_model, add_runtime, is_model, model_of
 from cvt.cli.parser import Parser
 from cvt.system.text import printable
@@ -67,11 +68,15 @@ def main(args: Sequence[str]) -> int:
         parser.error(f"{world} processes would all print the same; to share the work they need "
                      "--output DIR")
 
+    from cvt.data.listing import LeftOut
     from cvt.predict.predictor import Predictor, find_images, read_list
     from cvt.system.machine import available_cores
 
-    sources = find_images(chosen.images, strict=chosen.output is not None)
-    sources += find_images(read_list(chosen.list)) if chosen.list else []
+    left_out = LeftOut()
+    sources = find_images(chosen.images, strict=chosen.output is not None, left_out=left_out)
+    sources += find_images(read_list(chosen.list), left_out=left_out) if chosen.list else []
+    if left_out and os.environ.get("RANK", "0") == "0":
+        print(f"cvt predict: left out: {left_out}", file=sys.stderr)
     predictor = Predictor(model_of(chosen, parser), backend=chosen.backend,
                           precision=chosen.precision, device=chosen.device, act=chosen.act,
                           trusted=chosen.trusted,
@@ -135,18 +140,18 @@ def _job(chosen: Namespace, predictor: Predictor, sources: Sequence[str | Member
 
 
 def _print(rows: Sequence[Prediction]) -> None:
-    from rich.console import Console
-    from rich.table import Table
+    from rich.table import Column, Table
     from rich.text import Text
 
-    table = Table("image", "class", "probability", "then")
+    table = Table("image", Column("class", overflow="fold"), "probability",
+                  Column("then", overflow="fold"))
     for prediction in rows:
         (label, probability), *rest = prediction.classes
         # As Text, for names may look like the console's markup.
-        table.add_row(Text(printable(prediction.image)), Text(printable(label)),
+        table.add_row(PathCell(prediction.image), Text(printable(label)),
                       f"{probability:.1%}",
                       Text(", ".join(f"{printable(name)} {p:.1%}" for name, p in rest)))
-    Console().print(table)
+    console().print(table)
 
 
 def _erased(live: bool) -> str:

@@ -14,7 +14,8 @@ from collections.abc import Iterable, Sequence
 from decimal import Decimal
 from typing import Any
 
-from cvt.system.errors import InputError
+from cvt.system.errors import InputError, did_you_mean
+from cvt.system.text import printable, utf8
 
 # Decimal reads the digits of every script and any number of them, unlike float and int.
 _NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)")
@@ -32,10 +33,11 @@ def natural_order(names: Iterable[str], where: str) -> tuple[str, ...]:
 
 
 def _natural_key(name: str) -> tuple[list[Any], str]:
-    """Alternating text and numbers; then the name itself, because 1 and 01 are equal so far."""
+    """Alternating text, in NFC, and numbers; then the name itself, because 1 and 01 are equal so
+    far."""
     if _NUMBER.fullmatch(name):
         return ["", Decimal(name), ""], name
-    parts: list[Any] = _DIGITS.split(name)
+    parts: list[Any] = _DIGITS.split(_nfc(name))
     parts[1::2] = map(Decimal, parts[1::2])
     return parts, name
 
@@ -74,19 +76,38 @@ def canonical_name(name: str) -> Decimal | str:
     return text if len(text) < 2 else unicodedata.normalize("NFC", text.lower())
 
 
+def find_class(name: str, classes: Sequence[str]) -> int:
+    """The index of the class `name`, the first one if several have it.
+
+    The name may differ in Unicode normalization, and may be written as commands and responses show
+    it. Raises InputError, with the closest name, if there is none.
+    """
+    for same in (str, _nfc, utf8, printable):
+        keys = [same(known) for known in classes]
+        if same(name) in keys:
+            return keys.index(same(name))
+    raise InputError(f"there is no class {name!r}; {did_you_mean(name, map(utf8, classes))}")
+
+
+def _nfc(name: str) -> str:
+    return unicodedata.normalize("NFC", name)
+
+
 def match_classes(names: Sequence[str], known: Sequence[str], has: str, lacks: str, remedy: str
                   ) -> list[int]:
     """The index in `known` of each of `names`.
 
-    ImageNet's 1,000 classes match by WordNet id (n01440764) as well as by description. For a name
-    that `known` lacks or has twice, raises InputError "{has} the class 'x', which {lacks};
-    {remedy}"; if `known` spells the name differently, the message says so in place of the remedy.
+    Names that differ only in Unicode normalization are the same, since macOS stores another one
+    than Linux and Windows. ImageNet's 1,000 classes match by WordNet id (n01440764) as well as by
+    description. For a name that `known` lacks or has twice, raises InputError "{has} the class 'x',
+    which {lacks}; {remedy}"; if `known` spells the name differently, the message says so in place
+    of the remedy.
     """
     if _equal(names, known):
         return list(range(len(known)))
     indices = _indices(known)
     for name in names:
-        if (i := indices.get(name)) is None:
+        if (i := indices.get(_nfc(name))) is None:
             near = next((k for k in known if canonical_name(k) == canonical_name(name)), None)
             one, two = _quoted(name, near or name)
             raise InputError(f"{has} the class {one}, which {lacks}; "
@@ -95,7 +116,7 @@ def match_classes(names: Sequence[str], known: Sequence[str], has: str, lacks: s
         if i < 0:
             raise InputError(f"{has} the class {name!r}, which is the name of two classes there; "
                              "rename it")
-    return [indices[name] for name in names]
+    return [indices[_nfc(name)] for name in names]
 
 
 def class_order(names: Sequence[str], known: Sequence[str]) -> list[int] | str:
@@ -104,7 +125,7 @@ def class_order(names: Sequence[str], known: Sequence[str]) -> list[int] | str:
     if _equal(names, known):
         return list(range(len(known)))
     indices = _indices(known)
-    order = [indices.get(name, -1) for name in names]
+    order = [indices.get(_nfc(name), -1) for name in names]
     if -1 in order:
         return names[order.index(-1)]
     missing = set(range(len(known))) - set(order)
@@ -118,13 +139,13 @@ def _equal(names: Sequence[str], known: Sequence[str]) -> bool:
 
 
 def _indices(known: Sequence[str]) -> dict[str, int]:
-    """The index of each name; -1 for a name of two classes, such as ImageNet's two "crane"."""
+    """The index of each name in NFC; -1 for a name of two classes, such as ImageNet's "crane"."""
     lists: tuple[Sequence[str], ...] = (known,)
     if len(known) == 1000 and tuple(known) in _imagenet():
         lists = _imagenet()
     indices: dict[str, int] = {}
     for names in lists:
-        for i, name in enumerate(names):
+        for i, name in enumerate(map(_nfc, names)):
             indices[name] = i if indices.get(name, i) == i else -1
     return indices
 

@@ -23,10 +23,10 @@ class DataConfig:
     root: str | None = None
     """Location of the images. folder: a directory with train/ and val/, or with one sub-directory
     per class, which is split by val_fraction. manifest: a CSV or Parquet file with the columns
-    path, label and optionally split. huggingface: a dataset on the hub or a directory. shards: a
-    directory with train-*.tar and val-*.tar in WebDataset's layout. fashion_mnist: the directory
-    of the IDX files, which are downloaded if missing; by default that of Debian's package
-    dataset-fashion-mnist if it is installed, else data/fashion_mnist."""
+    path, label and optionally split; others are ignored. huggingface: a dataset on the hub or a
+    directory. shards: a directory with train-*.tar and val-*.tar in WebDataset's layout.
+    fashion_mnist: the directory of the IDX files, which are downloaded if missing; by default that
+    of Debian's package dataset-fashion-mnist if it is installed, else data/fashion_mnist."""
     val_fraction: float = 0.2
     """Fraction of each class that is held out for validation, in (0, 1), if the dataset has no
     split of its own."""
@@ -36,8 +36,11 @@ class DataConfig:
     """huggingface: the configuration of the dataset, if it has several."""
     image_column: str | None = None
     """huggingface: the column of images, if there are several."""
+    path_column: str | None = None
+    """manifest: the column of paths; by default path."""
     label_column: str | None = None
-    """huggingface: the column of class labels, if there are several."""
+    """The column of class labels. manifest: by default label; huggingface: needed if there are
+    several."""
     val_split: str | None = None
     """huggingface: the validation split; by default validation, else test."""
     max_unreadable: float = 0.05
@@ -58,10 +61,12 @@ class DataConfig:
         if self.name == "digits" and self.root is not None:
             raise InputError(f"data.root={self.root} has no effect on digits, which come "
                              "with scikit-learn; for your own images set data.name=folder")
-        for name in ("subset", "image_column", "label_column", "val_split"):
-            if self.name != "huggingface" and getattr(self, name) is not None:
+        for name, sources in (("subset", ["huggingface"]), ("image_column", ["huggingface"]),
+                              ("path_column", ["manifest"]), ("val_split", ["huggingface"]),
+                              ("label_column", ["huggingface", "manifest"])):
+            if self.name not in sources and getattr(self, name) is not None:
                 raise InputError(f"data.{name}={getattr(self, name)} is for "
-                                 f"data.name=huggingface, not {self.name}")
+                                 f"data.name={' and '.join(sources)}, not {self.name}")
 
     @property
     def path(self) -> Path | None:
@@ -143,10 +148,23 @@ def guess_source(root: str) -> str:
     """The `DataConfig.name` that suits `root`: manifest for a table, shards for a directory of tar
     archives, huggingface for a directory that `save_to_disk` wrote, else folder."""
     path = Path(root)
-    if path.suffix in (".csv", ".tsv", ".parquet") and not path.is_dir():
+    if path.suffix.lower() in (".csv", ".tsv", ".parquet") and not path.is_dir():
         return "manifest"
-    if any(path.glob("*.tar")) or any(path.glob("train/*.tar")):
+    if path.is_dir() and _has_archives(path):
         return "shards"
     if (path / "dataset_dict.json").is_file() or (path / "state.json").is_file():
         return "huggingface"
     return "folder"
+
+
+def _has_archives(root: Path) -> bool:
+    """Whether there are tar archives in it, without the images that were unpacked from them, or in
+    a directory in it."""
+    from cvt.data.listing import LeftOut, is_hidden, list_directories, list_images  # slow to import
+
+    def archives(home: Path) -> bool:
+        return any(not is_hidden(path.name) for path in home.glob("*.tar"))
+
+    directories = [root / name for name in list_directories(root, LeftOut())]
+    return any(map(archives, directories)) or (
+        archives(root) and not any(d.is_dir() and list_images(d) for d in directories))

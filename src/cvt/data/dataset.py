@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+import re
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import TypeVar
@@ -15,6 +16,7 @@ from sklearn.model_selection import train_test_split
 from cvt.config import IMAGENET_MEAN, IMAGENET_STD, Preprocess
 from cvt.data.classes import match_classes
 from cvt.data.images import decode, read_file
+from cvt.data.listing import LeftOut
 from cvt.system.errors import InputError
 
 _T = TypeVar("_T")
@@ -22,9 +24,38 @@ _T = TypeVar("_T")
 IMAGENET_PREPROCESS = Preprocess(mean=IMAGENET_MEAN, std=IMAGENET_STD)
 """For images of unknown statistics: the preprocessing of the published weights."""
 
-SPLITS = {"train": "train", "training": "train", "val": "val", "valid": "val",
-          "validation": "val", "test": "test"}
+SPLITS = {"train": "train", "training": "train", "trainset": "train", "val": "val", "valid": "val",
+          "validation": "val", "dev": "val", "test": "test", "testing": "test", "testset": "test",
+          "eval": "test", "evaluation": "test"}
 """Accepted names of the splits, in lower case."""
+
+
+# Words beside that of the split in the names of directories and archives: training_set, val_images.
+_SPLIT_NOISE = frozenset(("set", "sets", "data", "dataset", "images", "image", "imgs", "img",
+                          "split", "folder", "samples"))
+
+
+def find_splits(names: Iterable[str], where: str) -> dict[str, list[str]]:
+    """The names for each of train, val and test, without regard to case: train, Training,
+    train_images, train2017, seg_train beside seg_test. Empty if they name no splits.
+
+    Names belong together if they differ in the word for the split only. A training split beside
+    another one is preferred to a split alone. Raises InputError, starting with `where`, if several
+    groups of names are splits.
+    """
+    groups: dict[tuple[str, ...], dict[str, list[str]]] = {}
+    for name in names:
+        words = [w for w in re.findall(r"[^\W\d_]+", name.lower()) if w not in _SPLIT_NOISE]
+        kinds = [w for w in words if w in SPLITS]
+        if len(kinds) == 1:
+            others = tuple(w for w in words if w not in SPLITS)
+            groups.setdefault(others, {}).setdefault(SPLITS[kinds[0]], []).append(name)
+    pairs = [group for group in groups.values() if "train" in group and len(group) > 1]
+    if len(pairs) > 1:
+        raise InputError(f"{where} has several pairs of splits: " + " and ".join(
+            "/".join(name for names in group.values() for name in names) for group in pairs)
+            + "; give a directory with one")
+    return pairs[0] if pairs else groups.get((), {})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,11 +78,12 @@ class LabeledImages:
     do not come from files. Raises OSError as fetch does."""
 
     @classmethod
-    def from_files(cls, classes: tuple[str, ...], paths: Sequence[Path], labels: Sequence[int]
-                   ) -> LabeledImages:
+    def from_files(cls, classes: tuple[str, ...], paths: Iterable[str | Path],
+                   labels: Sequence[int]) -> LabeledImages:
         """Images that are files at `paths`."""
-        return cls(classes=classes, labels=tuple(labels), names=[str(p) for p in paths],
-                   fetch=partial(_read_path, paths), files=True, size=partial(_path_size, paths))
+        names = [str(p) for p in paths]
+        return cls(classes=classes, labels=tuple(labels), names=names,
+                   fetch=partial(_read_path, names), files=True, size=partial(_path_size, names))
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -69,12 +101,12 @@ class LabeledImages:
 
 
 # Module functions, not closures: images are pickled to send them to worker processes.
-def _read_path(paths: Sequence[Path], index: int) -> bytes:
-    return read_file(paths[index])
+def _read_path(paths: Sequence[str], index: int) -> bytes:
+    return read_file(Path(paths[index]))
 
 
-def _path_size(paths: Sequence[Path], index: int) -> int:
-    return paths[index].stat().st_size
+def _path_size(paths: Sequence[str], index: int) -> int:
+    return Path(paths[index]).stat().st_size
 
 
 def _at(function: Callable[[int], _T], indices: Sequence[int], index: int) -> _T:
@@ -95,12 +127,21 @@ class Dataset:
     train: LabeledImages
     val: LabeledImages
     preprocess: Preprocess = IMAGENET_PREPROCESS
+    left_out: LeftOut = field(default_factory=LeftOut)
+    """What the source holds besides these images."""
+    notes: tuple[str, ...] = ()
+    """What to know about how the source was read, each in one line."""
 
     def __post_init__(self) -> None:
         if self.train.classes != self.val.classes:
             raise InputError(f"train has the classes {_shortened(self.train.classes)}, val has "
                              f"{_shortened(self.val.classes)}; give both the same names in the "
                              "same order, as `relabel` does")
+
+    @property
+    def messages(self) -> tuple[str, ...]:
+        """What was left out, if anything, and the notes, each in one line."""
+        return (*((f"left out: {self.left_out}",) if self.left_out else ()), *self.notes)
 
     @property
     def all(self) -> LabeledImages:
@@ -111,8 +152,9 @@ class Dataset:
                              fetch=partial(_fetch_either, one, other))
 
 
-def split(images: LabeledImages, val_fraction: float, seed: int, name: str) -> Dataset:
-    """Hold out the same fraction of each class, the same images for the same `seed`.
+def split(images: LabeledImages, val_fraction: float | None, seed: int, name: str) -> Dataset:
+    """Hold out the same fraction of each class, the same images for the same `seed`; with None all
+    of them, for an evaluation.
 
     Raises InputError, which calls the dataset `name`, for a class with a single image.
     """
@@ -120,9 +162,11 @@ def split(images: LabeledImages, val_fraction: float, seed: int, name: str) -> D
     return Dataset(train=images.choose(train), val=images.choose(val))
 
 
-def split_indices(images: LabeledImages, val_fraction: float, seed: int, name: str
+def split_indices(images: LabeledImages, val_fraction: float | None, seed: int, name: str
                   ) -> tuple[list[int], list[int]]:
     """The sorted indices of the training and validation images of `split`."""
+    if val_fraction is None:
+        return [], list(range(len(images)))
     labels = np.array(images.labels)
     single = [images.classes[label] for label, n in
               zip(*np.unique(labels, return_counts=True), strict=True) if n < 2]
@@ -183,7 +227,10 @@ def relabel(images: LabeledImages, classes: tuple[str, ...], has: str = "the ima
 
 
 def check_trained(dataset: Dataset, name: str) -> None:
-    """Raise InputError, which calls the dataset `name`, for a class without training images."""
+    """Raise InputError, which calls the dataset `name`, for a class without training images, unless
+    there are none at all, as in an evaluation."""
+    if not len(dataset.train):
+        return
     if extra := sorted(set(dataset.val.labels) - set(dataset.train.labels)):
         raise InputError(f"{name} has the class {dataset.val.classes[extra[0]]!r} in val but not "
                          "in train; add training images of it or take it out")

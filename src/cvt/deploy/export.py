@@ -7,7 +7,7 @@ import os
 import secrets
 import shutil
 import tempfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Literal
@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from cvt.config import Act
 from cvt.data.config import DataConfig
 from cvt.data.dataset import Dataset, LabeledImages, relabel
-from cvt.data.images import list_images
+from cvt.data.listing import LeftOut, list_images
 from cvt.data.load import load_dataset
 from cvt.data.loader import Batch, evaluation_batches
 from cvt.deploy.graphs import (
@@ -49,14 +49,16 @@ BATCH = 16
 def export(source: str | Path, destination: str | Path, to: Format, precision: Precision = "fp32",
            *, act: Act | None = None, images: Sequence[str | Path] | None = None,
            data: DataConfig | None = None, split: Literal["val", "train", "all"] = "val",
-           max_drop: float = 1.0, overwrite: bool = False) -> Manifest:
+           max_drop: float = 1.0, overwrite: bool = False,
+           report: Callable[[str], object] | None = None) -> Manifest:
     """Export the model `source` to the directory `destination`, after verifying its graph.
 
     The graph runs in its own runtime on the CPU, and its logits are compared with the PyTorch
     model's: on the labelled images of `data` and `split` if given, else on `images` (files and
     folders), else on noise of a fixed seed. The result is the manifest's `parity`; with `data` it
     includes the accuracy before and after. int8 is calibrated on up to 300 of `images`, else on
-    training images of `data`. `source` and `act` are as for `cvt.load_model`.
+    training images of `data`. `source` and `act` are as for `cvt.load_model`. `report` is called
+    with each line about what was left out of the images.
 
     A graph takes images of any size, except a torch graph of a network whose images are too small
     to trace (`traceable_side`), which takes that size only.
@@ -80,7 +82,12 @@ def export(source: str | Path, destination: str | Path, to: Format, precision: P
                          "first")
     dataset = load_dataset(data) if data else None
     labelled: LabeledImages | None = getattr(dataset, split) if dataset else None
-    unlabelled = _images(images) if images else None
+    left_out = LeftOut()
+    unlabelled = _images(images, left_out) if images else None
+    if report:
+        for message in (*(dataset.messages if dataset else ()),
+                        *((f"left out: {left_out}",) if left_out else ())):
+            report(message)
     calibration = (_calibration(card, unlabelled, dataset) if precision == "int8"
                    else [])
 
@@ -117,14 +124,17 @@ def _check_place(destination: Path, overwrite: bool) -> None:
                          "will not be replaced; give another directory")
 
 
-def _images(names: Sequence[str | Path]) -> LabeledImages:
+def _images(names: Sequence[str | Path], left_out: LeftOut) -> LabeledImages:
     """The images of files and folders, all with the same label."""
-    paths: list[Path] = []
+    paths: list[str] = []
     for path in map(Path, names):
-        members = list_images(path) if path.is_dir() else [path]
+        here = LeftOut()
+        members = list_images(path, here) if path.is_dir() else [str(path)]
         if not members:
-            raise InputError(f"{path} has no images in it or below it")
+            raise InputError(f"{path} has no images in it or below it"
+                             + (f"; left out: {here}" if here else ""))
         paths += members
+        left_out.update(here)
     return LabeledImages.from_files(("",), paths, (0,) * len(paths))
 
 

@@ -20,6 +20,7 @@ from cvt.evaluate.charts import loss_chart, lr_chart, reliability_diagram, top1_
 from cvt.evaluate.metrics import Evaluation, Misclassified
 from cvt.system.errors import InputError
 from cvt.system.files import replace_file
+from cvt.system.text import utf8
 
 _MAX_TABLE_CLASSES = 20  # with more, the confusion matrix is an image and the class table folds
 _THUMBNAIL = 160  # pixels, the longer side
@@ -43,8 +44,7 @@ def write_report(path: str | Path, *, title: str, evaluation: Evaluation,
         calibration=_calibration(evaluation), rows=_class_rows(evaluation),
         misclassified=[_figure(m, evaluation.classes, read) for m in evaluation.misclassified],
         many=len(evaluation.classes) > _MAX_TABLE_CLASSES)
-    # A file name need not be UTF-8; Python keeps its other bytes as surrogates.
-    replace_file(path, lambda part: part.write_text(html, encoding="utf-8", errors="replace"))
+    replace_file(path, lambda part: part.write_text(utf8(html), encoding="utf-8"))
 
 
 def _environment() -> Environment:

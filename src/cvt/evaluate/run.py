@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Literal
 
@@ -96,23 +96,40 @@ def _logits(model: nn.Module, parts: Iterable[Tensor]) -> Tensor | None:
 
 
 def evaluate_model(model: str | Path, *, output: Path | None = None, data: DataConfig | None = None,
-                   split: Literal["val", "train", "all"] = "val", batch_size: int = 64,
-                   precision: str = "fp32", device: str = "auto", act: Act | None = None
-                   ) -> tuple[Evaluation, Path]:
+                   split: Literal["val", "train", "all"] | None = None, batch_size: int = 64,
+                   precision: str = "fp32", device: str = "auto", act: Act | None = None,
+                   report: Callable[[str], object] | None = None) -> tuple[Evaluation, Path]:
     """Evaluate a model; returns its evaluation and the directory of metrics.json and report.html.
 
     model, act: as for `cvt.load_model`. data: by default the data that the model was trained with,
-    from recipe.yaml in its directory. output: by default evaluation/ in the model's directory, or
-    runs/NAME/evaluation for models of the zoo and the hub. Raises InputError if the model or the
-    images cannot be used.
+    from recipe.yaml in its directory. split: by default the validation images; of `data` without a
+    split of its own all images, which may be of a single class. report: called with each line
+    about what was left out and how the data was read. output: by default evaluation/ in the model's
+    directory, or runs/NAME/evaluation for models of the zoo and the hub. Raises InputError if the
+    model or the images cannot be used.
     """
     network, card = load_model(model, act=act)
     by_name = str(model) in ZOO or not Path(model).exists()
     home = Path("runs") / Path(model).name if by_name else Path(model)
     home = home.parent if home.is_file() else home
+    given = data is not None
     data = data or _trained_with(shipped(model) or home)
-    dataset = load_dataset(data)
+    # Who gives a fraction or its seed asks for the part that is held out.
+    fraction = (data.val_fraction, data.split_seed) != (
+        DataConfig.val_fraction, DataConfig.split_seed)
+    dataset = load_dataset(data, hold_out=not given or split in ("val", "train")
+                           or (split is None and fraction))
+    messages = list(dataset.messages)
+    if split is None and not len(dataset.train):
+        messages.append(f"scores all {len(dataset.val):,} images of {data.root}, which has no "
+                        "split of its own; --split val scores the part that training holds out")
+    if report:
+        for message in messages:
+            report(message)
+    split = split or ("val" if len(dataset.train) else "all")
     images: LabeledImages = getattr(dataset, split)
+    if not len(images):
+        raise InputError(f"{data.root or data.name} has no images in the split {split}")
     place = pick_device(device)
     evaluation = evaluate(network.to(place), card, images, batch_size=batch_size,
                           workers=data.workers, precision=precision,

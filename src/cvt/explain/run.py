@@ -10,12 +10,13 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from cvt.data.classes import find_class
 from cvt.data.preprocess import check_channels, normalize, resize_and_crop
 from cvt.explain.attention import forward_attention, rollout
 from cvt.explain.colormap import Floats, overlay, token_colors
 from cvt.explain.gradcam import grad_cam
 from cvt.model import CvT
-from cvt.system.errors import InputError, did_you_mean
+from cvt.system.errors import InputError
 from cvt.weights.card import ModelCard
 
 
@@ -79,8 +80,7 @@ def explain(model: CvT, card: ModelCard, image: Image.Image, *, target: str | No
     """
     if not card.classes:
         raise InputError("this model has no classifier, so there is no class to explain")
-    if target is not None and target not in card.classes:
-        raise InputError(f"there is no class {target!r}; {did_you_mean(target, card.classes)}")
+    chosen = None if target is None else find_class(target, card.classes)
     device = next(model.parameters()).device
     check_channels(card.preprocess)
     cropped = resize_and_crop(card.preprocess, image)
@@ -91,7 +91,7 @@ def explain(model: CvT, card: ModelCard, image: Image.Image, *, target: str | No
     probabilities = logits[0].cpu().double().softmax(0)
     order = probabilities.argsort(descending=True, stable=True).tolist()
     # By index, because two classes of ImageNet share a name.
-    index = order[0] if target is None else card.classes.index(target)
+    index = order[0] if chosen is None else chosen
     _, cams = grad_cam(model, x, list(stages), torch.tensor([index], device=device))
     return Explanation(
         input=cropped if card.preprocess.channels == 3 else cropped.convert("L").convert("RGB"),

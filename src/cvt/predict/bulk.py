@@ -24,7 +24,7 @@ from cvt.predict.predictor import STDIN, Prediction, Predictor
 from cvt.system.errors import InputError, did_you_mean
 from cvt.system.extras import require
 from cvt.system.files import replace_file
-from cvt.system.text import printable
+from cvt.system.text import printable, utf8
 
 TableFormat = Literal["csv", "jsonl", "parquet"]
 FORMATS: tuple[TableFormat, ...] = get_args(TableFormat)
@@ -157,7 +157,7 @@ def _open_job(output: Path, job: dict[str, Any]) -> None:
 def _digest(images: Sequence[str | Member]) -> str:
     digest = hashlib.sha256()
     for image in images:
-        digest.update(os.fsencode(str(image)) + f"\0{_size(image)}\0".encode())
+        digest.update(utf8(str(image)).encode() + f"\0{_size(image)}\0".encode())
     return digest.hexdigest()
 
 
@@ -167,7 +167,7 @@ def _size(image: str | Member) -> int:
         return image.size
     try:
         return os.stat(image).st_size
-    except OSError:
+    except (OSError, ValueError):  # ValueError for a name that no file can have
         return -1
 
 
@@ -217,16 +217,16 @@ def _write_parquet(rows: Sequence[Prediction], _: int, path: Path) -> None:
     pyarrow, parquet = require("pyarrow", "data"), require("pyarrow.parquet", "data")
     text, number = pyarrow.string(), pyarrow.float32()
     best = [row.classes[0] if row.classes else (None, None) for row in rows]
-    names = [_utf8(row.image) for row in rows]
+    names = [utf8(row.image) for row in rows]
     parquet.write_table(pyarrow.table({
         "image": pyarrow.array(names, text),
-        "class": pyarrow.array([name for name, _ in best], text),
+        "class": pyarrow.array([name and utf8(name) for name, _ in best], text),
         "probability": pyarrow.array([p for _, p in best], number),
-        "classes": pyarrow.array([[name for name, _ in row.classes] for row in rows],
+        "classes": pyarrow.array([[utf8(name) for name, _ in row.classes] for row in rows],
                                  pyarrow.list_(text)),
         "probabilities": pyarrow.array([[p for _, p in row.classes] for row in rows],
                                        pyarrow.list_(number)),
-        "error": pyarrow.array([None if row.error is None else _utf8(row.error) for row in rows],
+        "error": pyarrow.array([None if row.error is None else utf8(row.error) for row in rows],
                                text)}), path)
 
 
@@ -242,11 +242,6 @@ def _unreadable_in(part: Path) -> Iterator[tuple[str, str]]:
         if row.get("error"):
             image, error = row["image"], row["error"]
             yield (image, error) if part.suffix == ".csv" else (_cell(image), _cell(error))
-
-
-def _utf8(text: str) -> str:
-    r"""`text` with bytes of a file name that are not UTF-8 as \xNN."""
-    return os.fsencode(text).decode("utf-8", "backslashreplace")
 
 
 _WRITERS: dict[TableFormat, Callable[[Sequence[Prediction], int, Path], None]] = {

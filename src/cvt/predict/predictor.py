@@ -21,13 +21,15 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from cvt.data.images import list_images, read_image, to_rgb
+from cvt.data.images import read_image, to_rgb
+from cvt.data.listing import COMPRESSED, NOT_IMAGES, LeftOut, is_hidden, list_images
 from cvt.data.preprocess import check_channels, prepare
 from cvt.data.sources.archives import Member, archive_images
 from cvt.data.unreadable import unreadable_reason
 from cvt.deploy.manifest import MANIFEST, Format, Manifest, Precision
 from cvt.deploy.sessions import Backend, Session, onnx_session, openvino_session
 from cvt.system.errors import InputError, did_you_mean
+from cvt.system.files import find_file, read_text
 from cvt.system.machine import available_cores
 from cvt.weights.card import ModelCard
 
@@ -317,51 +319,77 @@ def _torch_session(network: CvT, backend: Backend, precision: Precision, device:
                       batch_size=batch_size, threads=threads)
 
 
-def find_images(names: Sequence[str], *, strict: bool = False) -> list[str | Member]:
+def find_images(names: Sequence[str], *, strict: bool = False, left_out: LeftOut | None = None
+                ) -> list[str | Member]:
     """The images that `names` stand for: paths, "-", folders and their subfolders, tar archives,
-    folders that contain only archives, and patterns of files and archives.
+    folders that contain only archives, and patterns of files, folders and archives.
 
-    Raises InputError for a folder, an archive or a pattern without images, and for a compressed or
-    corrupt archive. A missing path stays in the list, for a `Predictor` to report; with `strict` it
-    is an InputError too.
+    What else is in folders and archives is counted in `left_out`. Raises InputError for a folder,
+    an archive or a pattern without images, and for a compressed or corrupt archive. A missing path
+    stays in the list, for a `Predictor` to report; with `strict` it is an InputError too.
     """
+    left_out = LeftOut() if left_out is None else left_out
     result: list[str | Member] = []
     for name in names:
         path = Path(name)
         if name != STDIN and path.is_dir():
-            images: list[Path] = list_images(path) or sorted(path.rglob("*.tar"))
-            if not images:
-                raise InputError(f"{name} has no images or .tar archives in it or below it")
-            result += _expand_archives(map(str, images))
+            result += _in_folder(path, left_out)
         elif name != STDIN and not path.exists() and glob.has_magic(name):
-            matches = sorted(m for m in glob.glob(name, recursive=True) if Path(m).is_file())
-            if not matches:
+            # glob itself passes over names that start with a dot.
+            matches = [match for match in sorted(glob.glob(name, recursive=True))
+                       if not is_hidden(os.path.basename(match))]
+            files = [match for match in matches if os.path.isfile(match)]
+            result += _expand_archives(files, left_out)
+            folders = [] if "**" in name else [m for m in matches if os.path.isdir(m)]
+            for folder in folders:  # with ** their files match themselves
+                result += _in_folder(Path(folder), left_out, may_be_empty=True)
+            if not files and not folders:
                 raise InputError(f"no file matches the pattern {name!r}")
-            result += _expand_archives(matches)
         elif strict and name != STDIN and not path.exists():
             raise InputError(f"{name}: no such file")
         else:
-            result += _expand_archives([name])
+            result += _expand_archives([name], left_out)
+    if names and not result:
+        raise InputError(f"there are no images in {', '.join(names)}"
+                         + (f"; left out: {left_out}" if left_out else ""))
     return result
 
 
+def _in_folder(folder: Path, left_out: LeftOut, may_be_empty: bool = False
+               ) -> list[str | Member]:
+    here = LeftOut()
+    images: list[str | Member] = list(list_images(folder, here))
+    if not images:
+        archives = [str(path) for path in sorted(folder.rglob("*.tar")) if not is_hidden(path.name)]
+        images = list(_expand_archives(archives, here))
+        here[NOT_IMAGES, ".tar"] -= len(archives)
+        here += LeftOut()  # without counts of zero
+    if not images and not may_be_empty:
+        raise InputError(f"{folder} has no images or .tar archives in it or below it"
+                         + (f"; left out: {here}" if here else ""))
+    left_out.update(here)
+    return images
+
+
 def read_list(path: str | Path) -> list[str]:
-    """The paths in a text file, one on each line; empty lines are skipped.
+    """The paths in a text file, one on each line, as `find_file` finds them; empty lines are
+    skipped.
 
     Raises OSError if the file cannot be read, InputError if it lists nothing.
     """
-    # A file name may be any bytes; surrogateescape keeps them.
-    text = Path(path).read_text(encoding="utf-8", errors="surrogateescape")
-    names = [line for line in text.split("\n") if line.strip()]
+    lines = read_text(path).replace("\r\n", "\n").replace("\r", "\n").split("\n")
+    names = [line if line == STDIN else str(find_file(line)) for line in lines if line.strip()]
     if not names:
         raise InputError(f"{path} lists no images; give one path on each line")
     return names
 
 
-def _expand_archives(names: Iterable[str]) -> Iterator[str | Member]:
+def _expand_archives(names: Iterable[str], left_out: LeftOut) -> Iterator[str | Member]:
     """Replace archives by the images in them."""
     for name in names:
-        if name.endswith(".tar") and Path(name).is_file():
-            yield from archive_images(Path(name))
+        if name.lower().endswith(".tar") and Path(name).is_file():
+            yield from archive_images(Path(name), left_out)
+        elif name.lower().endswith(COMPRESSED) and Path(name).is_file():
+            raise InputError(f"{name} is a compressed archive; unpack it and give the directory")
         else:
             yield name

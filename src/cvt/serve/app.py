@@ -24,6 +24,7 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp
 
+from cvt.data.classes import find_class
 from cvt.data.images import read_image
 from cvt.data.preprocess import prepare
 from cvt.predict.predictor import Predictor, top_classes
@@ -44,7 +45,7 @@ from cvt.serve.schemas import (
     Prediction,
 )
 from cvt.serve.telemetry import Metrics, log_event
-from cvt.system.errors import InputError, did_you_mean
+from cvt.system.errors import InputError
 from cvt.system.machine import available_cores
 
 _VERSION = version("cvt-torch")
@@ -125,10 +126,11 @@ class Server:
         if self.explainer is None:
             raise RequestError("not_explainable", f"{self.name} is an exported model, which has no "
                                "attention to show; serve the model that it was exported from")
-        classes = self.predictor.card.classes
-        if target is not None and target not in classes:
-            raise RequestError("invalid_request", f"there is no class {target!r}; "
-                               f"{did_you_mean(target, classes)}")
+        if target is not None:
+            try:
+                find_class(target, self.predictor.card.classes)
+            except InputError as error:
+                raise RequestError("invalid_request", str(error)) from None
         if self._explanations >= _MAX_EXPLANATIONS:
             raise RequestError("overloaded", "the server is overloaded: it computes other "
                                "explanations; try again later", retry_after=1)

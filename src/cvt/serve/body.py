@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
+from urllib.parse import unquote_to_bytes
 
 from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import MultipartParser, parse_options_header
@@ -12,6 +14,9 @@ from cvt.serve.config import ServeConfig
 from cvt.serve.errors import RequestError
 
 FORM = "multipart/form-data"
+
+# filename*=utf-8''caf%C3%A9.jpg (RFC 5987), which some clients send for a name that is not ASCII.
+_EXTENDED_NAME = re.compile(rb""";\s*filename\*\s*=\s*[\w-]*'[\w-]*'([^\s;"]+)""", re.IGNORECASE)
 
 
 @dataclass
@@ -138,13 +143,16 @@ class _Form:
 
     def _headers_finished(self) -> None:
         _, options = parse_options_header(self._disposition)
-        if b"filename" not in options:
+        name = options.get(b"filename")
+        if name is None and (found := _EXTENDED_NAME.search(self._disposition)):
+            name = unquote_to_bytes(found[1])
+        if name is None:
             raise RequestError("invalid_request", "a part of the form is not a file; send only "
                                "images, as curl -F images=@image.jpg does")
         if len(self.uploads) == self._max_images:
             raise RequestError("too_many_images", f"the request has more than {self._max_images} "
                                "images; split it into several requests")
-        self.uploads.append(Upload(name=options[b"filename"].decode("utf-8", "replace")))
+        self.uploads.append(Upload(name=name.decode("utf-8", "replace")))
 
     def _part_data(self, data: bytes, start: int, end: int) -> None:
         self.uploads[-1].data += memoryview(data)[start:end]

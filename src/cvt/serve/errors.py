@@ -6,6 +6,8 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+from cvt.system.text import utf8
+
 # Status and meaning of each code; docs/serving.md and the OpenAPI document repeat them.
 ERROR_CODES: Mapping[str, tuple[int, str]] = {
     "bad_request": (400, "not valid HTTP, or a malformed form"),
@@ -36,7 +38,7 @@ class RequestError(Exception):
     def __init__(self, code: str, message: str, retry_after: float | None = None) -> None:
         super().__init__(message)
         self.code, self.status = code, ERROR_CODES[code][0]
-        self.message = message
+        self.message = utf8(message)
         self.headers: dict[str, str] = {}
         if retry_after is not None:
             self.headers["retry-after"] = str(max(1, math.ceil(retry_after)))

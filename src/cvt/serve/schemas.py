@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Annotated, Any
 
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, BeforeValidator, Field
+
+from cvt.system.text import utf8
+
+# A name of a class, model or file, whose bytes need not be UTF-8.
+Name = Annotated[str, BeforeValidator(utf8)]
 
 
 class ClassProbability(BaseModel):
     """A class and its probability."""
 
     index: int = Field(description="Index of the logit, from 0.")
-    name: str
+    name: Name
     probability: float = Field(description="In [0, 1]; all classes sum to 1.")
 
 
@@ -19,7 +24,7 @@ class Error(BaseModel):
     """Why a request or an image failed."""
 
     code: str = Field(description="For programs.")
-    message: str = Field(description="For people.")
+    message: Name = Field(description="For people.")
     request_id: str | None = None
 
 
@@ -32,7 +37,7 @@ class ErrorResponse(BaseModel):
 class Prediction(BaseModel):
     """Prediction for one image."""
 
-    name: str | None = Field(default=None, description="File name in the form, as sent.")
+    name: Name | None = Field(default=None, description="File name in the form, as sent.")
     classes: list[ClassProbability] | None = Field(default=None, description="Most probable first.")
     error: Error | None = Field(default=None, description="Why the image could not be read.")
 
@@ -40,7 +45,7 @@ class Prediction(BaseModel):
 class ClassifyResponse(BaseModel):
     """Predictions for the images of a request, in order."""
 
-    model: str
+    model: Name
     predictions: list[Prediction]
     duration_seconds: float = Field(description="From the request's headers to the response.")
 
@@ -48,9 +53,9 @@ class ClassifyResponse(BaseModel):
 class ExplainResponse(BaseModel):
     """What the network attends to in an image. Maps are lists of rows, from top to bottom."""
 
-    model: str
+    model: Name
     classes: list[ClassProbability] = Field(description="All classes, most probable first.")
-    target: str = Field(description="The class that Grad-CAM explains.")
+    target: Name = Field(description="The class that Grad-CAM explains.")
     input: str = Field(description="The preprocessed image, a PNG as a data: URL.")
     attention: list[list[list[list[float]]]] = Field(
         description="Attention of the class token: for each block of the last stage and each head, "
@@ -65,15 +70,15 @@ class ExplainResponse(BaseModel):
 class ModelResponse(BaseModel):
     """The model and the limits of the server."""
 
-    name: str
-    classes: list[str]
+    name: Name
+    classes: list[Name]
     image_size: int
     preprocess: dict[str, Any]
     backend: str
     precision: str
     explainable: bool
     limits: dict[str, float]
-    samples: list[str] = Field(description="Names of the sample images at /samples/N, from 0.")
+    samples: list[Name] = Field(description="Names of the sample images at /samples/N, from 0.")
     version: str
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import re
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -11,14 +12,34 @@ if TYPE_CHECKING:
     from PIL import ImageDraw, ImageFont
 
 
+_SURROGATE = re.compile("[\ud800-\udfff]")
+
+
+def utf8(text: str) -> str:
+    r"""`text` that can be encoded: bytes of a file name that are not UTF-8 become \xNN.
+
+    Python keeps such bytes as surrogates, which no encoding has.
+
+    >>> print(utf8("caf\udce9"))
+    caf\xe9
+    """
+    return _SURROGATE.sub(lambda match: _escaped(match[0]), text)
+
+
 def printable(text: str) -> str:
-    r"""`text` with unprintable characters, such as control codes of a terminal, escaped.
+    r"""`text` with unprintable characters, such as control codes of a terminal, escaped, and bytes
+    that are not UTF-8 as `utf8` writes them.
 
     >>> print(printable("a\x1b[31mb"))
     a\x1b[31mb
     """
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode()
-                   for c in text)
+    return "".join(c if c.isprintable() else _escaped(c) for c in text)
+
+
+def _escaped(character: str) -> str:
+    if "\udc80" <= character <= "\udcff":
+        return f"\\x{ord(character) & 0xff:02x}"
+    return character.encode("unicode_escape").decode()
 
 
 def write_line(draw: ImageDraw.ImageDraw, xy: tuple[int, int], text: str, height: int, color: str,

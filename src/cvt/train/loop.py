@@ -186,7 +186,7 @@ def _train(run: _Run, repaired: Sequence[str], *, quiet: bool) -> Evaluation | N
                              progress=state.progress, quiet=quiet, track=engine.track) as log:
         engine.open_trackers(run.directory)
         report = [str(setup.load_report)] if setup.load_report else []
-        for text in (*repaired, *report, *state.progress.notes):
+        for text in (*setup.dataset.messages, *repaired, *report, *state.progress.notes):
             log.message(text)
         if (warmup := warmup_steps(recipe.optim, len(setup.loader))) >= steps:
             log.message(f"the warm-up takes {warmup} steps, and the run has {steps}: the learning "

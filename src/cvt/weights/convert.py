@@ -18,6 +18,7 @@ from cvt.model import CvT
 from cvt.system.errors import InputError
 from cvt.system.files import replace_file
 from cvt.system.schema import write_mapping
+from cvt.system.text import utf8
 from cvt.weights import huggingface, timm
 from cvt.weights.card import CONFIG, ModelCard
 from cvt.weights.checkpoint import build
@@ -102,7 +103,7 @@ def convert(source: str | Path, destination: str | Path, to: Format, *, model: s
             write_tensors({rename(name, FROM_NATIVE[naming]): tensor
                            for name, tensor in tensors.items()}, path)
         elif isinstance(content, str):
-            replace_file(path, partial(Path.write_text, data=content, encoding="utf-8"))
+            replace_file(path, partial(Path.write_text, data=utf8(content), encoding="utf-8"))
         else:
             write_mapping(content, path)
     return Conversion(written=tuple(files), report=report, notes=tuple(notes))

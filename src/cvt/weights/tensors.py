@@ -51,7 +51,8 @@ _DTYPES = frozenset((torch.float64, torch.float32, torch.float16, torch.bfloat16
                      torch.int32, torch.int16, torch.int8, torch.uint8, torch.bool))
 
 # Maximum number of objects in a tuple of a pickle, at any depth. A shape has four. Tuples may be
-# hashed, and hashing a nested one of a hundred bytes can take practically forever.
+# hashed, and hashing a nested one of a hundred bytes can take practically forever. A flat tuple
+# that is used once, such as the names of classes, may be larger: that takes as long as reading it.
 _MAX_TUPLE = 1000
 
 # Depth at which state dicts are looked for in the content of a pickle.
@@ -293,11 +294,15 @@ def _globals(file: IO[bytes] | mmap.mmap) -> Iterator[str]:
         else:
             size = memo[value] if "GET" in name else 1
             before = [kind.name for kind in opcode.stack_before]
+            items = 0
             if "mark" in before:
                 while item := sizes.pop():
                     size += item
+                    items += 1
                 before = before[:before.index("mark")]
             size += sum(sizes.pop() for _ in before)
+            flat = size == 1 + items + len(before)
             sizes += [0 if name == "MARK" else size] * len(opcode.stack_after)
-            if "TUPLE" in name and size > _MAX_TUPLE:
+            again = "GET" in name or name == "DUP"
+            if size > _MAX_TUPLE and (again or ("TUPLE" in name and not flat)):
                 raise ValueError(f"a tuple of more than {_MAX_TUPLE} objects")

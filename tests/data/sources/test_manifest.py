@@ -1,3 +1,6 @@
+import os
+import unicodedata
+
 import pytest
 from PIL import Image
 
@@ -140,7 +143,11 @@ def test_what_cannot_be_read_is_left_out_of_training_and_kept_in_validation(tmp_
     ("", "one must be path"),
     ("path,label\n", "0 images of 0 classes"),
     ("path\na.png\n", "one must be label"),
-    ("path,label,colour\na,b,c\n", "the column 'colour'; choose from path, label"),
+    ("path,label,splits\na,b,c\n", "the column 'splits'; did you mean split"),
+    ("file,label\na,b\n", "the columns file, label; one must be path, or choose it with "
+                           "data.path_column"),
+    ("path;class\na,b\n", "the columns path, class; one must be label"),
+    ("Path,path ,label\na,b,c\n", "the columns Path, path , label; one must be path"),
     ("path,lable\na,b\n", "the column 'lable'; did you mean label"),
     ("path,label\na.png,x\nb.png,\n", "row 2 after the heading: label is empty"),
     ("path,label\na.png\n", "row 1 after the heading: 1 cells for 2 columns"),
@@ -168,3 +175,108 @@ def test_other_files_are_rejected(tmp_path):
         manifest(table(tmp_path, "x", "list.xlsx"))
     with pytest.raises(InputError, match="is not a Parquet file"):
         manifest(table(tmp_path, "x", "list.parquet"))
+
+
+ROWS = [("a/1.png", "cat", "train"), ("a/2.png", "dog", "train"), ("a/3.png", "cat", "val"),
+        ("a/4.png", "dog", "val")]
+
+
+def rows_of(data):
+    return [(os.path.basename(name), half.classes[label])
+            for half in (data.train, data.val)
+            for name, label in zip(half.names, half.labels, strict=True)]
+
+
+EXPECTED = [("1.png", "cat"), ("2.png", "dog"), ("3.png", "cat"), ("4.png", "dog")]
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
+@pytest.mark.parametrize("suffix", ["csv", "tsv", "CSV"])
+@pytest.mark.parametrize("delimiter", [",", ";", "\t", ", "])
+@pytest.mark.parametrize("heading", [
+    ("path", "label", "split"), ("Path", " label", "Split "), ("PATH", "LABEL", "SPLIT")])
+def test_tables_as_programs_write_them(tmp_path, encoding, suffix, delimiter, heading):
+    rows = [("", *heading, "width", "width"), *((str(i), *row, "8", "x") for i, row in
+                                                 enumerate(ROWS))]
+    text = "\r\n".join(map(delimiter.join, rows)) + "\r\n" + delimiter.rstrip() * 5 + "\r\n"
+    path = tmp_path / f"list.{suffix}"
+    path.write_bytes(text.encode(encoding))
+    data = load_dataset(DataConfig(name="manifest", root=str(path)))
+    assert rows_of(data) == EXPECTED
+    assert data.notes == ()
+
+
+def test_columns_are_chosen_by_name(tmp_path):
+    text = "image_path,path,target,label,split\n" + "".join(
+        f"{path},-,{label},-,{split}\n" for path, label, split in ROWS)
+    path = str(table(tmp_path, text))
+    chosen = {"path_column": "image_path", "label_column": "Target"}
+    assert rows_of(load_dataset(DataConfig(name="manifest", root=path, **chosen))) == EXPECTED
+    with pytest.raises(InputError, match="has the column 'target'; did you mean targets"):
+        load_dataset(DataConfig(name="manifest", root=path, label_column="targets"))
+    with pytest.raises(InputError, match=r"one must be file, or choose it with data\.path_column"):
+        load_dataset(DataConfig(name="manifest", root=path, path_column="file"))
+    for name in ("folder", "huggingface"):
+        with pytest.raises(InputError, match=r"data\.path_column=x is for data\.name=manifest"):
+            DataConfig(name=name, root=path, path_column="x")
+    DataConfig(name="huggingface", root=path, label_column="x")
+    with pytest.raises(InputError, match="huggingface and manifest, not folder"):
+        DataConfig(name="folder", root=path, label_column="x")
+
+
+def test_other_columns_of_a_parquet_file_are_not_read(tmp_path):
+    paths, labels, splits = zip(*ROWS, strict=True)
+    path = parquet(tmp_path, Path=paths, label=labels, split=splits, boxes=[[1, 2]] * 4,
+                   image=[b"x"] * 4)
+    assert rows_of(manifest(path)) == EXPECTED
+
+
+@pytest.mark.parametrize(("listed", "stored"), [("NFC", "NFD"), ("NFD", "NFC")])
+def test_names_that_differ_in_unicode_normalization_are_one(tmp_path, listed, stored):
+    def as_listed(text):
+        return unicodedata.normalize(listed, text)
+
+    def as_stored(text):
+        return unicodedata.normalize(stored, text)
+
+    folder, name, label = "\u00e9t\u00e9", "caf\u00e9.png", "\u00e9"
+    paint(tmp_path, as_stored(f"{folder}/\u00e0.png"), f"{as_stored(folder)}/{as_listed(name)}",
+          "z.png", "y.png")
+    text = "\n".join(["path,label,split",
+                      f"{as_listed(folder)}/{as_listed(chr(0xe0))}.png,{as_listed(label)},train",
+                      f"{as_listed(folder)}/{as_listed(name)},{as_stored(label)},val",
+                      "z.png,b,train", "y.png,b,val"])
+    (tmp_path / "list.csv").write_text(text, encoding="utf-8")
+    data = manifest(tmp_path / "list.csv")
+    assert data.train.classes == ("b", "\u00e9")
+    assert [image.getpixel((0, 0))[0] for half in (data.train, data.val)
+            for image in map(half.read, range(2))] == [0, 2, 1, 3]
+
+
+def test_backslashes_separate_directories_unless_a_file_has_them(tmp_path):
+    paint(tmp_path, "a/1.png", "b\\2.png", "b/2.png", "a/4.png")
+    data = manifest(table(tmp_path, "path,label,split\na\\1.png,x,train\nb\\2.png,y,train\n"
+                                    ".\\a\\4.png,x,val\nC:\\photos\\5.png,y,val\n"))
+    assert [data.train.read(i).getpixel((0, 0))[0] for i in range(2)] == [0, 1]
+    assert data.val.read(0).getpixel((0, 0))[0] == 3
+    with pytest.raises(OSError, match="No such file") as caught:
+        data.val.read(1)
+    assert caught.value.filename == str(tmp_path / "C:\\photos\\5.png")
+
+
+def test_files_that_are_listed_twice_are_noted(tmp_path):
+    data = manifest(table(tmp_path, "path,label,split\na.png,x,train\n./a.png,x,train\n"
+                                    "b.png,y,train\nb/../b.png,x,val\nc.png,y,val\n"))
+    assert len(data.train) + len(data.val) == 5
+    twice, both = data.notes
+    assert twice == (f"{tmp_path}/list.csv lists 2 files more than once, such as "
+                     f"{tmp_path}/a.png; 1 of them have different labels")
+    assert "1 files both in train and in val, such as" in both
+    assert "b.png" in both
+
+
+def test_a_name_that_no_file_can_have_is_unreadable(tmp_path):
+    data = manifest(table(tmp_path, "path,label,split\na\0.png,x,train\nb.png,y,train\n"
+                                    "c.png,y,val\n"))
+    with pytest.raises(OSError, match="contains a NUL"):
+        data.train.read(0)

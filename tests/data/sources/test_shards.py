@@ -246,3 +246,59 @@ def test_directories_that_cannot_be_trained_on_say_why(tmp_path):
     (tmp_path / "val-0.tar").write_bytes(b"\x1f\x8b" + bytes(600))
     with pytest.raises(InputError, match="is not a complete, uncompressed tar archive"):
         shards(tmp_path)
+
+
+@pytest.mark.parametrize("name", [
+    ".DS_Store", "._0001.png", "./._0001.cls", "__MACOSX/._0001.png", "a/.hidden.json", "..", "a/.",
+    "Thumbs.db", "@eaDir/0001.png/SYNOFILE_THUMB.jpg", "", "/"])
+def test_hidden_and_system_files_in_archives_are_left_out(tmp_path, name):
+    pack(tmp_path / "a.tar", (name, b"x"), *samples(range(6)), ("./6.png", png(6)), ("6.cls", b"1"))
+    pack(tmp_path / "._a.tar", ("x", b""))
+    for _ in range(2):  # the second time from the index
+        data = shards(tmp_path)
+        assert len(data.all) == 7
+        assert data.messages == ("left out: 1 hidden or system files",)
+
+
+def test_other_files_in_archives_are_counted_also_from_the_index(tmp_path):
+    pack(tmp_path / "a.tar", *samples(range(6)), ("8.svg", b"<svg/>"), ("8.cls", b"1"),
+         ("8.txt", b"a caption"), ("README", b""))
+    for _ in range(2):
+        assert shards(tmp_path).messages == (
+            "left out: 1 .svg (formats that are not read: convert them to JPEG or PNG); "
+            "1 without a suffix, 1 .txt (not images)",)
+
+
+def test_a_class_in_archives_that_loses_its_images_is_an_error(tmp_path):
+    pack(tmp_path / "a.tar", *samples(range(6)), ("8.svg", b"<svg/>"), ("8.cls", b"icon"))
+    with pytest.raises(InputError, match="the class 'icon' has no image that can be read; left o"):
+        shards(tmp_path)
+
+
+@pytest.mark.parametrize("names", [
+    ("train-0.tar", "valid-0.tar"), ("Train/0.tar", "Val/0.tar"), ("training.tar", "testing.tar"),
+    ("imagenet-train-000.tar", "imagenet-validation-000.tar"), ("train_0.TAR.tar", "val_0.x.tar")])
+def test_archives_of_splits_are_known_by_their_usual_names(tmp_path, names):
+    pack(tmp_path / names[0], *samples(range(6)))
+    pack(tmp_path / names[1], *samples(range(2)))
+    if "TAR" in names[0]:  # other words than those of the split
+        names = (names[0], names[1].replace(".x.", ".TAR."))
+        (tmp_path / "val_0.x.tar").rename(tmp_path / names[1])
+    data = shards(tmp_path)
+    assert (len(data.train), len(data.val)) == (6, 2)
+
+
+def test_archives_of_a_test_split_beside_validation_are_not_used(tmp_path):
+    for name in ("train-0", "val-0", "test-0", "extra-0"):
+        pack(tmp_path / f"{name}.tar", *samples(range(4)))
+    data = shards(tmp_path)
+    assert (len(data.train), len(data.val)) == (4, 4)
+    assert [note.split(" in ")[0] for note in data.notes] == ["1 archives of test", "1 archives"]
+
+
+def test_an_evaluation_of_archives_takes_all_of_a_single_class(tmp_path):
+    pack(tmp_path / "test-0.tar", ("1.png", png(1)), ("1.cls", b"cat"))
+    config = DataConfig(name="shards", root=str(tmp_path))
+    with pytest.raises(InputError, match="archives for test but none for train"):
+        load_dataset(config)
+    assert len(load_dataset(config, hold_out=False).val) == 1

@@ -80,6 +80,8 @@ class DatasetReport:
     """Validation images."""
     classes: tuple[ClassCount, ...]
     """In the order of the labels."""
+    left_out: dict[str, dict[str, int]]
+    """What the source holds besides these images: the number of each suffix, by reason."""
     unreadable: tuple[Unreadable, ...]
     """All unreadable images, in the dataset's order; the fields below leave them out."""
     width: Range | None

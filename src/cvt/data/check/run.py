@@ -70,6 +70,7 @@ def check(dataset: Dataset, preprocess: Preprocess | None = None,
     sizes = summaries.sizes[summaries.pixels >= 0]
     return DatasetReport(
         train=len(dataset.train), val=len(dataset.val), classes=_class_counts(dataset, summaries),
+        left_out=dataset.left_out.to_dict(),
         unreadable=tuple(Unreadable(**asdict(source(i)), reason=reason)
                          for i, reason in summaries.reasons.items()),
         width=_range(sizes[:, 0]), height=_range(sizes[:, 1]), image_size=preprocess.size,

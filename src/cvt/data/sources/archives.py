@@ -5,9 +5,9 @@ from __future__ import annotations
 import tarfile
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
-from cvt.data.images import SUFFIXES
+from cvt.data.listing import HIDDEN, LeftOut, is_hidden, is_image, suffix_of
 from cvt.system.errors import InputError
 
 
@@ -52,13 +52,24 @@ def archive_members(path: Path) -> Iterator[Member]:
         raise InputError(f"{path} is not a complete, uncompressed tar archive: {error}") from None
 
 
-def archive_images(path: Path) -> list[Member]:
-    """The images of an archive, by suffix.
+def is_hidden_member(name: str) -> bool:
+    """Whether a file in an archive, or a directory on the way to it, is hidden or of a system."""
+    return name.rpartition("/")[2] in ("", ".", "..") or any(
+        is_hidden(part) for part in name.split("/") if part not in ("", ".", ".."))
+
+
+def archive_images(path: Path, left_out: LeftOut) -> list[Member]:
+    """The images of an archive, by suffix. The others are counted in `left_out`.
 
     Raises InputError as `archive_members` does, and for an archive without images.
     """
-    images = [member for member in archive_members(path)
-              if PurePosixPath(member.name).suffix.lower() in SUFFIXES]
+    images, here = [], LeftOut()
+    for member in archive_members(path):
+        if is_hidden_member(member.name):
+            here.add(HIDDEN)
+        elif is_image(suffix_of(member.name.rpartition("/")[2]), here):
+            images.append(member)
     if not images:
-        raise InputError(f"{path} has no images in it")
+        raise InputError(f"{path} has no images in it" + (f"; left out: {here}" if here else ""))
+    left_out.update(here)
     return images

@@ -19,7 +19,7 @@ _VAL_SPLITS = ("validation", "valid", "val", "dev", "test")
 
 def huggingface(root: str, *, subset: str | None = None, image_column: str | None = None,
                 label_column: str | None = None, val_split: str | None = None,
-                val_fraction: float = 0.2, seed: int = 0) -> Dataset:
+                val_fraction: float | None = 0.2, seed: int = 0) -> Dataset:
     """The dataset `root`: a directory that `save_to_disk` wrote, one that `load_dataset` reads
     (Parquet files, an image folder), or the name of a dataset on the hub, downloaded once.
 

@@ -11,6 +11,7 @@ import contextlib
 import json
 import zipfile
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from decimal import Decimal
 from functools import partial
 from pathlib import Path, PurePosixPath
@@ -20,11 +21,20 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cvt.data.classes import canonical_name, check_names, natural_order
-from cvt.data.dataset import Dataset, LabeledImages, check_trained, split
-from cvt.data.images import SUFFIXES
-from cvt.data.sources.archives import Member, archive_members
+from cvt.data.dataset import Dataset, LabeledImages, check_trained, find_splits, split
+from cvt.data.listing import (
+    HIDDEN,
+    NEED_HEIC,
+    OTHER_FORMATS,
+    LeftOut,
+    is_hidden,
+    is_image,
+    suffix_of,
+)
+from cvt.data.sources.archives import Member, archive_members, is_hidden_member
 from cvt.system.errors import InputError
 from cvt.system.files import replace_file
+from cvt.system.text import printable
 
 INDEX, CLASSES = "index.npz", "classes.txt"
 _MAX_LABEL_BYTES = 1 << 20  # of a .cls or .json member
@@ -32,9 +42,10 @@ _MAX_LABEL_BYTES = 1 << 20  # of a .cls or .json member
 _Label = tuple[str, bool]  # as written, and whether it is a JSON string
 
 
-def shards(root: Path, val_fraction: float = 0.2, seed: int = 0) -> Dataset:
+def shards(root: Path, val_fraction: float | None = 0.2, seed: int = 0) -> Dataset:
     """The archives `root`/train*.tar or `root`/train/*.tar, and those of val; or all `root`/*.tar,
-    of which a `val_fraction` of each class is held out.
+    of which a `val_fraction` of each class is held out, with None all. Names are those that
+    `find_splits` knows; without val the archives of test are taken.
 
     `root`/classes.txt lists the class names in order, one per line; without it the classes are
     those in the archives, in natural order. Raises InputError for archives that are compressed or
@@ -43,33 +54,65 @@ def shards(root: Path, val_fraction: float = 0.2, seed: int = 0) -> Dataset:
     """
     if not root.is_dir():
         raise InputError(f"data.root={root} is not a directory; give one with .tar archives")
-    splits = {half: sorted((*root.glob(f"{half}*.tar"), *(root / half).glob("*.tar")))
-              for half in ("train", "val")}
-    if bool(splits["train"]) != bool(splits["val"]):
-        there, other = ("train", "val") if splits["train"] else ("val", "train")
+    archives, notes = _archives(root)
+    if "train" not in archives and val_fraction is None:  # an evaluation
+        archives = {"all": [path for paths in archives.values() for path in paths]}
+    if len(archives) == 1 and "all" not in archives:
+        there, = archives
+        other = "val" if there == "train" else "train"
         raise InputError(f"{root} has archives for {there} but none for {other}; add "
                          f"{other}-000000.tar, or name them otherwise, and data.val_fraction of "
                          "each class is held out")
-    archives = {"all": sorted(root.glob("*.tar"))} if not splits["train"] else splits
     if not any(archives.values()):
         raise InputError(f"{root} has no .tar archives; unpack compressed ones, which allow no "
                          "random access")
     index = _read_or_build_index(root, [path for paths in archives.values() for path in paths])
-    classes, indices = _classes(root, index)
+    classes, indices = _classes(root, index, min_classes=1 if val_fraction is None else 2)
     images = {half: _labeled_images(root, index, classes, indices, paths)
               for half, paths in archives.items()}
     if "all" in images:
-        return split(images["all"], val_fraction, seed, str(root))
-    dataset = Dataset(train=images["train"], val=images["val"])
-    if not (root / CLASSES).is_file():
-        check_trained(dataset, str(root))
-    return dataset
+        dataset = split(images["all"], val_fraction, seed, str(root))
+    else:
+        dataset = Dataset(train=images["train"], val=images["val"])
+        if not (root / CLASSES).is_file():
+            check_trained(dataset, str(root))
+    left_out = LeftOut()
+    for reason, suffix, count in json.loads(str(index.left_out)):
+        left_out[reason, suffix] += count
+    return replace(dataset, left_out=left_out, notes=notes)
+
+
+def _archives(root: Path) -> tuple[dict[str, list[Path]], tuple[str, ...]]:
+    """The archives of train and val, of one of them, or all of them; and what to know about it."""
+    inside = sorted(path for path in root.glob("*.tar") if not is_hidden(path.name))
+    below = {path.name: sorted(file for file in path.glob("*.tar") if not is_hidden(file.name))
+             for path in root.iterdir() if path.is_dir() and not is_hidden(path.name)}
+    by_name = {path.stem: [path] for path in inside} | {
+        name: [*below[name], *(path for path in inside if path.stem == name)]
+        for name in sorted(below) if below[name]}
+    splits = {kind: [path for name in sorted(names) for path in by_name[name]]
+              for kind, names in find_splits(by_name, str(root)).items()}
+    if not splits:
+        return {"all": inside}, ()
+    notes, used = [], {path for paths in splits.values() for path in paths}
+    if "train" in splits and "test" in splits and "val" not in splits:
+        splits["val"] = splits.pop("test")
+        notes.append(f"the archives of test in {root} are used for validation, because there are "
+                     "none of val")
+    elif "train" in splits and "test" in splits:
+        notes.append(f"{len(splits.pop('test')):,} archives of test in {root} are used neither to "
+                     "train nor to validate")
+    if others := sorted(path.name for path in inside if path not in used):
+        notes.append(f"{len(others):,} archives in {root} that are of no split are not used, such "
+                     f"as {printable(others[0])}")
+    return splits, tuple(notes)
 
 
 class _Index(NamedTuple):
-    """The location and class of each image; arrays of one length, except for `archives`."""
+    """The location and class of each image; arrays of one length, except the first two."""
 
     archives: NDArray[np.str_]  # paths relative to the root, with size and modification time
+    left_out: NDArray[np.str_]  # JSON: reason, suffix and number of what is no image and no label
     archive: NDArray[np.int64]  # of each image, an index into archives
     name: NDArray[np.str_]
     offset: NDArray[np.int64]  # bytes
@@ -88,11 +131,20 @@ def _read_or_build_index(root: Path, archives: Sequence[Path]) -> _Index:
                 return _Index(*(file[key] for key in _Index._fields))
     except (OSError, ValueError, LookupError, EOFError, zipfile.BadZipFile):
         pass  # missing or corrupt
-    rows = [(number, *row) for number, path in enumerate(archives) for row in _samples(path)]
+    left_out, without_image = LeftOut(), set[_Label]()
+    rows = [(number, *row) for number, path in enumerate(archives)
+            for row in _samples(path, left_out, without_image)]
     if not rows:
         raise InputError(f"the archives in {root} hold no images; a sample is an image and a "
-                         "file of the same name that ends in .cls or .json")
-    index = _Index(np.array(stamps), *map(np.array, zip(*rows, strict=True)))
+                         "file of the same name that ends in .cls or .json"
+                         + (f"; left out: {left_out}" if left_out else ""))
+    if (lost := without_image - {(row[4], row[5]) for row in rows}) and any(
+            reason in (OTHER_FORMATS, NEED_HEIC) for reason, _ in left_out):
+        raise InputError(f"{root}: the class {min(lost)[0]!r} has no image that can be read; left "
+                         f"out: {left_out}")
+    counts = json.dumps([[*key, count] for key, count in left_out.items()])
+    columns = map(np.array, zip(*rows, strict=True))
+    index = _Index(np.array(stamps), np.array(counts), *columns)
 
     def write(part: Path) -> None:
         with part.open("wb") as file:
@@ -103,26 +155,33 @@ def _read_or_build_index(root: Path, archives: Sequence[Path]) -> _Index:
     return index
 
 
-def _samples(path: Path) -> Iterator[tuple[str, int, int, str, bool]]:
-    """Name, offset, size and label of each image of an archive, in its order."""
+def _samples(path: Path, left_out: LeftOut, without_image: set[_Label]
+             ) -> Iterator[tuple[str, int, int, str, bool]]:
+    """Name, offset, size and label of each image of an archive, in its order; labels of no image
+    go to `without_image`."""
     images: dict[str, Member] = {}
     labels: dict[str, _Label] = {}
     for member in archive_members(path):
+        if is_hidden_member(member.name):
+            left_out.add(HIDDEN)
+            continue
         stem = PurePosixPath(member.name)
-        key = str(stem.with_name(stem.name.split(".")[0]))
-        if stem.suffix.lower() in SUFFIXES:
+        key, suffix = str(stem.with_name(stem.name.split(".")[0])), suffix_of(stem.name)
+        if suffix in (".cls", ".json"):
+            if (member.size <= _MAX_LABEL_BYTES
+                    and (label := _label(member.read(), suffix)) is not None
+                    and (key not in labels or suffix == ".cls")):  # .cls takes precedence
+                labels[key] = label
+        elif is_image(suffix, left_out):
             if key in images:
                 raise InputError(f"{path} has two images called {key}")
             images[key] = member
-        elif (stem.suffix in (".cls", ".json") and member.size <= _MAX_LABEL_BYTES
-              and (label := _label(member.read(), stem.suffix)) is not None
-              and (key not in labels or stem.suffix == ".cls")):  # .cls takes precedence
-            labels[key] = label
     for key, member in images.items():
         if key not in labels:
             raise InputError(f"{path}: {member.name} has no class; it takes {key}.cls, or "
                              f'{key}.json with a "label"')
         yield member.name, member.offset, member.size, *labels[key]
+    without_image.update(label for key, label in labels.items() if key not in images)
 
 
 def _label(content: bytes, suffix: str) -> _Label | None:
@@ -141,7 +200,8 @@ def _label(content: bytes, suffix: str) -> _Label | None:
     return str(label).strip(), suffix == ".json" and isinstance(label, str)
 
 
-def _classes(root: Path, index: _Index) -> tuple[tuple[str, ...], dict[_Label, int]]:
+def _classes(root: Path, index: _Index, min_classes: int
+             ) -> tuple[tuple[str, ...], dict[_Label, int]]:
     """The class names, and the index among them of each label."""
     labels = sorted(set(zip(index.label.tolist(), index.text.tolist(), strict=True)))
     if (root / CLASSES).is_file():
@@ -151,7 +211,7 @@ def _classes(root: Path, index: _Index) -> tuple[tuple[str, ...], dict[_Label, i
         names = natural_order((name for name, _ in labels), str(root))
         by_name = {name: i for i, name in enumerate(names)}
         indices = {label: by_name[label[0]] for label in labels}
-    if len(names) < 2:
+    if len(names) < min_classes:
         raise InputError(f"{root} has the single class {names[0]!r}; classification needs at least "
                          "two")
     return names, indices
@@ -206,7 +266,8 @@ def _match_labels(names: tuple[str, ...], labels: Sequence[_Label], root: Path
 def _labeled_images(root: Path, index: _Index, classes: tuple[str, ...],
                     indices: Mapping[_Label, int], archives: Sequence[Path]) -> LabeledImages:
     paths = [root / stamp.rsplit(" ", 2)[0] for stamp in index.archives.tolist()]
-    mine = np.isin(index.archive, [i for i, path in enumerate(paths) if path in archives])
+    chosen = set(archives)
+    mine = np.isin(index.archive, [i for i, path in enumerate(paths) if path in chosen])
     archive, offset, size = index.archive[mine], index.offset[mine], index.size[mine]
     labels = zip(index.label[mine].tolist(), index.text[mine].tolist(), strict=True)
     names = zip(archive, index.name[mine].tolist(), strict=True)

@@ -6,7 +6,7 @@ import mimetypes
 from collections.abc import Mapping
 from pathlib import Path
 
-from cvt.data.images import list_images
+from cvt.data.listing import LeftOut, list_images
 from cvt.system.errors import InputError
 
 _HERE = Path(__file__).parent
@@ -26,8 +26,10 @@ def read_samples(folder: Path) -> list[tuple[str, bytes, str]]:
 
     Raises InputError if there are none.
     """
-    paths = list_images(folder)[:_MAX_SAMPLES]
+    left_out = LeftOut()
+    paths = [Path(path) for path in list_images(folder, left_out)[:_MAX_SAMPLES]]
     if not paths:
-        raise InputError(f"--samples {folder} has no images in it or below it")
+        raise InputError(f"--samples {folder} has no images in it or below it"
+                         + (f"; left out: {left_out}" if left_out else ""))
     return [(path.stem, path.read_bytes(), mimetypes.guess_type(path.name)[0] or "image/png")
             for path in paths]

@@ -75,7 +75,8 @@ def ablate(names: Sequence[str], recipe: Recipe, output: Path, *,
                  "data": {"name": recipe.data.name, "train": _trained_on(recipe, dataset),
                           "val": len(dataset.val)}}
         results["studies"][name] = study
-        replace_file(output / f"{name}.md", partial(Path.write_text, data=to_markdown(name, study)))
+        replace_file(output / f"{name}.md", partial(
+            Path.write_text, data=to_markdown(name, study), encoding="utf-8"))
         replace_file(output / f"{name}.png", partial(draw_ablation, study))
     write_mapping(results, output / RESULTS)
     return results
