@@ -35,7 +35,7 @@ def parser_of(command: str, *args: str) -> Parser:
 
 
 def options_of(parser: Parser) -> dict[str, list[Option]]:
-    """Return the options that --help prints, by heading."""
+    """Return the options that --help all prints, by heading."""
     options: dict[str, list[Option]] = {}
 
     class Listener(parser.formatter_class):  # type: ignore[name-defined]
@@ -49,7 +49,7 @@ def options_of(parser: Parser) -> dict[str, list[Option]]:
                 options[list(options)[-1]].append((self._format_action_invocation(action), text))
             super().add_argument(action)
 
-    with patch.object(parser, "formatter_class", Listener):
+    with patch.multiple(parser, formatter_class=Listener, full_help=True):
         parser.format_help()
     return {heading: rows for heading, rows in options.items() if rows}
 
@@ -82,14 +82,9 @@ def _section(heading: str, rows: Sequence[Option]) -> list[str]:
     rows = [row for row in rows if not re.match(r"-h,|--[\w.]+\.help", row[0])]
     if not rows:
         return []
-    lines = [] if heading in ("options", "positional arguments") else [f"**{heading}**", ""]
+    lines = [] if heading in ("options", "arguments") else [f"**{heading}**", ""]
     for written, text in rows:
-        # Omit defaults of flags, and defaults that the help text describes.
-        text = re.sub(r" ?\(default: (null|False)\)$", "", _plain(text))
-        text = re.sub(r", default: null\)$", ")", text)
-        text = re.sub(r"\(type: DataConfig.*\)$", "Its fields are the `--data.` options of "
-                      "[cvt train](#cvt-train).", text)
-        lines += [f"`{written.replace(chr(8), '')}`", f": {text or '&nbsp;'}", ""]
+        lines += [f"`{written}`", f": {_plain(text) or '&nbsp;'}", ""]
     return lines
 
 

@@ -14,7 +14,7 @@ def test_convert_prints_what_it_wrote_and_what_it_read(model, tmp_path, capsys):
     assert json.loads(capsys.readouterr().out.splitlines()[-1])["classes"][0]["name"] in "012"
 
 
-def test_convert_refuses_in_one_line(model, tmp_path, capsys):
+def test_convert_rejects_in_one_line(model, tmp_path, capsys):
     for args, code, message in (
             ([str(model), str(tmp_path / "x"), "--to", "official"], 1, "one file; use a name"),
             ([str(model), str(model), "--to", "native"], 1, "--overwrite"),

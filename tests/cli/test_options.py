@@ -5,7 +5,7 @@ import pytest
 from cvt.cli import main
 
 
-@pytest.mark.parametrize(("line", "told"), [
+@pytest.mark.parametrize(("line", "printed"), [
     ("train --json", "--json is for --dry_run"),
     ("train --dry_run --find_lr", "two things to do"),
     ("train --dry_run --quiet", "--dry_run replaces nothing"),
@@ -13,9 +13,9 @@ from cvt.cli import main
     ("ablate position --sizes 100", "--sizes is for the study data"),
     ("export cvt_nano.digits out --to onnx --split all", "about the images of --data"),
     ("export cvt_nano.digits out --to onnx --max_drop 5", "about the images of --data")])
-def test_an_option_that_would_do_nothing_is_refused(line, told, capsys):
+def test_an_option_that_would_do_nothing_is_rejected(line, printed, capsys):
     assert main(line.split()) == 2
-    assert told in capsys.readouterr().err
+    assert printed in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("line", [

@@ -75,8 +75,8 @@ def test_a_name_in_another_encoding_is_printed(model, capsys):
 
 def test_the_activation_can_be_overridden_where_a_model_is_used(model, capsys):
     image = str(model.parent / "images/ant/0.png")
-    told = []
+    printed = []
     for act in ("quick_gelu", "gelu"):
         assert main(["predict", image, "--model", str(model), "--act", act, "--json"]) == 0
-        told.append(capsys.readouterr().out)
-    assert told[0] != told[1]
+        printed.append(capsys.readouterr().out)
+    assert printed[0] != printed[1]

@@ -72,4 +72,4 @@ def test_python_examples_run(monkeypatch, tmp_path):
             exec(text, names)
     assert [m.shape[1:] for m in names["maps"]] == [(64, 56, 56), (192, 28, 28), (384, 14, 14)]
     assert names["trunk"].channels == {"stride4": 64, "stride8": 192, "stride16": 384}
-    assert names["config"].stages[0].dim == 8
+    assert names["model"].config.stages[0].dim == 8

@@ -35,7 +35,7 @@ def test_the_reference_has_every_command(extension, monkeypatch):
     page = extension("commands").to_markdown()
     assert {line.split()[2] for line in page.splitlines() if line.startswith("## cvt ")} == set(
         COMMANDS)
-    assert page.count("`--optim.lr LR`") == 1  # studies and the search refer to cvt train
+    assert page.count("`--optim.lr X`") == 1  # studies and the search refer to cvt train
 
 
 def test_docstrings_keep_their_words(extension):

@@ -117,7 +117,7 @@ def test_a_port_that_is_taken_is_one_line(trained, capfd):
 
 @pytest.mark.parametrize(("options", "code", "message"), [
     (["--max_batch_size", "0"], 2, "max_batch_size=0 must be at least 1"),
-    (["--max_bach", "1"], 2, "did you mean max_batch_size?"),
+    (["--max_bach", "1"], 2, "did you mean --max_batch_size?"),
     (["--model", "nowhere"], 1, "nowhere"),
     (["--api_key_file", "nowhere"], 1, "nowhere: No such file or directory"),
     (["--samples", "empty"], 1, "--samples empty has no images")])

@@ -1,11 +1,11 @@
 import json
-from pathlib import Path
+import sys
 
+import psutil
 import pytest
 
 from cvt.cli import main
 from cvt.config import CvTConfig, StageConfig
-from cvt.train import plan as plan_module
 from cvt.train.plan import _max_micro_batch
 
 from .torchrun import launch
@@ -50,11 +50,11 @@ def test_its_memory_includes_validation(options, capsys, monkeypatch):
         return len(b"x" * int(4e8)) / 4e8  # bytes; a second
 
     monkeypatch.setattr("cvt.train.plan._validation", hungry)
-    before = max(plan_module._proc_bytes(Path("/proc/self/status"), "VmRSS"), 0)
+    before = psutil.Process().memory_info().rss
     assert main(["train", *options, "--dry-run", "--json"]) == 0
     plan = json.loads(capsys.readouterr().out)
     assert plan["validation_seconds"] == 1
-    if before:  # the kernel says
+    if sys.platform == "linux":  # elsewhere the peak may be an earlier test's
         assert plan["memory"] > before + 350_000_000
 
 

@@ -8,8 +8,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from cvt.cli.options import add_quiet
+from cvt.cli.options import add_config, add_quiet
 from cvt.cli.parser import Parser
+from cvt.cli.train import GROUPS
 from cvt.studies.ablate.tables import SEEDS, SIZES, STUDIES, TABLES
 from cvt.train.recipe import Recipe
 
@@ -21,10 +22,10 @@ whose options are those of cvt train. The same command again trains only what is
 
 def main(args: Sequence[str]) -> int:
     """Run studies; prints their tables and verdicts."""
-    parser = Parser(prog="cvt ablate", description=_DESCRIPTION)
+    parser = Parser(prog="cvt ablate", description=_DESCRIPTION, groups=GROUPS)
     parser.add_argument("studies", nargs="+", choices=[*STUDIES, "tables"], metavar="STUDY",
                         help=f"{', '.join(STUDIES)}, or tables for all but data")
-    parser.add_argument("--config", action="config", help="a YAML file with any of the options")
+    add_config(parser)
     parser.add_class_arguments(Recipe)
     parser.add_argument("--seeds", type=int, nargs="+", default=list(SEEDS),
                         help="one run each, of every configuration")
@@ -50,16 +51,15 @@ def main(args: Sequence[str]) -> int:
     names = list(dict.fromkeys(n for study in chosen.studies
                                for n in (TABLES if study == "tables" else (study,))))
     output = Path(chosen.output or f"ablations/{recipe.label}_{recipe.data.name}")
-    found = ablate(names, recipe, output,
-                   seeds=chosen.seeds, sizes=chosen.sizes, jobs=chosen.jobs,
-                   keep_weights=chosen.keep_weights,
-                   progress=(lambda _: None) if chosen.quiet else lambda what: print(
+    results = ablate(names, recipe, output, seeds=chosen.seeds, sizes=chosen.sizes,
+                     jobs=chosen.jobs, keep_weights=chosen.keep_weights,
+                     progress=(lambda _: None) if chosen.quiet else lambda what: print(
                        what, file=sys.stderr, flush=True))
     if chosen.json:
-        print(json.dumps({name: found["studies"][name] for name in names}))
+        print(json.dumps({name: results["studies"][name] for name in names}))
         return 0
     for name in names:
-        _print(found["studies"][name])
+        _print(results["studies"][name])
     print(f"tables and charts: {output}")
     return 0
 

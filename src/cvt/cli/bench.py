@@ -108,8 +108,8 @@ def _print(comparison: Comparison) -> None:
 def _cells(row: Row, one_precision: bool) -> list[Text]:
     from cvt.deploy.timing import summary
 
-    found = summary(row.seconds)
-    low, mid, high = (1e3 * found[f"{key}_s"] for key in ("quartile1", "median", "quartile3"))
+    times = summary(row.seconds)
+    low, mid, high = (1e3 * times[f"{key}_s"] for key in ("quartile1", "median", "quartile3"))
     digits = 0 if mid >= 100 else 1 if mid >= 10 else 2
     utilization = "-" if row.utilization is None else f"{row.utilization:.0%}"
     return [Text(cell) for cell in (

@@ -130,7 +130,7 @@ def _add_data(parser: Parser) -> None:
 
 def _read(parser: Parser, args: Sequence[str]) -> tuple[DataConfig, Namespace]:
     """The dataset that ROOT and --data name, and all options."""
-    parsed = parser.told(args)
+    parsed = parser.parse(args)
     if parsed.root is not None:
         if parsed.data and parsed.data.root is not None:
             parser.error(f"ROOT is {parsed.root} and --data.root {parsed.data.root}; give one")

@@ -21,10 +21,10 @@ def main(args: Sequence[str]) -> int:
 
     from cvt.deploy.doctor import diagnose
 
-    found = diagnose(compile=chosen.compile)
+    report = diagnose(compile=chosen.compile)
     if chosen.json:
-        print(json.dumps({**asdict(found), "healthy": found.healthy}, indent=2))
-        return 0 if found.healthy else 1
+        print(json.dumps({**asdict(report), "healthy": report.healthy}, indent=2))
+        return 0 if report.healthy else 1
 
     from rich.console import Console
     from rich.table import Table
@@ -32,16 +32,16 @@ def main(args: Sequence[str]) -> int:
 
     console = Console()
     facts = Table.grid("", "", padding=(0, 2))
-    for name, value in found.machine.items():
+    for name, value in report.machine.items():
         facts.add_row(Text(name, style="bold"), Text(value))
     console.print(facts)
     packages = Table("package", "version", "for")
-    for package in found.packages:
+    for package in report.packages:
         packages.add_row(package.name, package.version or Text("missing", style="red"),
                          Text("everything" if package.extra is None else f"[{package.extra}]"))
     console.print(packages)
     trials = Table("backend", "precision", "on", "one image", "difference", "")
-    for trial in found.trials:
+    for trial in report.trials:
         trials.add_row(
             trial.backend, trial.precision, trial.device,
             f"{trial.milliseconds:.2f} ms" if trial.milliseconds is not None else
@@ -49,8 +49,8 @@ def main(args: Sequence[str]) -> int:
             "" if trial.difference is None else f"{trial.difference:.1e}",
             Text(trial.reason or ""))
     console.print(trials)
-    for extra, names in found.missing().items():
+    for extra, names in report.missing().items():
         what = f"'cvt-torch[{extra}]'" if extra else " ".join(names)
         print(f"for {', '.join(names)}: pip install {what}")
-    print("well" if found.healthy else "not well: see what is missing above")
-    return 0 if found.healthy else 1
+    print("well" if report.healthy else "not well: see what is missing above")
+    return 0 if report.healthy else 1

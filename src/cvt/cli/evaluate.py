@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from cvt.cli.options import add_act, add_device
+from cvt.cli.options import add_act, add_config, add_device, add_images, add_model, model_of
 from cvt.cli.parser import Parser
 from cvt.data.config import DataConfig
 from cvt.system.text import printable
@@ -20,17 +20,18 @@ report.html."""
 def main(args: Sequence[str]) -> int:
     """Evaluate; prints the summary and where the report is, or all figures with --json."""
     parser = Parser(prog="cvt evaluate", description=_DESCRIPTION)
-    parser.add_argument("--config", action="config", help="a YAML file with any of the options")
-    parser.add_argument("--model", required=True, metavar="MODEL", help="the directory of a model "
-                        "in any format, a file of weights, a tag of `cvt zoo`, or hf-hub:org/name")
+    add_model(parser, default=None)
+    add_images(parser)
+    add_config(parser)
     add_act(parser)
     parser.add_argument("--output", metavar="DIR", help="where metrics.json and report.html go "
                         "(default: evaluation/ in the model's directory)")
     parser.add_argument("--data", type=DataConfig | None, default=None,
-                        help="the images; by default those that the model was trained with")
+                        help="the images, by --data.name, --data.root and the other "
+                        "data options of `cvt train` (default: those of the training)")
     parser.add_argument("--split", choices=["val", "train", "all"], default=None,
-                        help="the validation images, those for training, or both together; by "
-                        "default val, and all images of --data without a split of its own")
+                        help="the held-out images, those for training, or both (default: val; of "
+                        "--data without a split of its own, all)")
     parser.add_argument("--batch_size", type=int, default=64, help="images at a time")
     parser.add_argument("--precision", choices=["fp32", "bf16"], default="fp32",
                         help="bf16 runs under autocast")
@@ -38,11 +39,12 @@ def main(args: Sequence[str]) -> int:
     parser.add_argument("--json", action="store_true", help="print all figures as JSON")
     chosen = parser.read(args)
     parser.at_least_one(chosen, "batch_size")
+    model = model_of(chosen, parser, default=None)
 
     from cvt.evaluate.run import evaluate_model
 
     evaluation, output = evaluate_model(
-        chosen.model, output=Path(chosen.output) if chosen.output else None, data=chosen.data,
+        model, output=Path(chosen.output) if chosen.output else None, data=chosen.data,
         split=chosen.split, batch_size=chosen.batch_size, precision=chosen.precision,
         device=chosen.device, act=chosen.act,
         report=lambda text: print(f"cvt evaluate: {printable(text)}", file=sys.stderr))

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from cvt.cli.options import add_act, add_device, add_model, model_of
+from cvt.cli.options import RULE, add_act, add_device, add_model, is_model, model_of
 from cvt.cli.parser import Parser
 from cvt.system.text import printable
 
@@ -18,8 +18,8 @@ def main(args: Sequence[str]) -> int:
     parser = Parser(prog="cvt explain", description="Show where a network looks in an image: "
                     "attention of the class token by block and head, attention rollout, Grad-CAM "
                     "and the tokens of every stage, as one sheet and as a file each.")
-    parser.add_argument("image", help="an image file, or - for the standard input")
-    add_model(parser)
+    add_model(parser, accepts=is_model(parser), rule=RULE)
+    parser.add_argument("image", metavar="IMAGE", help="an image file, or - for the standard input")
     parser.add_argument("--target", metavar="CLASS", help="the class that Grad-CAM is of (default: "
                         "the most probable)")
     parser.add_argument("--stages", type=int, nargs="*", help="stages to show Grad-CAM for, "

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from cvt.cli.options import add_act
+from cvt.cli.options import MODEL, add_act
 from cvt.cli.parser import Parser
 from cvt.data.config import DataConfig
 
@@ -20,10 +20,10 @@ _MAX_DROP = 1.0
 def main(args: Sequence[str]) -> int:
     """Export; prints how near the graph is to the PyTorch model and where it is."""
     parser = Parser(prog="cvt export", description=_DESCRIPTION)
-    parser.add_argument("source", help="the directory of a model in any format, a file of weights, "
-                        "a tag of `cvt zoo`, or hf-hub:org/name")
-    parser.add_argument("destination", help="the directory to write")
-    parser.add_argument("--to", required=True, choices=["onnx", "openvino", "torch"],
+    parser.add_argument("source", metavar="MODEL", help=MODEL)
+    parser.add_argument("destination", metavar="DIR", nargs="?", help="the directory to write "
+                        "(default: exports/MODEL_FORMAT_PRECISION)")
+    parser.add_argument("--to", default="onnx", choices=["onnx", "openvino", "torch"],
                         help="the runtime: ONNX Runtime, OpenVINO, or PyTorch alone (torch.export)")
     parser.add_argument("--precision", choices=["fp32", "bf16", "int8"], default="fp32",
                         help="what it computes in: onnx has fp32 and int8, openvino all three, "
@@ -31,12 +31,13 @@ def main(args: Sequence[str]) -> int:
     parser.add_argument("--images", nargs="+", metavar="PATH", help="images, or folders of them, "
                         "to compare on and to calibrate int8 on")
     parser.add_argument("--data", type=DataConfig | None, default=None,
-                        help="labelled images to measure the accuracy on before and after; its "
-                        "training images calibrate int8 where no --images are given")
+                        help="labelled images, by --data.name, --data.root and the "
+                        "other data options of `cvt train`, to measure the accuracy on before and "
+                        "after; its training images calibrate int8 where no --images are given")
     parser.add_argument("--split", choices=["val", "train", "all"], default="val",
                         help="the images of --data that accuracy is measured on")
-    parser.add_argument("--max_drop", type=float, default=_MAX_DROP, help="the most points of "
-                        "top-1 that bf16 and int8 may lose on --data")
+    parser.add_argument("--max_drop", type=float, default=_MAX_DROP, help="points of top-1 "
+                        "that bf16 and int8 may lose at most on --data")
     add_act(parser)
     parser.add_argument("--overwrite", action="store_true", help="replace an exported model")
     chosen = parser.read(args)
@@ -46,13 +47,15 @@ def main(args: Sequence[str]) -> int:
 
     from cvt.deploy.export import export
 
-    manifest = export(chosen.source, chosen.destination, chosen.to, chosen.precision,
+    destination = Path(chosen.destination or "exports/" + "_".join(
+        (Path(chosen.source).resolve().name, chosen.to, chosen.precision)))
+    manifest = export(chosen.source, destination, chosen.to, chosen.precision,
                       act=chosen.act, images=chosen.images, data=chosen.data, split=chosen.split,
                       max_drop=chosen.max_drop, overwrite=chosen.overwrite,
                       report=lambda text: print(f"cvt export: {text}", file=sys.stderr))
     print(_parity(manifest.parity))
-    size = sum((Path(chosen.destination) / name).stat().st_size for name in manifest.hashes)
-    print(f"graph: {Path(chosen.destination) / manifest.graph} ({size / 1e6:.1f} MB)")
+    size = sum((destination / name).stat().st_size for name in manifest.hashes)
+    print(f"graph: {destination / manifest.graph} ({size / 1e6:.1f} MB)")
     return 0
 
 

@@ -8,13 +8,15 @@ import sys
 import time
 from collections.abc import Sequence
 from datetime import timedelta
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from jsonargparse import Namespace
 
-from cvt.cli.options import add_model, add_runtime, model_of
+from cvt.cli.options import RULE, add_model, add_runtime, is_model, model_of
 from cvt.cli.parser import Parser
 from cvt.system.text import printable
+from cvt.zoo import ZOO
 
 if TYPE_CHECKING:
     from cvt.data.sources.archives import Member
@@ -32,11 +34,12 @@ def main(args: Sequence[str]) -> int:
                     "classified, and the exit code is 1. With --output results go to files, part "
                     "by part: a job that was killed goes on when it is started again, and torchrun "
                     "shares it among processes.")
-    parser.add_argument("images", nargs="*", help="image files, folders (searched with their "
-                        "sub-folders), tar archives, patterns such as 'photos/*.jpg', or - for "
-                        "one image on the standard input")
+    add_model(parser, also="the directory that `cvt export` wrote, ", accepts=is_model(parser),
+              rule=RULE)
+    parser.add_argument("images", nargs="*", metavar="IMAGE", help="image files, folders "
+                        "(searched with their sub-folders), tar archives, patterns such as "
+                        "'photos/*.jpg', or - for one image on the standard input")
     parser.add_argument("--list", metavar="FILE", help="a text file with a path on each line")
-    add_model(parser, also="the directory that `cvt export` wrote, ")
     add_runtime(parser, "eager")
     parser.add_argument("--top_k", type=int, default=3, help="how many classes to name")
     parser.add_argument("--batch_size", type=int, default=32, help="images at a time")
@@ -50,8 +53,12 @@ def main(args: Sequence[str]) -> int:
     chosen = parser.read(args)
     world = int(os.environ.get("WORLD_SIZE", "1"))
     parser.at_least_one(chosen, "top_k", "batch_size", "part_size")
+    for name in chosen.images:
+        if name in ZOO and not Path(name).exists():
+            parser.error(f"{name} is a model; give it first, or with --model alone")
     if not chosen.images and chosen.list is None:
-        parser.error("give images, folders or --list FILE")
+        after = f" after the model {chosen.model}" if chosen.model else ""
+        parser.error(f"give images, folders or --list FILE{after}")
     if chosen.json and chosen.output is not None:
         parser.error("--json prints; for files of JSON say --output DIR --table jsonl")
     if chosen.output is None and (chosen.table, chosen.part_size) != (_TABLE, _PART):
@@ -114,7 +121,7 @@ def _job(chosen: Namespace, predictor: Predictor, sources: Sequence[str | Member
     rank = int(os.environ.get("RANK", "0"))
     who = f"process {rank}: " if world > 1 else ""
 
-    def tell(now: Progress) -> None:
+    def report(now: Progress) -> None:
         pace = now.done / now.seconds
         print(f"{who}part {now.part + 1} of {now.parts}: {now.images:,} images, "
               f"{now.unreadable:,} unreadable; {pace:.3g} img/s, "
@@ -122,7 +129,7 @@ def _job(chosen: Namespace, predictor: Predictor, sources: Sequence[str | Member
 
     outcome = classify_into(chosen.output, predictor, sources, table=chosen.table,
                             top_k=chosen.top_k, part_size=chosen.part_size, rank=rank, world=world,
-                            progress=tell)
+                            progress=report)
     print(f"{who}{outcome.images:,} images in {chosen.output}"
           + (f", {outcome.skipped:,} were there" if outcome.skipped else "")
           + ("; other processes are not done" if outcome.unreadable is None else

@@ -12,8 +12,9 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from cvt.cli.options import add_quiet
+from cvt.cli.options import add_config, add_quiet
 from cvt.cli.parser import Parser
+from cvt.cli.train import GROUPS
 from cvt.studies.search.config import SearchConfig
 from cvt.train.recipe import Recipe
 
@@ -27,9 +28,9 @@ _UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9}
 
 
 def main(args: Sequence[str]) -> int:
-    """Search; prints what was found and where it is."""
-    parser = Parser(prog="cvt search", description=_DESCRIPTION)
-    parser.add_argument("--config", action="config", help="a YAML file with any of the options")
+    """Search; prints the best networks and where they are."""
+    parser = Parser(prog="cvt search", description=_DESCRIPTION, groups=GROUPS)
+    add_config(parser)
     parser.add_argument("--budget", required=True, metavar="N", help="multiply-adds of one image "
                         "that a network may take at most, such as 22M or 4.1G")
     parser.add_class_arguments(SearchConfig, skip={"budget"})
@@ -49,7 +50,7 @@ def main(args: Sequence[str]) -> int:
     _print(result)
     print(f"the best of evolution: {output / run.BEST}, of random search: "
           f"{output / run.BEST_RANDOM}, all: {output / run.CHART}\n"
-          f"what it is worth tells: cvt train --model {output / run.BEST}")
+          f"train it: cvt train --model {output / run.BEST}")
     return 0
 
 
@@ -74,7 +75,7 @@ def _print(result: Result) -> None:
 
 
 def _count(parser: Parser, text: str) -> int:
-    found = re.fullmatch(r"(\d+(?:\.\d+)?)([KMG]?)", text.upper())
-    if not found:
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)([KMG]?)", text.upper())
+    if not match:
         parser.error(f"--budget {text} is not a number of multiply-adds; write 22M or 4.1G")
-    return round(float(found[1]) * _UNITS[found[2]])
+    return round(float(match[1]) * _UNITS[match[2]])

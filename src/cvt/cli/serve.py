@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from cvt.cli.options import add_model, add_runtime, model_of
+from cvt.cli.options import add_config, add_model, add_runtime, model_of
 from cvt.cli.parser import Parser
 from cvt.deploy.manifest import MANIFEST
 from cvt.serve.config import ServeConfig
@@ -22,7 +22,7 @@ def main(args: Sequence[str]) -> int:
     parser = Parser(prog="cvt serve", description="Classify and explain images over HTTP, with a "
                     "page at / to try it. It listens on this machine alone unless --host says "
                     "otherwise; images come as bytes, never by address.")
-    parser.add_argument("--config", action="config", help="a YAML file with any of the options")
+    add_config(parser)
     add_model(parser, also="the directory that `cvt export` wrote, ")
     parser.add_class_arguments(ServeConfig)
     add_runtime(parser, "the fastest that is installed")
@@ -31,7 +31,7 @@ def main(args: Sequence[str]) -> int:
     parser.add_argument("--api_key_file", metavar="FILE", help="a file with the key that requests "
                         f"must have (default: what {_KEY} holds, if it is set)")
     parser.add_argument("--log_level", default="info", choices=["info", "warning", "error"],
-                        help="info tells of every request")
+                        help="info logs every request")
     chosen = parser.read(args)
     config = parser.build(ServeConfig, chosen)
     key = _key(chosen.api_key_file)
@@ -41,7 +41,7 @@ def main(args: Sequence[str]) -> int:
     from cvt.serve.run import serve
 
     name = model_of(chosen, parser)
-    told = Path(name).resolve().name if Path(name).exists() else name  # not where it lies
+    shown = Path(name).resolve().name if Path(name).exists() else name  # not where it lies
     exported = (Path(name) / MANIFEST).is_file()
     backend, precision = chosen.backend, chosen.precision
     explainer = None
@@ -55,7 +55,7 @@ def main(args: Sequence[str]) -> int:
         if backend == "auto":
             backend = pick_backend(precision or "fp32", device)
         model, card = load_model(name, act=chosen.act)
-        explainer = make_explainer(model.to(device), card, told, config.max_pixels)
+        explainer = make_explainer(model.to(device), card, shown, config.max_pixels)
     predictor = Predictor(name, backend=backend, precision=precision, device=chosen.device,
                           act=chosen.act, threads=chosen.threads, batch_size=config.max_batch_size,
                           trusted=chosen.trusted)
@@ -65,7 +65,7 @@ def main(args: Sequence[str]) -> int:
     samples = chosen.samples
     if samples is None and not exported:
         samples = _own_samples(name)
-    serve(predictor, config, name=told, explainer=explainer,
+    serve(predictor, config, name=shown, explainer=explainer,
           samples=None if samples is None else Path(samples), api_key=key,
           log_level=chosen.log_level)
     return 0

@@ -14,22 +14,47 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from cvt.cli.options import add_quiet
+from cvt.cli.options import add_config, add_images, add_quiet
 from cvt.cli.parser import Parser
 from cvt.train.recipe import LENGTH, MACHINE, PLACES, Recipe
 
 if TYPE_CHECKING:
     from cvt.evaluate.metrics import Evaluation
 
-_DESCRIPTION = """Train a CvT. Without options: cvt_nano on scikit-learn's digits. Every option can
-stand in a YAML file, --config recipes/x.yaml, and options after it change its values;
---print_config shows the result."""
+_DESCRIPTION = """Train a CvT on your images: `cvt train photos`. Without arguments it trains
+cvt_nano on scikit-learn's digits. Any option can be set in a YAML file (--config recipes/x.yaml);
+options on the command line override it, and --print_config shows the result."""
+
+GROUPS = {
+    "data": ("data.name", "data.root", "data.val_fraction", "data.workers", "data.", "data",
+             "max_train_samples", "sampling", "class_weights"),
+    "model": ("model", "weights", "image_size", "in_chans", "drop_path_rate", "network"),
+    "training": ("epochs", "batch_size", "passes_per_epoch", "steps", "patience", "best_by", "ema",
+                 "seed", "skip_nonfinite"),
+    "optimizer": ("optim.lr", "optim.weight_decay", "optim.", "optim"),
+    "augmentation": ("augment.", "augment"),
+    "fine-tuning": ("freeze.", "freeze"),
+    "distillation": ("distill.", "distill"),
+    "computation": ("device", "precision", "compile", "grad_checkpointing", "sync_batchnorm",
+                    "timeout"),
+    "checkpoints and trackers": ("save_every", "keep_checkpoints", "trackers", "project"),
+}
+"""The options of `Recipe` by the headings of the help: names, or prefixes that end in a dot."""
+_RUN = ("output", "overwrite", "resume", "accept_data_changes", "dry_run", "find_lr", "json",
+        "quiet")
+_COMMON = frozenset((
+    "data.name", "data.root", "data.val_fraction", "data.workers", "model", "weights", "image_size",
+    "epochs", "batch_size", "patience", "seed", "optim.lr", "optim.weight_decay", "augment.crop",
+    "augment.hflip", "augment.rand_augment", "augment.mixup", "device", "precision", "output",
+    "overwrite", "resume", "dry_run", "quiet"))
 
 
 def main(args: Sequence[str]) -> int:
     """Train or resume; prints where the report is."""
-    parser = Parser(prog="cvt train", description=_DESCRIPTION)
-    parser.add_argument("--config", action="config", help="a YAML file with any of the options")
+    parser = Parser(prog="cvt train", description=_DESCRIPTION,
+                    groups={**GROUPS, "the run": _RUN}, common=_COMMON)
+    add_images(parser)
+    add_config(parser)
     parser.add_class_arguments(Recipe)
     parser.add_argument("--output", metavar="DIR", help="where the run goes "
                         "(default: runs/MODEL_DATASET)")
@@ -46,8 +71,8 @@ def main(args: Sequence[str]) -> int:
                         "step to step, and plot the loss into --output, instead of training")
     parser.add_argument("--json", action="store_true", help="print the plan of --dry_run as JSON")
     add_quiet(parser)
-    chosen = parser.read(args)
-    changes = _changes(parser, chosen, args) if chosen.resume else {}
+    chosen = parser.parse(args)
+    changes = _changes(parser, chosen) if chosen.resume else {}
     if chosen.accept_data_changes and not chosen.resume:
         parser.error("--accept_data_changes is for --resume")
     if chosen.dry_run and chosen.find_lr:
@@ -65,7 +90,7 @@ def main(args: Sequence[str]) -> int:
         return _print_result(run, loop.resume(
             run, changes=changes, accept_data_changes=chosen.accept_data_changes,
             quiet=chosen.quiet))
-    recipe = parser.build(Recipe, chosen)
+    recipe = parser.build(Recipe, parser.read(args))
 
     run = Path(chosen.output or f"runs/{recipe.label}_{recipe.data.name}")
     if chosen.dry_run:
@@ -80,14 +105,12 @@ def main(args: Sequence[str]) -> int:
                                          quiet=chosen.quiet))
 
 
-def _changes(parser: Parser, chosen: Namespace, args: Sequence[str]) -> dict[str, Any]:
-    """The options beside --resume, which are few; leaves with 2 for another."""
-    given = [arg[2:].split("=")[0].replace("-", "_") for arg in args if arg.startswith("--")]
-    names = [name for name in given if name not in ("resume", "quiet", "accept_data_changes")]
-    for name in names:
-        if name not in LENGTH | MACHINE | PLACES:
-            parser.error(f"--resume goes on with the saved configuration, so --{name} would be "
-                         "ignored; leave it out, or start a new run without --resume")
+def _changes(parser: Parser, chosen: Namespace) -> dict[str, Any]:
+    """The options beside --resume, which are few; exits with 2 for another."""
+    names = parser.given - {"resume", "quiet", "accept_data_changes"}
+    for name in sorted(names - (LENGTH | MACHINE | PLACES)):
+        parser.error(f"--resume goes on with the saved configuration, so --{name} would be "
+                     "ignored; leave it out, or start a new run without --resume")
     return {name: attrgetter(name)(chosen) for name in names}
 
 

@@ -15,7 +15,7 @@ def seed_all(*key: int) -> None:
     """Seed torch, numpy and random with a hash of `key`, non-negative integers.
 
     The same key gives the same draws, whatever was drawn before: (seed, epoch, index) for a sample,
-    (seed, step) for a training step. CUDA devices are seeded once the process uses them.
+    (seed, step) for a training step. Accelerators are seeded once the process uses them.
     """
     # The length is included because SeedSequence treats (1, 2) and (1, 2, 0) as equal.
     a, b, c, d = (int(word) for word in np.random.SeedSequence((len(key), *key)).generate_state(4))
@@ -25,6 +25,10 @@ def seed_all(*key: int) -> None:
     torch.default_generator.manual_seed(c << 32 | d)
     if torch.cuda.is_initialized():
         torch.cuda.manual_seed_all(c << 32 | d)
+    elif torch.xpu.is_initialized():
+        torch.xpu.manual_seed_all(c << 32 | d)
+    elif torch.backends.mps.is_available():
+        torch.mps.manual_seed(c << 32 | d)
 
 
 @contextlib.contextmanager

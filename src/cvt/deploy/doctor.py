@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import re
 import statistics
 import time
@@ -11,6 +10,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib import import_module
 from importlib.metadata import PackageNotFoundError, requires, version
+
+import psutil
 
 from cvt.system.errors import InputError
 from cvt.system.machine import available_cores, describe_machine, native_bf16, native_int8
@@ -110,9 +111,7 @@ def _packages() -> Iterator[Package]:
 def _machine() -> dict[str, str]:
     machine = describe_machine()
     machine["cores for this process"] = str(available_cores())
-    if hasattr(os, "sysconf"):
-        size = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-        machine["memory"] = f"{size / 2**30:.1f} GiB"
+    machine["memory"] = f"{psutil.virtual_memory().total / 2**30:.1f} GiB"
     for name, native in (("bfloat16", native_bf16()), ("int8", native_int8())):
         machine[name] = "native" if native else "not native to this processor, so no faster"
     with contextlib.suppress(ImportError):
@@ -123,18 +122,17 @@ def _machine() -> dict[str, str]:
 
 
 def _trials(compile: bool) -> Iterator[Trial]:
-    import torch
-
     from cvt.deploy.backends import PRECISIONS
+    from cvt.system.device import pick_device
 
     for backend, precisions in PRECISIONS.items():
         if backend == "compile" and not compile:
             continue
         for precision in precisions:
             yield _try(backend, precision, "cpu")
-    if torch.cuda.is_available():
+    if (device := pick_device("auto").type) != "cpu":
         for precision in PRECISIONS["eager"]:
-            yield _try("eager", precision, "cuda")
+            yield _try("eager", precision, device)
 
 
 def _try(backend: str, precision: str, device: str) -> Trial:

@@ -88,7 +88,7 @@ def explain(model: CvT, card: ModelCard, image: Image.Image, *, target: str | No
     with torch.inference_mode():
         logits, maps, attention = forward_attention(model, x)
     stages = range(1, len(model.stages) + 1) if stages is None else stages
-    probabilities = logits[0].double().softmax(0)
+    probabilities = logits[0].cpu().double().softmax(0)
     order = probabilities.argsort(descending=True, stable=True).tolist()
     # By index, because two classes of ImageNet share a name.
     index = order[0] if target is None else card.classes.index(target)

@@ -89,5 +89,5 @@ def write_explanation(explanation: Explanation, directory: Path, *, title: str,
         pass
     if arrays:
         text = json.dumps(explanation.to_dict())
-        replace_file(directory / ARRAYS, lambda part: part.write_text(text))
+        replace_file(directory / ARRAYS, lambda part: part.write_text(text, encoding="utf-8"))
     return directory / SHEET

@@ -133,9 +133,10 @@ def _open_job(output: Path, job: dict[str, Any]) -> None:
         if any(not path.name.startswith(".") for path in output.iterdir()) and not file.exists():
             raise InputError(f"{output} contains other files than a job's; give a new directory")
         # Processes that start together all write the same.
-        replace_file(file, lambda path: path.write_text(json.dumps(job, indent=2) + "\n"))
+        text = json.dumps(job, indent=2) + "\n"
+        replace_file(file, lambda path: path.write_text(text, encoding="utf-8"))
     try:
-        existing = json.loads(file.read_text())
+        existing = json.loads(file.read_text(encoding="utf-8"))
     except ValueError:
         existing = None
     if not isinstance(existing, dict):

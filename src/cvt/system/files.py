@@ -23,7 +23,7 @@ def replace_file(path: str | Path, write: Callable[[Path], object]) -> None:
     try:
         write(part)
         part.chmod(mode)  # safetensors replaces it by a file that is private to its owner
-        with part.open("rb") as file:
+        with part.open("r+b") as file:
             os.fsync(file.fileno())
         part.replace(path)
     finally:

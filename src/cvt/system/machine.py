@@ -1,12 +1,15 @@
-"""Description and capabilities of the machine. No torch."""
+"""Description, cores, memory and instructions of the machine. No torch."""
 
 from __future__ import annotations
 
+import contextlib
 import os
 import platform
 import re
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+
+import psutil
 
 
 def describe_machine() -> dict[str, str]:
@@ -42,6 +45,33 @@ def available_cores() -> int:
     cores = (len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity")
              else os.cpu_count() or 1)
     return max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+
+
+def available_memory(processes: int = 1) -> int:
+    """Bytes that this process, one of `processes`, may hold: its share of the free ones and its
+    own."""
+    return int(psutil.virtual_memory().available // processes + psutil.Process().memory_info().rss)
+
+
+def reset_peak_memory() -> None:
+    """Begin `peak_memory` anew, which is possible on Linux alone."""
+    with contextlib.suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
+
+
+def peak_memory() -> int:
+    """The most bytes that this process has held: since `reset_peak_memory` on Linux, elsewhere
+    since it began."""
+    status = Path("/proc/self/status")
+    text = status.read_text(encoding="utf-8") if status.exists() else ""
+    if kilobytes := re.search(r"^VmHWM:\s+(\d+) kB$", text, re.MULTILINE):
+        return int(kilobytes[1]) * 1024
+    with contextlib.suppress(ImportError):  # there is none on Windows
+        import resource
+
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # in bytes on macOS
+    memory = psutil.Process().memory_info()
+    return int(getattr(memory, "peak_wset", memory.rss))
 
 
 def native_bf16() -> bool:

@@ -128,8 +128,10 @@ class CheckpointStore:
         path = self.directory / _name(step)
         manifest = _verify(path)
         with _corruption_as_input_error(path):
-            tensors = {Path(name).stem: read_tensors(path / name) for name in manifest["files"]
-                       if name.endswith(".safetensors")}
+            # Copied, because training continues with them after this checkpoint is removed, and
+            # Windows does not remove a file that is mapped into memory.
+            tensors = {Path(name).stem: {k: t.clone() for k, t in read_tensors(path / name).items()}
+                       for name in manifest["files"] if name.endswith(".safetensors")}
             return TrainingCheckpoint(step=manifest["step"], tensors=tensors,
                                       state=json.loads((path / STATE).read_bytes()))
 
@@ -210,8 +212,12 @@ def _corruption_as_input_error(path: Path) -> Iterator[None]:
 
 def _sync(path: Path) -> None:
     """Flush a file, or the names in a directory, to the disk."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+    if path.is_file():  # Windows syncs only files that are open for writing
+        with path.open("r+b") as file:
+            os.fsync(file.fileno())
+    elif os.name != "nt":  # which cannot open a directory
+        handle = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)

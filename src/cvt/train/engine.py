@@ -33,7 +33,7 @@ from cvt.fast.training import TrainingForm
 from cvt.model import CvT
 from cvt.networks.supernet import Supernet
 from cvt.networks.surgery import swap
-from cvt.system.device import out_of_memory, pick_device
+from cvt.system.device import autocast, free_cache, out_of_memory, pick_device
 from cvt.system.errors import InputError, one_line
 from cvt.system.extras import require
 from cvt.train.loss import Loss
@@ -74,6 +74,7 @@ class Engine(Processes):
         device = pick_device(recipe.device)
         if recipe.precision == "fp16" and device.type == "cpu":
             raise InputError("precision='fp16' is for GPUs; a CPU has bf16")
+        autocast(device, recipe.precision)  # rejects what the device cannot compute
         if world_size > 1 and device.index is not None:
             raise InputError(f"device={recipe.device!r} cannot be shared by {world_size} "
                              f"processes; use {device.type}, and the launcher gives each its own")
@@ -154,8 +155,7 @@ class Engine(Processes):
             self.accum_steps *= 2
             self._restore(before)
             self._optimizer.zero_grad()
-            if self.device.type == "cuda":
-                torch.cuda.empty_cache()
+            free_cache(self.device)
             gradients = self._try_gradients(batch, step)
         if gradients is None:
             raise InputError(
@@ -272,8 +272,9 @@ class Engine(Processes):
         """Update the weights. It is tried once: an optimiser that runs out of memory, which
         happens when it creates its state, has changed some of them."""
         # The loss over all processes; the gradient's norm is the same in all.
-        both = torch.stack([loss.double(), norm.double()])
+        both = torch.stack([loss, norm])
         if self.world_size > 1:
+            both = both.double()  # MPS has no float64, and but one process
             dist.all_reduce(both)
             both /= self.world_size
         mean_loss, total_norm = both.tolist()  # waits for the device, so once a step

@@ -90,8 +90,9 @@ class Log:
         writer.writeheader()
         writer.writerows(history)
         lines = "".join(json.dumps(dict(row)) + "\n" for row in history)
-        replace_file(self._run / CSV, lambda part: part.write_text(table.getvalue()))
-        replace_file(self._run / JSONL, lambda part: part.write_text(lines))
+        replace_file(self._run / CSV,
+                     lambda part: part.write_text(table.getvalue(), encoding="utf-8"))
+        replace_file(self._run / JSONL, lambda part: part.write_text(lines, encoding="utf-8"))
 
     def rolled_back(self, progress: Progress) -> None:
         """Continue at an earlier step."""

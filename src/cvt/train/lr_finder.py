@@ -94,7 +94,7 @@ def _round(rate: float) -> float:
 
 
 def _write_table(result: LearningRateResult, path: Path) -> None:
-    with path.open("w", newline="") as file:
+    with path.open("w", newline="", encoding="utf-8") as file:
         csv.writer(file, lineterminator="\n").writerows(
             [("lr", "loss"), *zip(result.rates, result.losses, strict=True)])
 

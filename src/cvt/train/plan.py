@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import math
-import re
 import shutil
 import time
 from collections.abc import Iterator, Mapping
@@ -19,6 +17,7 @@ from torch import Tensor
 from cvt.data.loader import Batch, evaluation_batches
 from cvt.evaluate.run import classify
 from cvt.system.device import device_name
+from cvt.system.machine import available_memory, peak_memory, reset_peak_memory
 from cvt.train.engine import Engine
 from cvt.train.optim import learning_rate
 from cvt.train.recipe import Recipe
@@ -207,28 +206,21 @@ def _bytes(*parts: Mapping[str, Tensor]) -> int:
 def _memory(engine: Engine) -> int:
     """Memory that a process may use: the device's, or on a CPU its own and its share of the free
     memory."""
-    if engine.device.type == "cuda":
-        return torch.cuda.get_device_properties(engine.device).total_memory
-    free = _proc_bytes(Path("/proc/meminfo"), "MemAvailable")
-    return free // engine.world_size + _proc_bytes(Path("/proc/self/status"), "VmRSS")
+    if engine.device.type in ("cuda", "xpu"):
+        total: int = getattr(torch, engine.device.type).get_device_properties(
+            engine.device).total_memory
+        return total
+    return available_memory(engine.world_size)
 
 
 def _reset_peak(engine: Engine) -> None:
-    if engine.device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(engine.device)
+    if engine.device.type in ("cuda", "xpu"):
+        getattr(torch, engine.device.type).reset_peak_memory_stats(engine.device)
     else:
-        with contextlib.suppress(OSError):  # Linux only; elsewhere the peak is not reset
-            Path("/proc/self/clear_refs").write_text("5")
+        reset_peak_memory()
 
 
 def _peak(engine: Engine) -> int:
-    if engine.device.type == "cuda":
-        return torch.cuda.max_memory_reserved(engine.device)
-    return _proc_bytes(Path("/proc/self/status"), "VmHWM")
-
-
-def _proc_bytes(path: Path, field: str) -> int:
-    """A field of Linux's /proc, in bytes; 0 on other systems."""
-    text = path.read_text() if path.exists() else ""
-    match = re.search(rf"^{field}:\s+(\d+) kB$", text, re.MULTILINE)
-    return int(match[1]) * 1024 if match else 0
+    if engine.device.type in ("cuda", "xpu"):
+        return int(getattr(torch, engine.device.type).max_memory_reserved(engine.device))
+    return peak_memory()

@@ -130,7 +130,7 @@ class Recipe:
     project: str = "cvt"
     """Project (mlflow: experiment) name in the trackers."""
     device: str = "auto"
-    """Device: cpu, cuda, cuda:1, ..., or auto (CUDA if available, else the CPU)."""
+    """Device: cpu, cuda, cuda:1, ..., or auto (CUDA, XPU or MPS if available, else the CPU)."""
     seed: int = 0
     """Random seed of initialisation, data order, augmentation and dropout."""
 

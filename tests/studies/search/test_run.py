@@ -168,7 +168,7 @@ def test_another_supernet_is_not_searched(recipe, done, tmp_path):
 @pytest.mark.parametrize(("content", "message"), [
     ('{"version": 0}', "is a search of version 0, this package writes 1; give another --output"),
     ('{"version": 1, "budget": 5}', "is not a complete search"),
-    ("[]", "holds a list, not a mapping"), ("{", "cannot be read")])
+    ("[]", "has a list, not a mapping"), ("{", "cannot be read")])
 def test_a_file_that_is_no_search_of_this_version_is_rejected(recipe, tmp_path, content, message):
     (tmp_path / "search.json").write_text(content)
 

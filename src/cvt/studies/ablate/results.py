@@ -40,7 +40,7 @@ def read_outcome(run: Run) -> Outcome:
     if (home / FAILURE).is_file():
         return Outcome(seed=seed, top1=None, seconds=None,
                        error=read_mapping(home / FAILURE)["error"])
-    *_, last = (json.loads(line) for line in (home / JSONL).read_text().splitlines())
+    *_, last = map(json.loads, (home / JSONL).read_text(encoding="utf-8").splitlines())
     return Outcome(seed=seed, top1=100 * last["val_top1"],
                    seconds=read_mapping(home / METRICS)["train_seconds"])
 

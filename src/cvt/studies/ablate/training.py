@@ -6,7 +6,6 @@ import hashlib
 import json
 import multiprocessing
 import shutil
-import signal
 from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -20,6 +19,7 @@ import torch
 from cvt.evaluate.run import METRICS
 from cvt.studies.ablate.tables import Row
 from cvt.studies.resume import STOPPED, train_or_resume
+from cvt.system.device import pick_device
 from cvt.system.errors import DivergedError, InputError, StoppedError
 from cvt.system.machine import available_cores
 from cvt.system.schema import write_mapping
@@ -104,7 +104,7 @@ def default_jobs(device: str) -> int:
     """Number of parallel runs: one per GPU, or one per core on a CPU."""
     if device in ("auto", "cuda") and torch.cuda.is_available():
         return torch.cuda.device_count()
-    return available_cores() if device in ("auto", "cpu") else 1
+    return available_cores() if pick_device(device).type == "cpu" else 1
 
 
 def train_all(runs: Sequence[Run], *, jobs: int, keep_weights: bool = False) -> Iterator[Run]:
@@ -171,7 +171,7 @@ class _Worker:
             self.process.join()
             code = self.process.exitcode or 0
             hint = ("most likely out of memory; give the command again with fewer --jobs"
-                    if code == -signal.SIGKILL else "and the same command continues from there")
+                    if code == -9 else "and the same command continues from there")
             raise InputError(f"the process that trained {self.run.directory.name} ended with code "
                              f"{code}, {hint}") from None
         if error is not None:
