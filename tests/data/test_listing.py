@@ -110,7 +110,7 @@ def test_heic_is_listed_where_it_can_be_read(tmp_path, monkeypatch):
     touch(tmp_path, "a.HEIC", "b.heif")
     touch(tmp_path, "c", content=b"\0\0\0\x18ftypheic" + bytes(20))
     monkeypatch.setattr(listing, "_reads_heif", lambda: False)
-    assert str(listed(tmp_path)[1]) == "2 .heic, 1 .heif (read after pip install pillow-heif)"
+    assert str(listed(tmp_path)[1]) == "2 .heic, 1 .heif (read after pip install 'cvt-torch[heic]')"
     monkeypatch.setattr(listing, "_reads_heif", lambda: True)
     assert listed(tmp_path) == (["a.HEIC", "b.heif", "c"], LeftOut())
 

@@ -19,7 +19,7 @@ from cvt.system.text import printable
 HIDDEN = "hidden or system files"
 NOT_IMAGES = "not images"
 OTHER_FORMATS = "formats that are not read: convert them to JPEG or PNG"
-NEED_HEIF = "read after pip install pillow-heif"
+NEED_HEIF = "read after pip install 'cvt-torch[heic]'"
 NOWHERE = "links that lead nowhere"
 AGAIN = "links to directories that are listed already or lie above"
 CLOSED = "directories that cannot be opened"
