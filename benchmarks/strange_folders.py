@@ -276,7 +276,7 @@ CASES: list[Case] = [
          12),
     Case("an empty folder", folder(empty=["x"], at="x"), None, predict=None,
          predict_says=("has no images",), says=("no images in sub-directories",)),
-    Case("a missing folder", folder(at="gone"), None, predict=1,
+    Case("a missing folder", folder(at="gone"), None, predict=None,
          predict_says=("gone",), says=("is not a directory",)),
     # Systems
     Case("Mac: .DS_Store and ._ files", folder(

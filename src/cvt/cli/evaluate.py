@@ -30,8 +30,8 @@ def main(args: Sequence[str]) -> int:
                         help="the images, by --data.name, --data.root and the other "
                         "data options of `cvt train` (default: those of the training)")
     parser.add_argument("--split", choices=["val", "train", "all"], default=None,
-                        help="the validation images, those for training, or both together; by "
-                        "default val, and all images of --data without a split of its own")
+                        help="the held-out images, those for training, or both (default: val; of "
+                        "--data without a split of its own, all)")
     parser.add_argument("--batch_size", type=int, default=64, help="images at a time")
     parser.add_argument("--precision", choices=["fp32", "bf16"], default="fp32",
                         help="bf16 runs under autocast")

@@ -166,5 +166,6 @@ def _has_archives(root: Path) -> bool:
         return any(not is_hidden(path.name) for path in home.glob("*.tar"))
 
     directories = [root / name for name in list_directories(root, LeftOut())]
-    return any(map(archives, directories)) or (
-        archives(root) and not any(d.is_dir() and list_images(d) for d in directories))
+    homes = [home for home in (root, *directories) if archives(home)]
+    return bool(homes) and not any(
+        list_images(home) for home in (directories if homes == [root] else homes) if home.is_dir())
