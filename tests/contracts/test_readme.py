@@ -46,8 +46,11 @@ def test_commands_are_understood(args, monkeypatch, tmp_path, capsys):
         monkeypatch.setattr("cvt.deploy.doctor._trials", lambda _: [Trial(
             backend="eager", precision="fp32", device="cpu", milliseconds=1.0, difference=0.0)])
         assert main(args) == 0
+    elif args[0] == "predict" and args[1].startswith("runs/"):  # understood, but it is not here
+        assert main(args) == 2
+        assert f"nothing at {args[1]}" in capsys.readouterr().err
     elif args[0] in ("info", "zoo") or (
-            args[0] in ("predict", "explain") and "--model" not in args):
+            args[0] in ("predict", "explain") and not args[1].startswith("cvt_13.")):
         assert main(args) == 0
     else:  # understood, but there is no such model here
         monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)

@@ -102,8 +102,8 @@ def test_own_images_become_a_running_page(clone, capsys):
     for kind, text in blocks(page):
         if text == ask:
             continue
-        if text == "cvt serve --model runs/photos":
-            with served("--model", "runs/photos", "--backend", "eager") as url:
+        if text == "cvt serve runs/photos":
+            with served("runs/photos", "--backend", "eager") as url:
                 exec(ask.replace("http://127.0.0.1:8000/", url), {})
         elif kind == "sh":
             extra = [words for start, words in changes.items() if text.startswith(start)]

@@ -200,7 +200,7 @@ def test_what_is_asked_for_by_name_must_be_there(args, message, no_openvino, mon
     (["--batch", "1", "0"], "--batch 0 must be at least 1"),
     (["--threads", "0"], "--threads 0 must be at least 1"),
     (["--chart", "x.svg"], "must end in .png"),
-    (["--bakends", "plain"], "did you mean backends?"),
+    (["--bakends", "plain"], "did you mean --backends?"),
 ])
 def test_a_wrong_call_leaves_with_2(args, message, capsys):
     assert main(["bench", *args]) == 2

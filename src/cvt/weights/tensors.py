@@ -10,6 +10,7 @@ import pickle
 import pickletools
 import re
 import struct
+import warnings
 import zipfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -266,14 +267,15 @@ def _check_legacy(path: Path) -> set[str]:
 
 
 def _check_globals(file: IO[bytes] | mmap.mmap, path: Path) -> set[str]:
-    inert = set()
-    for name in _globals(file):
-        if name in _INERT_GLOBALS:
-            inert.add(name)
-        elif name not in _ALLOWED_GLOBALS:
+    with warnings.catch_warnings():
+        # A text of protocol 0 may have any escape sequence, of which Python warns.
+        warnings.simplefilter("ignore", DeprecationWarning)
+        names = set(_globals(file))
+    for name in sorted(names - _INERT_GLOBALS):
+        if name not in _ALLOWED_GLOBALS:
             raise InputError(f"{path} imports {name[:200]!r} when loaded, which tensors do not "
                              "need and which could run code; it is rejected")
-    return inert
+    return names & _INERT_GLOBALS
 
 
 def _globals(file: IO[bytes] | mmap.mmap) -> Iterator[str]:
