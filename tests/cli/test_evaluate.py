@@ -49,9 +49,9 @@ def test_evaluate_scores_a_half_or_all(model, split, n, capsys):
     assert main(["evaluate", "--model", str(model), "--split", split, "--data.name", "folder",
                  "--data.val_fraction", "0.5", "--json", "--data.root",
                  str(model.parent / "images")]) == 0
-    told = json.loads(capsys.readouterr().out)
-    assert told["n"] == n
-    assert sum(map(sum, told["confusion_matrix"])) == n
+    metrics = json.loads(capsys.readouterr().out)
+    assert metrics["n"] == n
+    assert sum(map(sum, metrics["confusion_matrix"])) == n
 
 
 def test_evaluate_scores_all_of_a_folder_without_splits(model, capsys):

@@ -10,7 +10,8 @@ from cvt.cli import COMMANDS, main
 
 ROOT = Path(__file__).parents[2]
 SOURCES = sorted((ROOT / "src/cvt").rglob("*.py"))
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+PAGES = [ROOT / "README.md", *(path for path in sorted((ROOT / "docs").rglob("*.md"))
+                               if "_build" not in path.parts)]  # the pages, not copies of them
 IN_NAMES = {
     "answer", "answers", "busy", "damage", "damaged", "fault", "faults", "found", "gate", "harm",
     "harmed", "late", "least", "life", "most", "picture", "pictures", "refusal", "refusals",

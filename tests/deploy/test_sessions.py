@@ -147,7 +147,7 @@ def test_what_the_runtime_rejects_is_one_line():
 
 
 def options_of(monkeypatch, **how):
-    """What OpenVINO is told to compile with, for the first batch."""
+    """The options that OpenVINO compiles with, for the first batch."""
     given = {}
     sessions.openvino_core()  # which compiles a graph of its own
     compile_model = ov.Core.compile_model

@@ -48,7 +48,7 @@ def rare():
 
 @pytest.fixture
 def lopsided():
-    """990 images of one class and 10 of another, which are told apart by their shades."""
+    """990 images of one class and 10 of another, which differ in their shades."""
     return LabeledImages(classes=("often", "seldom"), labels=(0,) * 990 + (1,) * 10, fetch=_shade,
                     names=[str(i) for i in range(1000)])
 

@@ -121,10 +121,10 @@ def suffix_of(name: str) -> str:
 
 def is_image(suffix: str, left_out: LeftOut) -> bool:
     """Whether a file of this suffix is read as an image; it is counted if not."""
-    if suffix in SUFFIXES - _readable():
-        left_out.add(NEED_HEIC, suffix)
-    elif suffix in SUFFIXES:
+    if suffix in _readable():
         return True
+    if suffix in HEIC_SUFFIXES:
+        left_out.add(NEED_HEIC, suffix)
     else:
         left_out.add(NOT_IMAGES if not suffix or suffix in _NOT_IMAGE_SUFFIXES else OTHER_FORMATS,
                      suffix)

@@ -21,7 +21,9 @@ def pick_device(name: str) -> torch.device:
     try:
         torch.empty(0, device=name).cpu()
         return torch.device(name)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
+    # RuntimeError, and its subclass NotImplementedError: an unknown or absent device, or meta.
+    # AssertionError: PyTorch was built without it. ImportError: it needs an extension of PyTorch.
+    except (RuntimeError, AssertionError, ImportError) as error:
         raise InputError(f"device={name!r} cannot be used ({first_line(error)}); try cpu or auto"
                          ) from None
 
